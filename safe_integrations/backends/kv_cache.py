@@ -1,0 +1,127 @@
+"""A KV cache that can be cut back to any length, sliding-window layers included.
+
+transformers' own sliding-window layers forget what has left the window, so they cannot go back by
+more than they were told to remember. These layers keep everything (a few kilobytes per token) and
+show the model only its window. They also write in place, instead of copying the cache every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from transformers import PretrainedConfig
+from transformers.cache_utils import Cache, CacheLayerMixin, get_layer_types_and_kwargs
+
+from safe_integrations.errors import UnsupportedModelError
+
+_SPARE: Final = 128
+"""Positions to have in reserve when a layer grows, beside an eighth of its length."""
+
+
+class CroppableLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+    """Keys and values of one layer, shape `[1, heads, positions, head_dim]`.
+
+    Args:
+        sliding_window: Positions a query sees, itself included; None for all.
+    """
+
+    is_croppable = True
+
+    def __init__(self, sliding_window: int | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.window = sliding_window
+        self.is_sliding = sliding_window is not None
+        self.length = 0
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Takes dtype, device and sizes from the first states."""
+        self.keys = key_states.new_empty((*key_states.shape[:2], 0, key_states.shape[3]))
+        self.values = value_states.new_empty((*value_states.shape[:2], 0, value_states.shape[3]))
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Appends states; returns what the new queries may see."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        end = self.length + key_states.shape[-2]
+        if end > self.keys.shape[-2]:
+            self.keys = _grown(self.keys, self.length, end)
+            self.values = _grown(self.values, self.length, end)
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        first = self._first_visible()
+        self.length = end
+        return self.keys[:, :, first:end], self.values[:, :, first:end]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of what `update` will return for so many queries."""
+        first = self._first_visible()
+        return self.length + query_length - first, first
+
+    def get_seq_length(self) -> int:
+        """Positions held."""
+        return self.length
+
+    def get_max_length(self) -> int:
+        """Positions visible at most; -1 for no limit."""
+        return -1 if self.window is None else self.window
+
+    def _first_visible(self) -> int:
+        return 0 if self.window is None else max(self.length - self.window + 1, 0)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory taken, in bytes."""
+        return sum(t.nbytes for t in (self.keys, self.values) if t is not None)
+
+
+class CroppableCache(Cache):
+    """One `CroppableLayer` per layer of a model.
+
+    Args:
+        windows: The layers' sliding windows, as `layer_windows` gives them.
+    """
+
+    def __init__(self, windows: Sequence[int | None]) -> None:
+        self._croppable = [CroppableLayer(window) for window in windows]
+        super().__init__(layers=list(self._croppable))
+
+    def cut(self, length: int) -> None:
+        """Forgets everything behind the first `length` positions."""
+        for layer in self._croppable:
+            layer.length = min(layer.length, length)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory taken, in bytes."""
+        return sum(layer.nbytes for layer in self._croppable)
+
+
+def layer_windows(config: PretrainedConfig, name: str) -> list[int | None]:
+    """The sliding window of each layer of a model, None for full attention.
+
+    Raises:
+        UnsupportedModelError: Some layer keeps a state that cannot be cut back to an earlier token.
+    """
+    if config.is_encoder_decoder:
+        raise UnsupportedModelError(f"{name} is an encoder-decoder model; use a decoder-only model")
+    kinds, arguments = get_layer_types_and_kwargs(config.get_text_config(decoder=True))
+    refused = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    if refused:
+        raise UnsupportedModelError(
+            f"{name} has layers of type {', '.join(refused)}, whose cache cannot be cut back after "
+            "a rejected draft; use a model with full or sliding-window attention only"
+        )
+    return [arguments_of_layer.get("sliding_window") for arguments_of_layer in arguments]
+
+
+def _grown(states: torch.Tensor, used: int, needed: int) -> torch.Tensor:
+    capacity = needed + needed // 8 + _SPARE
+    grown = states.new_empty((*states.shape[:2], capacity, states.shape[3]))
+    grown[:, :, :used] = states[:, :, :used]
+    return grown

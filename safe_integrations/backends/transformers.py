@@ -1,0 +1,262 @@
+"""A transformers model as a member of the ensemble."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
+from types import MappingProxyType
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from safe_integrations.backends.kv_cache import CroppableCache, layer_windows
+from safe_integrations.config import Tool
+from safe_integrations.member import Work
+from safe_integrations.messages import Message
+from safe_integrations.tokens import TokenTable
+
+Render = Callable[[Sequence[Message], Sequence[Tool], Mapping[str, Any]], list[int]]
+
+REUSE_BYTES: Final = 1 << 30
+"""Memory for caches of finished prompts, per model, unless said otherwise."""
+
+
+class TransformersMember:
+    """One causal language model with its tokenizer.
+
+    Caches of finished generations are kept, newest first, and a new prompt takes over the one that
+    it shares the longest beginning with. The model is used by one thread at a time; sessions of
+    several threads take turns, one forward pass each.
+
+    Args:
+        model: A causal language model of transformers, in eval mode.
+        tokens: Its tokens as bytes.
+        render: Turns messages into prompt ids.
+        name: How errors and statistics call it.
+        context_window: Tokens it can hold.
+        reuse_bytes: Memory for caches of finished prompts, in bytes; 0 keeps none.
+
+    Raises:
+        UnsupportedModelError: The model's cache cannot be cut back.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokens: TokenTable,
+        render: Render,
+        *,
+        name: str,
+        context_window: int,
+        reuse_bytes: int = REUSE_BYTES,
+    ) -> None:
+        self.name = name
+        self.tokens = tokens
+        self.context_window = context_window
+        self._model = model
+        self._render = render
+        self._windows = layer_windows(model.config, name)
+        self._reuse_bytes = reuse_bytes
+        self._lock = threading.Lock()
+        self._idle: list[_Cached] = []
+        self._fold = _Fold(tokens)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        template_args: Mapping[str, Any] = MappingProxyType({}),
+    ) -> list[int]:
+        """The prompt's token ids."""
+        return self._render(messages, tools, template_args)
+
+    def start(self, prompt: Sequence[int]) -> TransformersSession:
+        """Opens a session on a prompt, on the best cache that is idle."""
+        wanted = list(prompt)
+        with self._lock:
+            shared, cached = max(
+                ((_common_prefix(c.ids, wanted), c) for c in self._idle),
+                key=lambda pair: pair[0],
+                default=(0, None),
+            )
+            if cached is not None and shared > 0:
+                self._idle.remove(cached)
+            else:
+                cached = _Cached(CroppableCache(self._windows))
+        return TransformersSession(self, wanted, cached, min(shared, len(wanted) - 1))
+
+    def give_back(self, cached: _Cached) -> None:
+        """Takes in the cache of a finished session; forgets the oldest where memory is short."""
+        with self._lock:
+            self._idle.insert(0, cached)
+            while self._idle and sum(c.kv.nbytes for c in self._idle) > self._reuse_bytes:
+                self._idle.pop()
+
+    def forward(
+        self, ids: Sequence[int], kv: CroppableCache, rows: int
+    ) -> tuple[torch.Tensor, float]:
+        """One forward pass.
+
+        Args:
+            ids: New token ids.
+            kv: The cache that holds everything before them; it grows by them.
+            rows: How many of the last positions to return logits for.
+
+        Returns:
+            Logits over canonical ids, float32, shape `[rows, tokens.size]`, and the seconds that
+            the model took.
+        """
+        with self._lock, torch.inference_mode():
+            batch = torch.tensor([list(ids)], device=self._model.device)
+            started = perf_counter()
+            logits = self._model(
+                input_ids=batch, past_key_values=kv, use_cache=True, logits_to_keep=rows
+            ).logits[0, -rows:]
+            if logits.is_cuda:
+                torch.cuda.synchronize(logits.device)
+            seconds = perf_counter() - started
+            return self._fold(logits.float()), seconds
+
+
+class TransformersSession:
+    """A model at work on one prompt. It forwards only tokens that its cache does not hold."""
+
+    def __init__(
+        self, member: TransformersMember, prompt: list[int], cached: _Cached, reused: int
+    ) -> None:
+        self.work = Work(reused=reused)
+        self._member = member
+        self._prompt = prompt
+        self._cached: _Cached | None = cached
+        self._rows: list[TorchDistribution] = []  # after the last tokens of the cache, in order
+
+    def score(self, ids: Sequence[int], since: int) -> Sequence[TorchDistribution]:
+        """What the model expects after `ids[:since]`, ..., after `ids`; see `Session`."""
+        cached = self._cached
+        assert cached is not None, "the session is closed"
+        wanted = self._prompt + list(ids)
+        first = len(self._prompt) + since - 1  # the token whose row answers first
+        kept = _common_prefix(cached.ids, wanted)
+        rows_start = len(cached.ids) - len(self._rows)
+        if first < rows_start:  # its row is gone: forward that token once more
+            kept = min(kept, first)
+        self._cut(kept)
+        new = wanted[kept:]
+        if new:
+            needed = len(wanted) - max(first, kept)
+            self._cached = None  # lost if the forward pass fails half-way
+            logits, seconds = self._member.forward(new, cached.kv, needed)
+            self._cached = cached
+            cached.ids += new
+            self.work.passes += 1
+            self.work.tokens += len(new)
+            self.work.seconds += seconds
+            if kept <= first:
+                self._rows = []
+            self._rows += _distributions(logits)
+        rows_start = len(cached.ids) - len(self._rows)
+        self._rows = self._rows[first - rows_start :]
+        return tuple(self._rows)
+
+    def close(self) -> None:
+        """Gives the cache back for other prompts to start from."""
+        cached, self._cached, self._rows = self._cached, None, []
+        if cached is not None:
+            self._member.give_back(cached)
+
+    def _cut(self, length: int) -> None:
+        assert self._cached is not None
+        cut_off = len(self._cached.ids) - length
+        if cut_off > 0:
+            del self._cached.ids[length:]
+            del self._rows[max(0, len(self._rows) - cut_off) :]
+            self._cached.kv.cut(length)
+
+
+class TorchDistribution:
+    """A next-token distribution that stays on its device until it is asked something."""
+
+    __slots__ = ("_logits", "_total", "best")
+
+    def __init__(self, logits: torch.Tensor, best: int, total: float) -> None:
+        self.best = best
+        self._logits = logits
+        self._total = total
+
+    def logprob(self, token_id: int) -> float:
+        """Natural logarithm of the probability of one id."""
+        return float(self._logits[token_id]) - self._total
+
+    def logprobs(self, token_ids: Sequence[int]) -> list[float]:
+        """The same for several ids."""
+        index = torch.tensor(token_ids, device=self._logits.device)
+        return [x - self._total for x in self._logits[index].tolist()]
+
+    def top(self, k: int) -> list[int]:
+        """The k most probable ids, best first."""
+        values, ids = self._logits.topk(min(k, len(self._logits)))
+        return [i for i, v in zip(ids.tolist(), values.tolist(), strict=True) if v > -torch.inf]
+
+    def dense(self) -> NDArray[np.float32]:
+        """Log-probabilities of all ids."""
+        dense: NDArray[np.float32] = (self._logits - self._total).cpu().numpy()
+        return dense
+
+
+class _Cached:
+    """A KV cache and the ids whose states it holds."""
+
+    def __init__(self, kv: CroppableCache) -> None:
+        self.kv = kv
+        self.ids: list[int] = []
+
+
+class _Fold:
+    """Maps logits to canonical ids: silent ids get none, aliases are added to theirs."""
+
+    def __init__(self, tokens: TokenTable) -> None:
+        self._size = tokens.size
+        self._silent = torch.tensor(tokens.silent, dtype=torch.long)
+        by_canonical: dict[int, list[int]] = {}
+        for alias, canonical in tokens.aliases:
+            by_canonical.setdefault(canonical, []).append(alias)
+        # one alias of each canonical id per round, so that every round can be done at once
+        self._rounds = []
+        while by_canonical:
+            pairs = [(ids.pop(), canonical) for canonical, ids in by_canonical.items()]
+            self._rounds.append(torch.tensor(pairs, dtype=torch.long).T)
+            by_canonical = {c: ids for c, ids in by_canonical.items() if ids}
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        if logits.device != self._silent.device:
+            self._silent = self._silent.to(logits.device)
+            self._rounds = [pairs.to(logits.device) for pairs in self._rounds]
+        logits = logits[:, : self._size]
+        logits[:, self._silent] = -torch.inf
+        for alias, canonical in self._rounds:
+            logits[:, canonical] = torch.logaddexp(logits[:, canonical], logits[:, alias])
+            logits[:, alias] = -torch.inf
+        return logits
+
+
+def _distributions(logits: torch.Tensor) -> list[TorchDistribution]:
+    best = logits.argmax(-1).tolist()
+    totals = logits.logsumexp(-1).tolist()
+    return [TorchDistribution(*row) for row in zip(logits, best, totals, strict=True)]
+
+
+def _common_prefix(a: list[int], b: list[int]) -> int:
+    """Length of the longest common beginning, by bisection over slice comparisons."""
+    low, high = 0, min(len(a), len(b))
+    if a[:high] == b[:high]:
+        return high
+    while low + 1 < high:
+        middle = (low + high) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low

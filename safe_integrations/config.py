@@ -1,0 +1,186 @@
+"""Every knob of the package, typed and checked: how models are merged, and how one answer is made.
+
+`EnsembleConfig` belongs to an engine, `GenerationConfig` to a call. How a model is loaded is
+`backends.loading.ModelSpec`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from safe_integrations.errors import InvalidArgumentError
+from safe_integrations.messages import check_text
+
+Mode = Literal["safe", "every-token", "drafter-only"]
+Method = Literal["unite", "gac"]
+Sharpening = Literal["prefix", "geometric", "none"]
+
+
+class StrictModel(BaseModel):
+    """A frozen pydantic model whose errors name the argument, what was given and what to do."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            argument = ".".join(str(part) for part in first["loc"]) or type(self).__name__
+            if first["type"] == "extra_forbidden":
+                known = ", ".join(type(self).model_fields)
+                raise InvalidArgumentError(
+                    argument, first["input"], f"there is no such option; use one of {known}"
+                ) from None
+            raise InvalidArgumentError(argument, first["input"], first["msg"]) from None
+
+
+class EnsembleConfig(StrictModel):
+    """How several models become one (the paper's hyper-parameters).
+
+    Attributes:
+        mode: `safe` ensembles where it is safe and needed; `every-token` is the baseline that
+            ensembles always; `drafter-only` never asks a verifier.
+        lookahead: Tokens the drafter writes ahead of the last judged one (n, section 3.1). It
+            changes the speed, not the text (docs/how-it-works.md).
+        method: `unite` merges the union of each model's top tokens, `gac` the whole vocabularies.
+        union_top_k: Tokens that each model brings to the union (`unite` only).
+        sharpening: What to do with a merged distribution that is too smooth (section 3.3).
+        sharpen_below: A merged distribution is too smooth when its maximum is below this.
+        prefix_threshold: Probability a drafter token needs to collect the mass of its
+            continuations (lambda, `prefix` sharpening only).
+        consensus_above: Mean probability of the drafted token above which models agree
+            (section 3.2, check b).
+        weights: One per model, drafter first, summing to 1 (appendix H). None means equal.
+    """
+
+    mode: Mode = "safe"
+    lookahead: int = Field(default=5, ge=1, le=64)
+    method: Method = "unite"
+    union_top_k: int = Field(default=10, ge=1, le=1000)
+    sharpening: Sharpening = "prefix"
+    sharpen_below: float = Field(default=0.5, ge=0, le=1)
+    prefix_threshold: float = Field(default=0.1, ge=0, le=1)
+    consensus_above: float = Field(default=0.5, ge=0.5, le=1)
+    weights: tuple[float, ...] | None = None
+
+    @field_validator("weights")
+    @classmethod
+    def _weights_sum_to_one(cls, weights: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if weights is not None:
+            if any(not math.isfinite(w) or w < 0 for w in weights):
+                raise ValueError("weights must be finite and not negative")
+            if not math.isclose(math.fsum(weights), 1, abs_tol=1e-6):
+                raise ValueError(f"weights must sum to 1, these sum to {math.fsum(weights):g}")
+        return weights
+
+    def weights_for(self, models: int) -> tuple[float, ...]:
+        """One weight per model.
+
+        Raises:
+            InvalidArgumentError: The number of weights is not the number of models.
+        """
+        if self.weights is None:
+            return (1 / models,) * models
+        if len(self.weights) != models:
+            raise InvalidArgumentError(
+                "weights", self.weights, f"give {models}, one per model, drafter first"
+            )
+        return self.weights
+
+
+class JsonSchema(StrictModel):
+    """The answer is JSON that validates against a schema."""
+
+    type: Literal["json_schema"] = "json_schema"
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class Regex(StrictModel):
+    """The whole answer matches a regular expression."""
+
+    type: Literal["regex"] = "regex"
+    pattern: str
+
+
+class Grammar(StrictModel):
+    """The answer is a sentence of a Lark grammar, as the llguidance library reads it."""
+
+    type: Literal["grammar"] = "grammar"
+    lark: str
+
+
+class Choice(StrictModel):
+    """The answer is one of several texts."""
+
+    type: Literal["choice"] = "choice"
+    options: tuple[str, ...] = Field(min_length=1)
+
+
+ResponseFormat = Annotated[JsonSchema | Regex | Grammar | Choice, Field(discriminator="type")]
+
+
+class Tool(StrictModel):
+    """A function that a model may ask its caller to run.
+
+    Attributes:
+        name: How the model calls it.
+        description: What it does, for the model to read.
+        parameters: JSON schema of its arguments, an object.
+    """
+
+    name: str = Field(pattern=r"^[\w.-]{1,128}$")
+    description: str = ""
+    parameters: dict[str, Any] = Field(default_factory=lambda: {"type": "object", "properties": {}})
+
+
+class GenerationConfig(StrictModel):
+    """How one answer is made.
+
+    Attributes:
+        max_tokens: Most tokens to generate, counted in the drafter's tokens.
+        stop: Texts that end the answer; the first to be completed wins and is not shown.
+        temperature: 0 is greedy; above, tokens are drawn (appendix H).
+        top_p: Draw from the smallest set of tokens with at least this mass; 1 is off.
+        top_k: Draw from the k most probable tokens; 0 is off.
+        min_p: Draw from tokens with at least this share of the best one's probability; 0 is off.
+        repetition_penalty: Divides the odds of tokens already written; 1 is off.
+        seed: Makes drawing repeatable. None draws a fresh one.
+        response_format: What the answer must look like; needs the `structured` extra.
+        tools: Functions the model may call.
+        tool_choice: `auto`, `none`, `required`, or the name of the tool to call. The last two are
+            enforced; they need the `structured` extra.
+        parallel_tool_calls: Whether one answer may hold several calls.
+        template_args: Further arguments of the chat templates (`enable_thinking`, ...).
+    """
+
+    max_tokens: int = Field(default=512, ge=1)
+    stop: tuple[str, ...] = ()
+    temperature: float = Field(default=0.0, ge=0, le=100, allow_inf_nan=False)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    repetition_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    seed: int | None = Field(default=None, ge=0)
+    response_format: ResponseFormat | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str = "auto"
+    parallel_tool_calls: bool = True
+    template_args: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_many(cls, stop: Any) -> Any:
+        return () if stop is None else (stop,) if isinstance(stop, str) else stop
+
+    @field_validator("stop")
+    @classmethod
+    def _stops_are_text(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not text for text in stop):
+            raise ValueError("a stop string must not be empty")
+        for text in stop:
+            check_text("stop", text)
+        return stop

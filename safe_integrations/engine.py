@@ -1,0 +1,425 @@
+"""The loop: generate, verify, ensemble (Algorithm 1), as a generator of events.
+
+The engine knows bytes, tokens and probabilities. It does not know torch, caches, chat templates,
+LangChain or LlamaIndex.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from math import exp
+from time import perf_counter
+
+from safe_integrations.config import EnsembleConfig, GenerationConfig
+from safe_integrations.ensemble import merge
+from safe_integrations.errors import (
+    ContextWindowError,
+    GenerationCancelled,
+    GenerationError,
+    SafeError,
+)
+from safe_integrations.events import (
+    Drafted,
+    Ensembled,
+    Event,
+    Finished,
+    FinishReason,
+    TextDelta,
+    Verified,
+)
+from safe_integrations.member import Distribution, Member, Session
+from safe_integrations.messages import as_messages
+from safe_integrations.result import Result
+from safe_integrations.segments import Segmentation
+from safe_integrations.text import TextStream
+from safe_integrations.tokens import END
+from safe_integrations.trace import ModelStatistics, Piece, Statistics, Verdict, Vote
+from safe_integrations.verify import consensus
+
+
+class SafeEngine:
+    """Several models that write one answer.
+
+    Args:
+        drafter: The model that writes ahead: the best one on its own.
+        verifiers: The models that check it. None at all is allowed.
+        config: How they are merged.
+
+    Raises:
+        InvalidArgumentError: `config.weights` does not have one weight per model.
+    """
+
+    def __init__(
+        self,
+        drafter: Member,
+        verifiers: Sequence[Member] = (),
+        config: EnsembleConfig | None = None,
+    ) -> None:
+        self.config = config or EnsembleConfig()
+        self.weights = self.config.weights_for(1 + len(verifiers))
+        self.drafter = drafter
+        self.verifiers = tuple(verifiers)
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """All models, drafter first."""
+        return (self.drafter, *self.verifiers)
+
+    def generate(
+        self,
+        messages: object,
+        options: GenerationConfig | None = None,
+        *,
+        cancel: threading.Event | None = None,
+    ) -> Iterator[Event]:
+        """Answers, event by event. Closing the iterator stops the work.
+
+        Everything that can be wrong with the arguments is raised here, before any model computes.
+
+        Args:
+            messages: A prompt string, or chat messages (see `as_messages`).
+            options: How this answer is made.
+            cancel: Set it from another thread to stop within one forward pass; the iterator then
+                raises `GenerationCancelled`.
+
+        Returns:
+            An iterator of events that ends with `Finished`.
+
+        Raises:
+            InvalidArgumentError: The messages cannot be used.
+            ContextWindowError: The prompt leaves no room in some model's window.
+        """
+        conversation = as_messages(messages)
+        members = (self.drafter,) if self.config.mode == "drafter-only" else self.members
+        options = options or GenerationConfig()
+        prompts = [
+            member.render(conversation, options.tools, options.template_args) for member in members
+        ]
+        for member, prompt in zip(members, prompts, strict=True):
+            if len(prompt) >= member.context_window:
+                raise ContextWindowError(member.name, len(prompt), member.context_window)
+        return self._events(members, prompts, options, cancel)
+
+    def complete(self, messages: object, options: GenerationConfig | None = None) -> Result:
+        """Answers in one go. Arguments and errors are those of `generate`."""
+        return Result.of(self.generate(messages, options))
+
+    def _events(
+        self,
+        members: Sequence[Member],
+        prompts: Sequence[list[int]],
+        options: GenerationConfig,
+        cancel: threading.Event | None,
+    ) -> Iterator[Event]:
+        started = perf_counter()
+        with ExitStack() as stack:
+            models = [
+                _Model(m, prompt, stack, cancel, shares_ids=m.tokens.same_tokens(members[0].tokens))
+                for m, prompt in zip(members, prompts, strict=True)
+            ]
+            run = _Run(models, self.config, self.weights, options)
+            for event in run.events():
+                if isinstance(event, TextDelta) and run.statistics.first_token_seconds is None:
+                    run.statistics.first_token_seconds = perf_counter() - started
+                if isinstance(event, Finished):
+                    run.statistics.seconds = perf_counter() - started
+                yield event
+
+
+class _Model:
+    """A member at work on one prompt, with its own view of the shared text."""
+
+    def __init__(
+        self,
+        member: Member,
+        prompt: list[int],
+        stack: ExitStack,
+        cancel: threading.Event | None,
+        shares_ids: bool,
+    ) -> None:
+        self.name = member.name
+        self.tokens = member.tokens
+        self.room = member.context_window - len(prompt)
+        self.prompt_tokens = len(prompt)
+        self.view = Segmentation(member.tokens)
+        self._shares_ids = shares_ids
+        self._cancel = cancel
+        self._session: Session = member.start(prompt)
+        stack.callback(self._session.close)
+
+    def score(self, ids: Sequence[int], since: int) -> Sequence[Distribution]:
+        if self._cancel is not None and self._cancel.is_set():
+            raise GenerationCancelled("the generation was cancelled")
+        try:
+            return self._session.score(ids, since)
+        except SafeError:
+            raise
+        except Exception as error:
+            raise GenerationError(f"{self.name} failed while generating: {error}") from error
+
+    def look_at(self, text: bytearray, unchanged: int, drafter: Segmentation) -> None:
+        """Takes in the text as it is now. Models with the same tokens share the drafter's ids."""
+        if self._shares_ids:
+            self.view = drafter
+        else:
+            self.view.update(text, unchanged)
+
+    def settled(self, text: bytearray) -> int:
+        """How much of its view stays as it is whatever is written next, in bytes."""
+        return len(text) if self._shares_ids else self.tokens.settled(text)
+
+    def own_token(self, index: int) -> int:
+        """Its token at a place of its view; END at the end of the text."""
+        ids = self.view.ids
+        return ids[index] if index < len(ids) else self.tokens.end_id
+
+    def statistics(self) -> ModelStatistics:
+        work = self._session.work
+        return ModelStatistics(
+            self.name, self.prompt_tokens, work.reused, work.passes, work.tokens, work.seconds
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One drafted token that has not been judged yet."""
+
+    start: int
+    id: int
+    token: bytes
+    expected: Distribution
+
+
+@dataclass
+class _Run:
+    """One generation: the text so far, the draft at its end, and what was found out."""
+
+    models: list[_Model]
+    config: EnsembleConfig
+    weights: Sequence[float]
+    options: GenerationConfig
+    statistics: Statistics = field(default_factory=Statistics)
+
+    def __post_init__(self) -> None:
+        self.drafter, self.verifiers = self.models[0], self.models[1:]
+        self.text = bytearray()  # what is written, and behind it the draft
+        self.view = self.drafter.view  # the ids that the drafter really produced
+        self.draft: list[_Step] = []
+        self.unchanged = 0  # bytes of the text that are as they were when last looked at
+        self.full = False  # the draft had to be shortened to fit a verifier's window
+        self.pushed = 0  # bytes handed to the stream
+        self.stream = TextStream(self.options.stop)
+        self.budget = min(self.options.max_tokens, self.drafter.room)
+
+    def events(self) -> Iterator[Event]:
+        """The loop."""
+        while True:
+            self.statistics.cycles += 1
+            drafted = self._generate()
+            yield drafted
+            if self.config.mode == "every-token":
+                verified = self._ensemble_always()
+            else:
+                verified = self._verify()
+            yield verified
+            for piece in verified.pieces:
+                if piece.ensembled:
+                    yield Ensembled(verified.cycle, piece)
+            reason = self._finish_reason(verified)
+            delta = self._emit(last=reason is not None)
+            if delta:
+                yield TextDelta(delta)
+            if self.stream.stopped_at is not None:
+                reason = "stop"
+            if reason is not None:
+                yield self._finished(reason)
+                return
+
+    # 1) Generate: the drafter writes up to `lookahead` tokens ahead of the last judged one.
+
+    def _generate(self) -> Drafted:
+        start = len(self.text)
+        lookahead = 1 if self.config.mode == "every-token" else self.config.lookahead
+        count = min(max(1, lookahead - len(self.draft)), self.budget - len(self.view.ids))
+        tokens: list[bytes] = []
+        while len(tokens) < count and END not in tokens:
+            (expected,) = self.drafter.score(self.view.ids, len(self.view.ids))
+            token = self.drafter.tokens.symbol(expected.best)
+            self.draft.append(_Step(len(self.text), expected.best, token, expected))
+            self._append(expected.best, token)
+            tokens.append(token)
+        self.statistics.drafted += len(tokens)
+        return Drafted(self.statistics.cycles, start, tuple(tokens))
+
+    # 2) Verify: one forward pass of every verifier; the walk stops where something is changed.
+
+    def _verify(self) -> Verified:
+        self._look()
+        steps = self._judgeable()
+        opinions = self._opinions(steps)
+        pieces: list[Piece] = []
+        for step in steps:
+            pieces.append(self._judge(step, opinions.get(step.start)))
+            if pieces[-1].verdict is Verdict.CHANGED:
+                break
+        return self._commit(pieces)
+
+    def _look(self) -> None:
+        """Shows the text to the verifiers; shortens the draft where it overflows a window."""
+        self.full = False
+        while True:
+            for model in self.verifiers:
+                model.look_at(self.text, self.unchanged, self.view)
+            self.unchanged = len(self.text)
+            if not self.draft or all(len(m.view.ids) <= m.room for m in self.verifiers):
+                return
+            self._cut(self.draft.pop().start)
+            self.full = True
+
+    def _judgeable(self) -> list[_Step]:
+        """The drafted tokens whose surroundings will not change when more text is written."""
+        if self._draft_is_final():
+            return self.draft
+        horizon = min((m.settled(self.text) for m in self.verifiers), default=len(self.text))
+        return [step for step in self.draft if step.start < horizon]
+
+    def _opinions(self, steps: Sequence[_Step]) -> dict[int, list[tuple[int, Distribution]]]:
+        """For every safe place: each verifier's own token there and what it expects there.
+
+        A place is safe where the text up to it ends on a token boundary of every verifier (Eq. 1).
+        """
+        if not self.verifiers:
+            return {}
+        places: dict[int, list[int]] = {}
+        for step in steps:
+            indices = [m.view.index_at(step.start) for m in self.verifiers]
+            if all(i is not None for i in indices):
+                places[step.start] = indices  # type: ignore[assignment]
+        opinions: dict[int, list[tuple[int, Distribution]]] = {start: [] for start in places}
+        for nth, model in enumerate(self.verifiers if places else ()):
+            wanted = [indices[nth] for indices in places.values()]
+            rows = model.score(model.view.ids[: wanted[-1]], wanted[0])
+            for start, index in zip(places, wanted, strict=True):
+                opinions[start].append((model.own_token(index), rows[index - wanted[0]]))
+        return opinions
+
+    def _judge(self, step: _Step, opinions: list[tuple[int, Distribution]] | None) -> Piece:
+        end = step.start + (0 if step.token == END else len(step.token))
+        if opinions is None:
+            verdict = Verdict.UNSAFE if self.verifiers else Verdict.UNVERIFIED
+            return Piece(step.start, end, step.token, step.token, verdict)
+        own_ids = [step.id, *(own for own, _ in opinions)]
+        distributions = [step.expected, *(distribution for _, distribution in opinions)]
+        votes = tuple(map(_vote, self.models, own_ids, distributions))
+        agreed = consensus(votes, self.weights, self.config.consensus_above)
+        if agreed is not None:
+            return Piece(step.start, end, step.token, step.token, agreed, votes)
+        return self._ensemble(step, distributions, votes)
+
+    # 3) Ensemble: the merged distribution decides what stands at this place.
+
+    def _ensemble(
+        self, step: _Step, distributions: Sequence[Distribution], votes: tuple[Vote, ...] = ()
+    ) -> Piece:
+        tables = [model.tokens for model in self.models]
+        merged = merge(tables, distributions, self.weights, self.config)
+        winner = merged.winner(step.token)
+        return Piece(
+            step.start,
+            step.start + (0 if winner == END else len(winner)),
+            winner,
+            step.token,
+            Verdict.CONFIRMED if winner == step.token else Verdict.CHANGED,
+            votes,
+            merged.candidates(winner),
+        )
+
+    def _ensemble_always(self) -> Verified:
+        """The baseline: ensembles after the text as each model tokenises it, checking nothing."""
+        (step,) = self.draft
+        self._cut(step.start)
+        self._look()
+        if self.full:
+            return self._commit([])
+        distributions = [step.expected]
+        for model in self.verifiers:
+            distributions += model.score(model.view.ids, len(model.view.ids))
+        self._append(step.id, step.token)
+        return self._commit([self._ensemble(step, distributions)])
+
+    # Bookkeeping
+
+    def _commit(self, pieces: list[Piece]) -> Verified:
+        """Takes judged tokens out of the draft; a changed one replaces all that follows it."""
+        judged = len(pieces)
+        dropped = 0
+        if pieces and pieces[-1].verdict is Verdict.CHANGED:
+            dropped = len(self.draft) - judged + 1
+            self._cut(pieces[-1].start)
+            self._write(pieces[-1].written)
+            self.draft = []
+        else:
+            self.draft = self.draft[judged:]
+        s = self.statistics
+        s.judged += judged
+        s.unsafe += sum(p.verdict is Verdict.UNSAFE for p in pieces)
+        s.ensembled += sum(p.ensembled for p in pieces)
+        s.changed += dropped > 0
+        return Verified(s.cycles, tuple(pieces), len(self.draft), dropped)
+
+    def _cut(self, length: int) -> None:
+        kept = self.view.index_at(length)
+        assert kept is not None, "a drafted token starts on a boundary of the drafter"
+        del self.text[length:], self.view.ids[kept:], self.view.ends[kept:]
+        self.unchanged = min(self.unchanged, length)
+
+    def _write(self, symbol: bytes) -> None:
+        """Writes an ensemble's winner in the drafter's own tokens."""
+        room = self.budget - len(self.view.ids)
+        for token_id in self.drafter.tokens.pieces(symbol)[:room]:
+            self._append(token_id, self.drafter.tokens.symbol(token_id))
+
+    def _append(self, token_id: int, token: bytes) -> None:
+        if token == END:
+            return
+        self.text += token
+        self.view.ids.append(token_id)
+        self.view.ends.append(len(self.text))
+
+    def _draft_is_final(self) -> bool:
+        """Whether nothing can follow the draft: it ends in END, or there is no more room."""
+        return self._no_room() or (bool(self.draft) and self.draft[-1].token == END)
+
+    def _no_room(self) -> bool:
+        return self.full or len(self.view.ids) >= self.budget
+
+    def _finish_reason(self, verified: Verified) -> FinishReason | None:
+        if verified.pieces and verified.pieces[-1].written == END:
+            return "stop"
+        return "length" if self._no_room() and not self.draft else None
+
+    def _emit(self, last: bool) -> str:
+        written = self.draft[0].start if self.draft else len(self.text)
+        delta = self.stream.push(bytes(self.text[self.pushed : written]))
+        self.pushed = written
+        return delta + self.stream.finish() if last else delta
+
+    def _finished(self, reason: FinishReason) -> Finished:
+        s = self.statistics
+        s.models = [model.statistics() for model in self.models]
+        end = self.pushed if self.stream.stopped_at is None else self.stream.stopped_at
+        s.tokens = sum(start < end for start in [0, *self.view.ends][: len(self.view.ids)])
+        if reason == "stop" and self.stream.stopped_at is None:
+            s.tokens += 1  # END
+        return Finished(reason, self.stream.shown, s)
+
+
+def _vote(model: _Model, own_id: int, expected: Distribution) -> Vote:
+    best = expected.best
+    own, top = expected.logprobs([own_id, best])
+    return Vote(
+        model.name, model.tokens.symbol(own_id), exp(own), model.tokens.symbol(best), exp(top)
+    )

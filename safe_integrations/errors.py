@@ -1,0 +1,93 @@
+"""Every error the package raises on purpose.
+
+SafeError
+├── InvalidArgumentError   (ValueError)         an argument is wrong: names it, says what to do
+├── ContextWindowError     (ValueError)         the prompt does not fit the smallest model
+├── GenerationError        (RuntimeError)       a model failed while it computed
+├── GenerationCancelled                         the caller asked to stop
+└── ModelError
+    ├── ModelNotFoundError (FileNotFoundError)  nothing at that hub id, folder or file
+    ├── ModelLoadError     (RuntimeError)       found, but unreadable or damaged
+    ├── UnsupportedModelError                   its cache cannot be cut back
+    └── UnsupportedTokenizerError               its tokens cannot be mapped to bytes
+"""
+
+from __future__ import annotations
+
+
+class SafeError(Exception):
+    """Base of all errors raised by this package."""
+
+
+class InvalidArgumentError(SafeError, ValueError):
+    """An argument has a value that cannot be used.
+
+    Args:
+        argument: Name of the argument as the caller wrote it.
+        given: The offending value.
+        remedy: What to pass instead, as a sentence fragment.
+    """
+
+    def __init__(self, argument: str, given: object, remedy: str) -> None:
+        self.argument = argument
+        self.given = given
+        self.remedy = remedy
+        super().__init__(f"{argument}={_short(given)}: {remedy}")
+
+    def __reduce__(self) -> tuple[type[InvalidArgumentError], tuple[str, object, str]]:
+        return type(self), (self.argument, self.given, self.remedy)
+
+
+class ContextWindowError(SafeError, ValueError):
+    """The prompt leaves no room for an answer in at least one model.
+
+    Args:
+        model: Name of the model whose window is too small.
+        prompt_tokens: Length of the prompt in that model's tokens.
+        context_window: Tokens the model can hold, prompt and answer together.
+    """
+
+    def __init__(self, model: str, prompt_tokens: int, context_window: int) -> None:
+        self.model = model
+        self.prompt_tokens = prompt_tokens
+        self.context_window = context_window
+        super().__init__(
+            f"the prompt is {prompt_tokens} tokens long for {model}, whose context window is "
+            f"{context_window}: shorten the prompt, or leave this model out of the ensemble"
+        )
+
+    def __reduce__(self) -> tuple[type[ContextWindowError], tuple[str, int, int]]:
+        return type(self), (self.model, self.prompt_tokens, self.context_window)
+
+
+class GenerationError(SafeError, RuntimeError):
+    """A model failed while it computed."""
+
+
+class GenerationCancelled(SafeError):
+    """The caller set the `cancel` event of a running generation."""
+
+
+class ModelError(SafeError):
+    """A model could not be used."""
+
+
+class ModelNotFoundError(ModelError, FileNotFoundError):
+    """There is no model at the given hub id, folder or file."""
+
+
+class ModelLoadError(ModelError, RuntimeError):
+    """The model was found but could not be read."""
+
+
+class UnsupportedModelError(ModelError):
+    """The model's KV cache cannot be cut back after a rejected draft."""
+
+
+class UnsupportedTokenizerError(ModelError):
+    """The tokenizer's tokens cannot be mapped to bytes one by one."""
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
