@@ -12,6 +12,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import exp
 from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.ensemble import merge
@@ -33,11 +36,15 @@ from safe_integrations.events import (
 from safe_integrations.member import Distribution, Member, Session
 from safe_integrations.messages import as_messages
 from safe_integrations.result import Result
+from safe_integrations.sampling import draw, shape, shapes, speculative_draw
 from safe_integrations.segments import Segmentation
 from safe_integrations.text import TextStream
 from safe_integrations.tokens import END
 from safe_integrations.trace import ModelStatistics, Piece, Statistics, Verdict, Vote
 from safe_integrations.verify import consensus
+
+if TYPE_CHECKING:
+    from safe_integrations.constraint import Constraint, Cursor
 
 
 class SafeEngine:
@@ -95,13 +102,14 @@ class SafeEngine:
         conversation = as_messages(messages)
         members = (self.drafter,) if self.config.mode == "drafter-only" else self.members
         options = options or GenerationConfig()
+        constraint = _constraint_for(options)
         prompts = [
             member.render(conversation, options.tools, options.template_args) for member in members
         ]
         for member, prompt in zip(members, prompts, strict=True):
             if len(prompt) >= member.context_window:
                 raise ContextWindowError(member.name, len(prompt), member.context_window)
-        return self._events(members, prompts, options, cancel)
+        return self._events(members, prompts, options, constraint, cancel)
 
     def complete(self, messages: object, options: GenerationConfig | None = None) -> Result:
         """Answers in one go. Arguments and errors are those of `generate`."""
@@ -112,14 +120,17 @@ class SafeEngine:
         members: Sequence[Member],
         prompts: Sequence[list[int]],
         options: GenerationConfig,
+        constraint: Constraint | None,
         cancel: threading.Event | None,
     ) -> Iterator[Event]:
         started = perf_counter()
         with ExitStack() as stack:
-            models = [
-                _Model(m, prompt, stack, cancel, shares_ids=m.tokens.same_tokens(members[0].tokens))
-                for m, prompt in zip(members, prompts, strict=True)
-            ]
+            models = []
+            for member, prompt in zip(members, prompts, strict=True):
+                session = member.start(prompt)
+                stack.callback(session.close)
+                cursor = constraint and constraint.cursor(member.tokens)
+                models.append(_Model(member, len(prompt), session, cursor, options, cancel))
             run = _Run(models, self.config, self.weights, options)
             for event in run.events():
                 if isinstance(event, TextDelta) and run.statistics.first_token_seconds is None:
@@ -135,22 +146,25 @@ class _Model:
     def __init__(
         self,
         member: Member,
-        prompt: list[int],
-        stack: ExitStack,
+        prompt_tokens: int,
+        session: Session,
+        cursor: Cursor | None,
+        options: GenerationConfig,
         cancel: threading.Event | None,
-        shares_ids: bool,
     ) -> None:
         self.name = member.name
         self.tokens = member.tokens
-        self.room = member.context_window - len(prompt)
-        self.prompt_tokens = len(prompt)
+        self.room = member.context_window - prompt_tokens
+        self.prompt_tokens = prompt_tokens
         self.view = Segmentation(member.tokens)
-        self._shares_ids = shares_ids
+        self.cursor = cursor
+        self._session = session
+        self._options = options
+        self._reshapes = cursor is not None or shapes(options)
         self._cancel = cancel
-        self._session: Session = member.start(prompt)
-        stack.callback(self._session.close)
 
     def score(self, ids: Sequence[int], since: int) -> Sequence[Distribution]:
+        """What it expects after `ids[:since]`, ..., after `ids`, in one forward pass."""
         if self._cancel is not None and self._cancel.is_set():
             raise GenerationCancelled("the generation was cancelled")
         try:
@@ -160,21 +174,37 @@ class _Model:
         except Exception as error:
             raise GenerationError(f"{self.name} failed while generating: {error}") from error
 
-    def look_at(self, text: bytearray, unchanged: int, drafter: Segmentation) -> None:
+    def shaped(self, expected: Distribution, count: int) -> Distribution:
+        """How an expectation takes part: under the constraint and the sampling options.
+
+        Args:
+            expected: What the model expects after the first `count` tokens of its view.
+            count: Number of tokens.
+        """
+        if not self._reshapes:
+            return expected
+        ids = self.view.ids[:count]
+        allowed = None if self.cursor is None else self.cursor.allowed(ids)
+        return shape(expected, ids, allowed, self._options)
+
+    def look_at(self, text: bytearray, unchanged: int, drafter: _Model) -> None:
         """Takes in the text as it is now. Models with the same tokens share the drafter's ids."""
-        if self._shares_ids:
-            self.view = drafter
+        if self._shares_ids_with(drafter):
+            self.view = drafter.view
         else:
             self.view.update(text, unchanged)
 
-    def settled(self, text: bytearray) -> int:
+    def settled(self, text: bytearray, drafter: _Model) -> int:
         """How much of its view stays as it is whatever is written next, in bytes."""
-        return len(text) if self._shares_ids else self.tokens.settled(text)
+        return len(text) if self._shares_ids_with(drafter) else self.tokens.settled(text)
 
     def own_token(self, index: int) -> int:
         """Its token at a place of its view; END at the end of the text."""
         ids = self.view.ids
         return ids[index] if index < len(ids) else self.tokens.end_id
+
+    def _shares_ids_with(self, drafter: _Model) -> bool:
+        return self.view is drafter.view or self.tokens.same_tokens(drafter.tokens)
 
     def statistics(self) -> ModelStatistics:
         work = self._session.work
@@ -190,7 +220,7 @@ class _Step:
     start: int
     id: int
     token: bytes
-    expected: Distribution
+    expected: Distribution | None  # None where nothing else was allowed
 
 
 @dataclass
@@ -213,6 +243,7 @@ class _Run:
         self.pushed = 0  # bytes handed to the stream
         self.stream = TextStream(self.options.stop)
         self.budget = min(self.options.max_tokens, self.drafter.room)
+        self.random = np.random.default_rng(self.options.seed)
 
     def events(self) -> Iterator[Event]:
         """The loop."""
@@ -242,17 +273,42 @@ class _Run:
 
     def _generate(self) -> Drafted:
         start = len(self.text)
+        tokens = self._write_forced()
         lookahead = 1 if self.config.mode == "every-token" else self.config.lookahead
-        count = min(max(1, lookahead - len(self.draft)), self.budget - len(self.view.ids))
-        tokens: list[bytes] = []
-        while len(tokens) < count and END not in tokens:
-            (expected,) = self.drafter.score(self.view.ids, len(self.view.ids))
-            token = self.drafter.tokens.symbol(expected.best)
-            self.draft.append(_Step(len(self.text), expected.best, token, expected))
-            self._append(expected.best, token)
-            tokens.append(token)
+        ahead = sum(step.expected is not None for step in self.draft)
+        count = min(max(1, lookahead - ahead), self.budget - len(self.view.ids))
+        while count > 0 and END not in tokens:
+            count -= 1
+            ids = self.view.ids
+            (expected,) = self.drafter.score(ids, len(ids))
+            expected = self.drafter.shaped(expected, len(ids))
+            token_id = self._pick(expected)
+            tokens.append(self._propose(token_id, expected))
         self.statistics.drafted += len(tokens)
         return Drafted(self.statistics.cycles, start, tuple(tokens))
+
+    def _pick(self, expected: Distribution) -> int:
+        if self.options.temperature == 0:
+            return expected.best
+        return draw(np.exp(expected.dense(), dtype=np.float64), self.random)
+
+    def _propose(self, token_id: int, expected: Distribution | None) -> bytes:
+        token = self.drafter.tokens.symbol(token_id)
+        self.draft.append(_Step(len(self.text), token_id, token, expected))
+        self._append(token_id, token)
+        return token
+
+    def _write_forced(self) -> list[bytes]:
+        """Drafts what the response format leaves no choice about, up to where a token may cross."""
+        cursor, tokens = self.drafter.cursor, self.drafter.tokens
+        if cursor is None:
+            return []
+        if cursor.finished(self.view.ids):
+            return [self._propose(tokens.end_id, None)]
+        forced = cursor.forced(self.view.ids)
+        kept = max(0, tokens.settled(self.text + forced) - len(self.text))
+        room = self.budget - len(self.view.ids)
+        return [self._propose(i, None) for i in tokens.encode(forced[:kept])[:room]]
 
     # 2) Verify: one forward pass of every verifier; the walk stops where something is changed.
 
@@ -272,7 +328,7 @@ class _Run:
         self.full = False
         while True:
             for model in self.verifiers:
-                model.look_at(self.text, self.unchanged, self.view)
+                model.look_at(self.text, self.unchanged, self.drafter)
             self.unchanged = len(self.text)
             if not self.draft or all(len(m.view.ids) <= m.room for m in self.verifiers):
                 return
@@ -283,11 +339,12 @@ class _Run:
         """The drafted tokens whose surroundings will not change when more text is written."""
         if self._draft_is_final():
             return self.draft
-        horizon = min((m.settled(self.text) for m in self.verifiers), default=len(self.text))
+        settled = [m.settled(self.text, self.drafter) for m in self.verifiers]
+        horizon = min(settled, default=len(self.text))
         return [step for step in self.draft if step.start < horizon]
 
     def _opinions(self, steps: Sequence[_Step]) -> dict[int, list[tuple[int, Distribution]]]:
-        """For every safe place: each verifier's own token there and what it expects there.
+        """For every safe place: its index in each verifier's view, and what they expect there.
 
         A place is safe where the text up to it ends on a token boundary of every verifier (Eq. 1).
         """
@@ -295,6 +352,8 @@ class _Run:
             return {}
         places: dict[int, list[int]] = {}
         for step in steps:
+            if step.expected is None:
+                continue
             indices = [m.view.index_at(step.start) for m in self.verifiers]
             if all(i is not None for i in indices):
                 places[step.start] = indices  # type: ignore[assignment]
@@ -303,21 +362,27 @@ class _Run:
             wanted = [indices[nth] for indices in places.values()]
             rows = model.score(model.view.ids[: wanted[-1]], wanted[0])
             for start, index in zip(places, wanted, strict=True):
-                opinions[start].append((model.own_token(index), rows[index - wanted[0]]))
+                opinions[start].append((index, rows[index - wanted[0]]))
         return opinions
 
     def _judge(self, step: _Step, opinions: list[tuple[int, Distribution]] | None) -> Piece:
         end = step.start + (0 if step.token == END else len(step.token))
+        if step.expected is None:
+            return Piece(step.start, end, step.token, step.token, Verdict.FORCED)
         if opinions is None:
             verdict = Verdict.UNSAFE if self.verifiers else Verdict.UNVERIFIED
             return Piece(step.start, end, step.token, step.token, verdict)
-        own_ids = [step.id, *(own for own, _ in opinions)]
-        distributions = [step.expected, *(distribution for _, distribution in opinions)]
-        votes = tuple(map(_vote, self.models, own_ids, distributions))
+        distributions = [step.expected]
+        votes = [_vote(self.drafter, step.id, step.expected)]
+        for model, (index, expected) in zip(self.verifiers, opinions, strict=True):
+            distributions.append(model.shaped(expected, index))
+            votes.append(_vote(model, model.own_token(index), distributions[-1]))
+        if self.options.temperature > 0:
+            return self._ensemble(step, distributions, tuple(votes))
         agreed = consensus(votes, self.weights, self.config.consensus_above)
         if agreed is not None:
-            return Piece(step.start, end, step.token, step.token, agreed, votes)
-        return self._ensemble(step, distributions, votes)
+            return Piece(step.start, end, step.token, step.token, agreed, tuple(votes))
+        return self._ensemble(step, distributions, tuple(votes))
 
     # 3) Ensemble: the merged distribution decides what stands at this place.
 
@@ -325,30 +390,42 @@ class _Run:
         self, step: _Step, distributions: Sequence[Distribution], votes: tuple[Vote, ...] = ()
     ) -> Piece:
         tables = [model.tokens for model in self.models]
-        merged = merge(tables, distributions, self.weights, self.config)
-        winner = merged.winner(step.token)
+        if self.options.temperature > 0:
+            config = self.config.model_copy(update={"sharpening": "none"})
+            merged = merge(tables, distributions, self.weights, config)
+            winner = speculative_draw(merged, self.weights, step.token, self.random)
+            kept = Verdict.ACCEPTED
+        else:
+            merged = merge(tables, distributions, self.weights, self.config)
+            winner = merged.winner(step.token)
+            kept = Verdict.CONFIRMED
         return Piece(
             step.start,
             step.start + (0 if winner == END else len(winner)),
             winner,
             step.token,
-            Verdict.CONFIRMED if winner == step.token else Verdict.CHANGED,
+            kept if winner == step.token else Verdict.CHANGED,
             votes,
             merged.candidates(winner),
         )
 
     def _ensemble_always(self) -> Verified:
         """The baseline: ensembles after the text as each model tokenises it, checking nothing."""
-        (step,) = self.draft
+        *forced, step = self.draft
+        pieces = [self._judge(s, None) for s in forced]
+        if step.expected is None:
+            return self._commit([*pieces, self._judge(step, None)])
         self._cut(step.start)
         self._look()
         if self.full:
-            return self._commit([])
+            return self._commit(pieces)
         distributions = [step.expected]
         for model in self.verifiers:
-            distributions += model.score(model.view.ids, len(model.view.ids))
+            count = len(model.view.ids)
+            (expected,) = model.score(model.view.ids, count)
+            distributions.append(model.shaped(expected, count))
         self._append(step.id, step.token)
-        return self._commit([self._ensemble(step, distributions)])
+        return self._commit([*pieces, self._ensemble(step, distributions)])
 
     # Bookkeeping
 
@@ -423,3 +500,11 @@ def _vote(model: _Model, own_id: int, expected: Distribution) -> Vote:
     return Vote(
         model.name, model.tokens.symbol(own_id), exp(own), model.tokens.symbol(best), exp(top)
     )
+
+
+def _constraint_for(options: GenerationConfig) -> Constraint | None:
+    if options.response_format is None and not options.tools and options.tool_choice == "auto":
+        return None
+    from safe_integrations.tools.grammar import constraint_for
+
+    return constraint_for(options)

@@ -33,11 +33,14 @@ class Merge:
         by_model: Probabilities, shape `[models, symbols]`, drafter first.
         merged: What they come to together, shape `[symbols]`. Sharpening may leave it
             unnormalised: only its order counts.
+        drafter: What the drafter gives each symbol as one token of its own, over its whole
+            vocabulary, shape `[symbols]`; 0 where it is not one token.
     """
 
     symbols: Sequence[bytes]
     by_model: Floats
     merged: Floats
+    drafter: Floats
 
     def winner(self, proposed: bytes) -> bytes:
         """The most probable symbol; of equals the drafter's proposal, else the first in order."""
@@ -80,9 +83,12 @@ def merge(
     symbols: Sequence[bytes]
     if config.method == "unite":
         symbols, by_model = _unite(tables, distributions, config.union_top_k)
+        drafter = _as_single_tokens(symbols, tables[0], distributions[0])
     else:
         symbols, by_model = _gac(tables, distributions)
-    return Merge(symbols, by_model, _sharpen(symbols, by_model, weights, tables[0], config))
+        drafter = by_model[0]
+    merged = _sharpen(symbols, by_model, weights, tables[0], config)
+    return Merge(symbols, by_model, merged, drafter)
 
 
 def _unite(
@@ -102,6 +108,14 @@ def _unite(
     )
     shares = np.exp(scores - scores.max(axis=1, keepdims=True))
     return symbols, shares / shares.sum(axis=1, keepdims=True)
+
+
+def _as_single_tokens(
+    symbols: Sequence[bytes], table: TokenTable, distribution: Distribution
+) -> Floats:
+    ids = [table.id_of(symbol) for symbol in symbols]
+    scores = distribution.logprobs([0 if i is None else i for i in ids])
+    return np.where([i is None for i in ids], 0.0, np.exp(scores))
 
 
 def _gac(
