@@ -7,7 +7,7 @@ LangChain or LlamaIndex.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import exp
@@ -81,8 +81,8 @@ class SafeEngine:
         options: GenerationConfig | None = None,
         *,
         cancel: threading.Event | None = None,
-    ) -> Iterator[Event]:
-        """Answers, event by event. Closing the iterator stops the work.
+    ) -> Generator[Event, None, None]:
+        """Answers, event by event. Closing the generator stops the work.
 
         Everything that can be wrong with the arguments is raised here, before any model computes.
 
@@ -93,7 +93,7 @@ class SafeEngine:
                 raises `GenerationCancelled`.
 
         Returns:
-            An iterator of events that ends with `Finished`.
+            A generator of events that ends with `Finished`.
 
         Raises:
             InvalidArgumentError: The messages cannot be used.
@@ -122,7 +122,7 @@ class SafeEngine:
         options: GenerationConfig,
         constraint: Constraint | None,
         cancel: threading.Event | None,
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         started = perf_counter()
         with ExitStack() as stack:
             models = []
@@ -245,7 +245,7 @@ class _Run:
         self.budget = min(self.options.max_tokens, self.drafter.room)
         self.random = np.random.default_rng(self.options.seed)
 
-    def events(self) -> Iterator[Event]:
+    def events(self) -> Generator[Event, None, None]:
         """The loop."""
         while True:
             self.statistics.cycles += 1
