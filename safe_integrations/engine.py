@@ -10,7 +10,6 @@ import threading
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from math import exp
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -20,9 +19,6 @@ from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.ensemble import merge
 from safe_integrations.errors import (
     ContextWindowError,
-    GenerationCancelled,
-    GenerationError,
-    SafeError,
 )
 from safe_integrations.events import (
     Drafted,
@@ -33,18 +29,18 @@ from safe_integrations.events import (
     TextDelta,
     Verified,
 )
-from safe_integrations.member import Distribution, Member, Session
+from safe_integrations.member import Distribution, Member
 from safe_integrations.messages import as_messages
+from safe_integrations.participant import Participant
 from safe_integrations.result import Result
-from safe_integrations.sampling import draw, shape, shapes, speculative_draw
-from safe_integrations.segments import Segmentation
+from safe_integrations.sampling import draw, speculative_draw
 from safe_integrations.text import TextStream
 from safe_integrations.tokens import END
-from safe_integrations.trace import ModelStatistics, Piece, Statistics, Verdict, Vote
+from safe_integrations.trace import Piece, Statistics, Verdict, Vote
 from safe_integrations.verify import consensus
 
 if TYPE_CHECKING:
-    from safe_integrations.constraint import Constraint, Cursor
+    from safe_integrations.constraint import Constraint
 
 
 class SafeEngine:
@@ -130,87 +126,16 @@ class SafeEngine:
                 session = member.start(prompt)
                 stack.callback(session.close)
                 cursor = constraint and constraint.cursor(member.tokens)
-                models.append(_Model(member, len(prompt), session, cursor, options, cancel))
+                models.append(Participant(member, len(prompt), session, cursor, options, cancel))
             run = _Run(models, self.config, self.weights, options)
             for event in run.events():
                 if isinstance(event, TextDelta) and run.statistics.first_token_seconds is None:
                     run.statistics.first_token_seconds = perf_counter() - started
                 if isinstance(event, Finished):
                     run.statistics.seconds = perf_counter() - started
+                paused = perf_counter()
                 yield event
-
-
-class _Model:
-    """A member at work on one prompt, with its own view of the shared text."""
-
-    def __init__(
-        self,
-        member: Member,
-        prompt_tokens: int,
-        session: Session,
-        cursor: Cursor | None,
-        options: GenerationConfig,
-        cancel: threading.Event | None,
-    ) -> None:
-        self.name = member.name
-        self.tokens = member.tokens
-        self.room = member.context_window - prompt_tokens
-        self.prompt_tokens = prompt_tokens
-        self.view = Segmentation(member.tokens)
-        self.cursor = cursor
-        self._session = session
-        self._options = options
-        self._reshapes = cursor is not None or shapes(options)
-        self._cancel = cancel
-
-    def score(self, ids: Sequence[int], since: int) -> Sequence[Distribution]:
-        """What it expects after `ids[:since]`, ..., after `ids`, in one forward pass."""
-        if self._cancel is not None and self._cancel.is_set():
-            raise GenerationCancelled("the generation was cancelled")
-        try:
-            return self._session.score(ids, since)
-        except SafeError:
-            raise
-        except Exception as error:
-            raise GenerationError(f"{self.name} failed while generating: {error}") from error
-
-    def shaped(self, expected: Distribution, count: int) -> Distribution:
-        """How an expectation takes part: under the constraint and the sampling options.
-
-        Args:
-            expected: What the model expects after the first `count` tokens of its view.
-            count: Number of tokens.
-        """
-        if not self._reshapes:
-            return expected
-        ids = self.view.ids[:count]
-        allowed = None if self.cursor is None else self.cursor.allowed(ids)
-        return shape(expected, ids, allowed, self._options)
-
-    def look_at(self, text: bytearray, unchanged: int, drafter: _Model) -> None:
-        """Takes in the text as it is now. Models with the same tokens share the drafter's ids."""
-        if self._shares_ids_with(drafter):
-            self.view = drafter.view
-        else:
-            self.view.update(text, unchanged)
-
-    def settled(self, text: bytearray, drafter: _Model) -> int:
-        """How much of its view stays as it is whatever is written next, in bytes."""
-        return len(text) if self._shares_ids_with(drafter) else self.tokens.settled(text)
-
-    def own_token(self, index: int) -> int:
-        """Its token at a place of its view; END at the end of the text."""
-        ids = self.view.ids
-        return ids[index] if index < len(ids) else self.tokens.end_id
-
-    def _shares_ids_with(self, drafter: _Model) -> bool:
-        return self.view is drafter.view or self.tokens.same_tokens(drafter.tokens)
-
-    def statistics(self) -> ModelStatistics:
-        work = self._session.work
-        return ModelStatistics(
-            self.name, self.prompt_tokens, work.reused, work.passes, work.tokens, work.seconds
-        )
+                started += perf_counter() - paused  # the caller's time is not ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +152,7 @@ class _Step:
 class _Run:
     """One generation: the text so far, the draft at its end, and what was found out."""
 
-    models: list[_Model]
+    models: list[Participant]
     config: EnsembleConfig
     weights: Sequence[float]
     options: GenerationConfig
@@ -373,10 +298,10 @@ class _Run:
             verdict = Verdict.UNSAFE if self.verifiers else Verdict.UNVERIFIED
             return Piece(step.start, end, step.token, step.token, verdict)
         distributions = [step.expected]
-        votes = [_vote(self.drafter, step.id, step.expected)]
+        votes = [self.drafter.vote(step.id, step.expected)]
         for model, (index, expected) in zip(self.verifiers, opinions, strict=True):
             distributions.append(model.shaped(expected, index))
-            votes.append(_vote(model, model.own_token(index), distributions[-1]))
+            votes.append(model.vote(model.own_token(index), distributions[-1]))
         if self.options.temperature > 0:
             return self._ensemble(step, distributions, tuple(votes))
         agreed = consensus(votes, self.weights, self.config.consensus_above)
@@ -492,14 +417,6 @@ class _Run:
         if reason == "stop" and self.stream.stopped_at is None:
             s.tokens += 1  # END
         return Finished(reason, self.stream.shown, s)
-
-
-def _vote(model: _Model, own_id: int, expected: Distribution) -> Vote:
-    best = expected.best
-    own, top = expected.logprobs([own_id, best])
-    return Vote(
-        model.name, model.tokens.symbol(own_id), exp(own), model.tokens.symbol(best), exp(top)
-    )
 
 
 def _constraint_for(options: GenerationConfig) -> Constraint | None:
