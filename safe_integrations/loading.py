@@ -1,0 +1,133 @@
+"""From names to an engine: loads members once per process and shares them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from safe_integrations.backends.embedded import DEFAULT_DRAFTER, DEFAULT_VERIFIERS
+from safe_integrations.backends.loading import (
+    LoadedModel,
+    ModelSpec,
+    context_window_of,
+    load_model,
+)
+from safe_integrations.config import EnsembleConfig, Tool
+from safe_integrations.engine import SafeEngine
+from safe_integrations.member import Member
+from safe_integrations.messages import Message
+from safe_integrations.tools import (
+    render_tools_plainly,
+    template_supports_tools,
+    tool_signature,
+)
+
+if TYPE_CHECKING:
+    from safe_integrations.backends.transformers import Render, TransformersMember
+
+ModelSource = str | ModelSpec | LoadedModel | Member
+"""A hub id, folder, GGUF file or embedded name; the same with options; or what is loaded already."""
+
+Progress = Callable[[str], None]
+
+
+def load_engine(
+    drafter: ModelSource | None = None,
+    verifiers: Sequence[ModelSource] | None = None,
+    config: EnsembleConfig | None = None,
+    *,
+    on_progress: Progress | None = None,
+) -> SafeEngine:
+    """Loads models and puts them together.
+
+    Models given by name are loaded once per process and shared by all engines.
+
+    Args:
+        drafter: The model that writes ahead: the best one on its own. None takes the default.
+        verifiers: The models that check it. None takes the default pair's verifier where the
+            drafter is the default too, else none.
+        config: How they are merged.
+        on_progress: Told what is going on, one line at a time.
+
+    Raises:
+        ModelError: A model cannot be found, read or used.
+        InvalidArgumentError: An argument is wrong.
+    """
+    if verifiers is None:
+        verifiers = DEFAULT_VERIFIERS if drafter is None else ()
+    names = [DEFAULT_DRAFTER if drafter is None else drafter, *verifiers]
+    config = config or EnsembleConfig()
+    config.weights_for(len(names))  # before minutes of loading
+    members = [load_member(source, on_progress) for source in names]
+    return SafeEngine(members[0], members[1:], config)
+
+
+def load_member(source: ModelSource, on_progress: Progress | None = None) -> Member:
+    """Loads one model, or takes it from those that this process has loaded.
+
+    Raises:
+        ModelError: The model cannot be found, read or used.
+    """
+    if isinstance(source, LoadedModel):
+        return _member(source, None)
+    if isinstance(source, str):
+        source = ModelSpec(source=source)
+    if not isinstance(source, ModelSpec):
+        return source
+    with _guard:
+        slot = _slots.setdefault(source.model_dump_json(), _Slot())
+    with slot.lock:
+        if slot.member is None:
+            slot.member = _member(load_model(source, on_progress), source)
+        return slot.member
+
+
+def unload_models() -> None:
+    """Forgets the models that this process shares; engines that use them keep them alive."""
+    with _guard:
+        _slots.clear()
+
+
+@dataclass
+class _Slot:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    member: Member | None = None
+
+
+_guard: Final = threading.Lock()
+_slots: Final[dict[str, _Slot]] = {}
+
+
+def _member(loaded: LoadedModel, spec: ModelSpec | None) -> TransformersMember:
+    from safe_integrations.backends.tokenizer import build_token_table, end_ids_of
+    from safe_integrations.backends.transformers import TransformersMember
+
+    model, tokenizer, name = loaded
+    config = model.config.get_text_config()
+    tokens = build_token_table(
+        tokenizer,
+        end_ids=end_ids_of(tokenizer, model.generation_config, model.config),
+        vocab_size=config.vocab_size,
+        name=name,
+    )
+    window = context_window_of(model, spec)
+    return TransformersMember(model, tokens, _renderer(tokenizer), name=name, context_window=window)
+
+
+def _renderer(tokenizer: Any) -> Render:
+    from safe_integrations.backends.rendering import render
+
+    knows_tools = template_supports_tools(tokenizer.chat_template)
+
+    def rendered(
+        messages: Sequence[Message], tools: Sequence[Tool], template_args: Mapping[str, Any]
+    ) -> list[int]:
+        if not knows_tools:
+            messages = render_tools_plainly(messages, tools)
+        elif tools:
+            template_args = {**template_args, "tools": [tool_signature(tool) for tool in tools]}
+        return render(tokenizer, messages, template_args=template_args)
+
+    return rendered
