@@ -125,7 +125,7 @@ class SafeEngine:
             for member, prompt in zip(members, prompts, strict=True):
                 session = member.start(prompt)
                 stack.callback(session.close)
-                cursor = constraint and constraint.cursor(member.tokens)
+                cursor = None if constraint is None else constraint.cursor(member.tokens)
                 models.append(Participant(member, len(prompt), session, cursor, options, cancel))
             run = _Run(models, self.config, self.weights, options)
             for event in run.events():
@@ -164,7 +164,7 @@ class _Run:
         self.view = self.drafter.view  # the ids that the drafter really produced
         self.draft: list[_Step] = []
         self.unchanged = 0  # bytes of the text that are as they were when last looked at
-        self.full = False  # the draft had to be shortened to fit a verifier's window
+        self.overflow = 0  # drafted tokens thrown away to fit a verifier's window
         self.pushed = 0  # bytes handed to the stream
         self.stream = TextStream(self.options.stop)
         self.budget = min(self.options.max_tokens, self.drafter.room)
@@ -250,7 +250,7 @@ class _Run:
 
     def _look(self) -> None:
         """Shows the text to the verifiers; shortens the draft where it overflows a window."""
-        self.full = False
+        self.overflow = 0
         while True:
             for model in self.verifiers:
                 model.look_at(self.text, self.unchanged, self.drafter)
@@ -258,7 +258,7 @@ class _Run:
             if not self.draft or all(len(m.view.ids) <= m.room for m in self.verifiers):
                 return
             self._cut(self.draft.pop().start)
-            self.full = True
+            self.overflow += 1
 
     def _judgeable(self) -> list[_Step]:
         """The drafted tokens whose surroundings will not change when more text is written."""
@@ -342,7 +342,7 @@ class _Run:
             return self._commit([*pieces, self._judge(step, None)])
         self._cut(step.start)
         self._look()
-        if self.full:
+        if self.overflow:
             return self._commit(pieces)
         distributions = [step.expected]
         for model in self.verifiers:
@@ -357,19 +357,21 @@ class _Run:
     def _commit(self, pieces: list[Piece]) -> Verified:
         """Takes judged tokens out of the draft; a changed one replaces all that follows it."""
         judged = len(pieces)
-        dropped = 0
-        if pieces and pieces[-1].verdict is Verdict.CHANGED:
-            dropped = len(self.draft) - judged + 1
+        dropped = self.overflow
+        changed = bool(pieces) and pieces[-1].verdict is Verdict.CHANGED
+        if changed:
+            dropped += len(self.draft) - judged + 1
             self._cut(pieces[-1].start)
             self._write(pieces[-1].written)
             self.draft = []
+            self.overflow = 0  # what did not fit is no longer what comes next
         else:
             self.draft = self.draft[judged:]
         s = self.statistics
         s.judged += judged
         s.unsafe += sum(p.verdict is Verdict.UNSAFE for p in pieces)
         s.ensembled += sum(p.ensembled for p in pieces)
-        s.changed += dropped > 0
+        s.changed += changed
         return Verified(s.cycles, tuple(pieces), len(self.draft), dropped)
 
     def _cut(self, length: int) -> None:
@@ -380,9 +382,14 @@ class _Run:
 
     def _write(self, symbol: bytes) -> None:
         """Writes an ensemble's winner in the drafter's own tokens."""
+        if symbol == END:
+            return
         room = self.budget - len(self.view.ids)
+        at = 0
         for token_id in self.drafter.tokens.pieces(symbol)[:room]:
-            self._append(token_id, self.drafter.tokens.symbol(token_id))
+            length = len(self.drafter.tokens.symbol(token_id))
+            self._append(token_id, symbol[at : at + length])
+            at += length
 
     def _append(self, token_id: int, token: bytes) -> None:
         if token == END:
@@ -396,7 +403,7 @@ class _Run:
         return self._no_room() or (bool(self.draft) and self.draft[-1].token == END)
 
     def _no_room(self) -> bool:
-        return self.full or len(self.view.ids) >= self.budget
+        return self.overflow > 0 or len(self.view.ids) >= self.budget
 
     def _finish_reason(self, verified: Verified) -> FinishReason | None:
         if verified.pieces and verified.pieces[-1].written == END:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from safe_integrations.backends.embedded import DEFAULT_DRAFTER, DEFAULT_VERIFIERS
 from safe_integrations.backends.loading import (
     LoadedModel,
+    ModelCard,
     ModelSpec,
     context_window_of,
     load_model,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from safe_integrations.backends.transformers import Render, TransformersMember
 
 ModelSource = str | ModelSpec | LoadedModel | Member
-"""A hub id, folder, GGUF file or embedded name; the same with options; or what is loaded already."""
+"""A hub id, folder, GGUF file or embedded name; the same with options; or a loaded model."""
 
 Progress = Callable[[str], None]
 
@@ -37,7 +38,6 @@ def load_engine(
     drafter: ModelSource | None = None,
     verifiers: Sequence[ModelSource] | None = None,
     config: EnsembleConfig | None = None,
-    *,
     on_progress: Progress | None = None,
 ) -> SafeEngine:
     """Loads models and puts them together.
@@ -82,6 +82,22 @@ def load_member(source: ModelSource, on_progress: Progress | None = None) -> Mem
         if slot.member is None:
             slot.member = _member(load_model(source, on_progress), source)
         return slot.member
+
+
+def peek(source: ModelSource) -> ModelCard:
+    """What can be known of a model without loading its weights.
+
+    Raises:
+        ModelError: The model cannot be found or read.
+    """
+    if isinstance(source, str):
+        source = ModelSpec(source=source)
+    if not isinstance(source, ModelSpec):
+        member = load_member(source)
+        return ModelCard(member.name, member.context_window, True)
+    from safe_integrations.backends.inspection import card_of
+
+    return card_of(source)
 
 
 def unload_models() -> None:

@@ -42,7 +42,8 @@ class TokenTable:
             (special tokens, padding rows).
         end_ids: The ids that end a text. Must not be empty.
         encode: The tokenizer proper. `b"".join` of the tokens it returns must be its argument.
-            It never returns a special token.
+            It never returns a special token. Bytes that the tokenizer cannot write at all (a few
+            control characters, for some) are replaced one for one, so lengths always agree.
 
     Attributes:
         size: Number of ids.
@@ -117,7 +118,8 @@ class TokenTable:
         for at in range(min(limit, len(text) - 1), lowest - 1, -1):
             if at <= 0:
                 return 0
-            if not joins[text[at - 1] << 8 | text[at]]:
+            inside_character = text[at] & 0xC0 == 0x80
+            if not inside_character and not joins[text[at - 1] << 8 | text[at]]:
                 return at
         return None
 

@@ -20,7 +20,7 @@ _SPARE: Final = 128
 """Positions to have in reserve when a layer grows, beside an eighth of its length."""
 
 
-class CroppableLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+class CroppableLayer(CacheLayerMixin):
     """Keys and values of one layer, shape `[1, heads, positions, head_dim]`.
 
     Args:
@@ -30,7 +30,7 @@ class CroppableLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     is_croppable = True
 
     def __init__(self, sliding_window: int | None = None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.window = sliding_window
         self.is_sliding = sliding_window is not None
         self.length = 0

@@ -89,6 +89,20 @@ class LoadedModel(NamedTuple):
         return cls(model, tokenizer, Path(named).name if Path(named).exists() else named)
 
 
+class ModelCard(NamedTuple):
+    """What can be known of a model without its weights.
+
+    Attributes:
+        name: How errors and statistics call it.
+        context_window: Tokens it can hold.
+        is_chat_model: Whether it has a chat template.
+    """
+
+    name: str
+    context_window: int
+    is_chat_model: bool
+
+
 def load_model(spec: ModelSpec, on_progress: Progress | None = None) -> LoadedModel:
     """Loads a model with its tokenizer.
 
@@ -102,8 +116,8 @@ def load_model(spec: ModelSpec, on_progress: Progress | None = None) -> LoadedMo
         UnsupportedModelError: It is no causal language model that transformers knows.
     """
     tell = on_progress or (lambda _: None)
-    name = spec.name or _name_of(spec)
-    where, options = _locate(spec, tell)
+    name = name_of(spec)
+    where, options = locate(spec, tell)
     tell(f"{name}: loading")
     try:
         with quiet():
@@ -173,15 +187,23 @@ def _best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _name_of(spec: ModelSpec) -> str:
+def name_of(spec: ModelSpec) -> str:
+    """How errors and statistics call the model."""
+    if spec.name is not None:
+        return spec.name
     if spec.source in EMBEDDED:
         return spec.source
     file = spec.gguf_file or spec.source
     return Path(file).stem if file.endswith(".gguf") else Path(spec.source).name
 
 
-def _locate(spec: ModelSpec, tell: Progress) -> tuple[str, dict[str, Any]]:
-    """What to hand to `from_pretrained`: a folder or hub id, and how to look for it."""
+def locate(spec: ModelSpec, tell: Progress) -> tuple[str, dict[str, Any]]:
+    """What to hand to `from_pretrained`: a folder or hub id, and how to look for it.
+
+    Raises:
+        ModelNotFoundError: There is nothing at `spec.source`, or the hub cannot be reached.
+        ModelLoadError: A GGUF file cannot be converted.
+    """
     local = {"local_files_only": True}
     path = Path(spec.source).expanduser()
     if path.is_dir():
