@@ -1,0 +1,10 @@
+"""The command line: `generate`, `compare` and `doctor`. Importing it loads no model library."""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """Entry point of the `safe-integrations` script."""
+    from safe_integrations.cli.app import app
+
+    app()

@@ -1,0 +1,5 @@
+"""`python -m safe_integrations.cli`."""
+
+from safe_integrations.cli import main
+
+main()

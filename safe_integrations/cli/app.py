@@ -1,0 +1,65 @@
+"""The Typer application: commands, their common options, and how errors leave it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from safe_integrations import __version__
+from safe_integrations.cli.compare import compare
+from safe_integrations.cli.doctor import doctor
+from safe_integrations.cli.generate import generate
+from safe_integrations.errors import InvalidArgumentError, SafeError
+
+
+class _Group(TyperGroup):
+    """Turns the package's errors into a line on stderr and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InvalidArgumentError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from None
+        except SafeError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            typer.echo("\nstopped", err=True)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    name="safe-integrations",
+    cls=_Group,
+    help="Several language models, with different tokenizers, write one answer together.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(generate)
+app.command()(compare)
+app.command()(doctor)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal without Unicode must not stop an answer
+            stream.reconfigure(errors="replace")

@@ -1,0 +1,199 @@
+"""`safe-integrations doctor`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from safe_integrations import __version__
+from safe_integrations.cli import options as o
+from safe_integrations.cli.render import out, print_json, progress
+
+
+def doctor(
+    drafter: o.Drafter = None,
+    verifier: o.Verifiers = None,
+    dtype: o.Dtype = None,
+    device: o.Device = None,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Tell what is installed, which models can be used, and how well they fit each other.
+
+    Loads no weights; a GGUF file is converted (once). Exits with 1 where a model cannot be used.
+    """
+    report = _examine(o.models_of(drafter, verifier, dtype, device), quiet)
+    if as_json:
+        print_json(report)
+    else:
+        _show(report)
+    if any(model["problem"] for model in report["models"]):
+        raise typer.Exit(1)
+
+
+def _examine(models: o.Models, quiet: bool) -> dict[str, Any]:
+    """Everything that is found out, as JSON-safe data."""
+    from safe_integrations.backends import inspection
+    from safe_integrations.cli import checkup
+
+    with progress(quiet) as tell:
+        found = [
+            inspection.inspect_model(spec, "verifier" if nth else "drafter", tell)
+            for nth, spec in enumerate(o.named(models))
+        ]
+    ours, *theirs = found
+    weights = [m.weight_bytes for m in found]
+    folder, count, size = checkup.conversions()
+    return {
+        "version": __version__,
+        "python": checkup.python_version(),
+        "packages": checkup.installed(checkup.PACKAGES),
+        "extras": checkup.installed(checkup.EXTRAS),
+        "embedded_models": checkup.embedded(),
+        "converted_models": {"folder": str(folder), "count": count, "bytes": size},
+        "models": [
+            {
+                "name": m.name,
+                "role": m.role,
+                "problem": m.problem,
+                "where": m.where,
+                "dtype": m.dtype,
+                "vocabulary": m.tokens and m.tokens.size,
+                "context_window": m.context_window,
+                "weight_bytes": m.weight_bytes,
+                "kv_bytes_per_1000_tokens": m.kv_bytes,
+            }
+            for m in found
+        ],
+        "pairs": [_pair(ours, other) for other in theirs if ours.tokens and other.tokens],
+        "memory": {
+            "weight_bytes": None if None in weights else sum(w or 0 for w in weights),
+            "kv_bytes_per_1000_tokens": sum(m.kv_bytes or 0 for m in found),
+            "available_bytes": checkup.available_memory(),
+        },
+    }
+
+
+def _pair(ours: Any, other: Any) -> dict[str, Any]:
+    from safe_integrations.cli import checkup
+
+    by_kind = checkup.fits(ours.tokens, other.tokens)
+    fits = {**by_kind, "all": checkup.total(list(by_kind.values()))}
+    return {
+        "drafter": ours.name,
+        "verifier": other.name,
+        "samples": {
+            kind: {
+                "drafter_boundaries": fit.boundaries,
+                "common_boundaries": fit.common,
+                "share": round(fit.share, 4),
+                "bytes_between_common": round(fit.bytes_between, 2),
+            }
+            for kind, fit in fits.items()
+        },
+    }
+
+
+def _show(report: dict[str, Any]) -> None:
+    console = out()
+
+    def show(*parts: RenderableType) -> None:
+        for part in parts:
+            console.print(part, soft_wrap=False)
+        console.print()
+
+    show(Text("Installed", "bold"), _installed(report))
+    usable = [model for model in report["models"] if not model["problem"]]
+    if usable:
+        places = [Text(f"{m['name']}: {m['where']}", "dim") for m in usable]
+        show(_models(usable), *places)
+    for model in report["models"]:
+        if model["problem"]:
+            show(Text(f"{model['name']} cannot be used: {model['problem']}", "red"))
+    for pair in report["pairs"]:
+        show(_fit(pair))
+    converted = report["converted_models"]
+    console.print(_memory_line(report["memory"]))
+    console.print(
+        f"Converted GGUF files: {converted['count']}, {_size(converted['bytes'])} in "
+        f"{converted['folder']}"
+    )
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(
+        box=None,
+        padding=(0, 2, 0, 0),
+        header_style="dim",
+        title=title,
+        title_justify="left",
+        title_style="bold",
+    )
+    for nth, column in enumerate(columns):
+        table.add_column(column, justify="right" if nth else "left", overflow="fold")
+    return table
+
+
+def _installed(report: dict[str, Any]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_row("safe-integrations", report["version"])
+    table.add_row("python", report["python"])
+    for package, version in (report["packages"] | report["extras"]).items():
+        table.add_row(package, version or "no")
+    for name, there in report["embedded_models"].items():
+        table.add_row(f"{name} (embedded)", "yes" if there else "no")
+    return table
+
+
+def _models(usable: list[dict[str, Any]]) -> Table:
+    table = _table("Models", "model", "role", "dtype", "tokens", "window", "weights", "KV / 1,000")
+    for m in usable:
+        window = m["context_window"]
+        table.add_row(
+            m["name"],
+            m["role"],
+            m["dtype"],
+            f"{m['vocabulary']:,}",
+            f"{window:,}" if window < 1 << 40 else "any",
+            _size(m["weight_bytes"]),
+            _size(m["kv_bytes_per_1000_tokens"]),
+        )
+    return table
+
+
+def _fit(pair: dict[str, Any]) -> Table:
+    table = _table(
+        f"Places where {pair['verifier']} can check {pair['drafter']}",
+        *("text", "drafter's tokens", "common ends", "share", "bytes between"),
+    )
+    for kind, sample in pair["samples"].items():
+        table.add_row(
+            kind,
+            str(sample["drafter_boundaries"]),
+            str(sample["common_boundaries"]),
+            f"{sample['share']:.0%}",
+            f"{sample['bytes_between_common']:.1f}",
+            style="bold" if kind == "all" else None,
+        )
+    return table
+
+
+def _memory_line(memory: dict[str, Any]) -> str:
+    needed, available = memory["weight_bytes"], memory["available_bytes"]
+    line = (
+        f"Memory: {_size(needed)} for weights, {_size(memory['kv_bytes_per_1000_tokens'])} per "
+        f"1,000 tokens; {_size(available)} available"
+    )
+    if needed and available and needed > available:
+        line += ": NOT ENOUGH; try --dtype bfloat16 or smaller models"
+    return line
+
+
+def _size(count: int | None) -> str:
+    if count is None:
+        return "unknown"
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

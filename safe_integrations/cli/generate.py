@@ -1,0 +1,47 @@
+"""`safe-integrations generate`."""
+
+from __future__ import annotations
+
+from safe_integrations.cli import options as o
+from safe_integrations.cli.knobs import knobs
+from safe_integrations.cli.render import err, facts, legend, model_table, print_json, stream
+from safe_integrations.config import EnsembleConfig, GenerationConfig
+
+
+@knobs({"config": EnsembleConfig, "options": GenerationConfig}, without=o.WITHOUT)
+def generate(
+    prompt: o.Prompt,
+    *,
+    config: EnsembleConfig,
+    options: GenerationConfig,
+    system: o.System = None,
+    json_schema: o.SchemaFile = None,
+    regex: o.Pattern = None,
+    drafter: o.Drafter = None,
+    verifier: o.Verifiers = None,
+    dtype: o.Dtype = None,
+    device: o.Device = None,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Write one answer with several models; show where they were ensembled.
+
+    The answer goes to stdout as it is written, everything about it to stderr.
+    """
+    from safe_integrations.result import Result
+
+    messages = o.messages_of(prompt, system)
+    options = o.with_format(options, json_schema, regex)
+    engine = o.open_engine(o.models_of(drafter, verifier, dtype, device), config, quiet)
+    events = engine.generate(messages, options)
+    if as_json:
+        print_json(Result.of(events).to_dict())
+        return
+    result = Result.of(stream(events))
+    if not quiet:
+        console = err()
+        console.print()
+        console.print(legend(result.statistics, console))
+        console.print(facts(result), style="dim")
+        console.print()
+        console.print(model_table(result.statistics))

@@ -1,0 +1,167 @@
+"""Options that several commands share, and the engine and messages they stand for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from safe_integrations.cli.knobs import read_json
+from safe_integrations.cli.render import progress
+from safe_integrations.config import EnsembleConfig, GenerationConfig, JsonSchema, Regex
+from safe_integrations.errors import InvalidArgumentError
+from safe_integrations.messages import Message
+
+if TYPE_CHECKING:
+    from safe_integrations.backends.loading import ModelSpec
+    from safe_integrations.engine import SafeEngine
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models that a command line names; None for the embedded ones."""
+
+    drafter: ModelSpec | None
+    verifiers: Sequence[ModelSpec] | None
+
+
+WITHOUT = ("response_format", "tools", "tool_choice", "parallel_tool_calls")
+"""Fields of GenerationConfig that have options of their own, or no use on a command line."""
+
+Prompt = Annotated[str, typer.Argument(help='What to ask; "-" reads it from stdin.')]
+System = Annotated[str | None, typer.Option(help="A system message.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Write nothing on stderr but errors.")]
+Drafter = Annotated[
+    str | None,
+    typer.Option(
+        help="The model that writes ahead: a hub id, folder, GGUF file, or repository:file.gguf. "
+        "Without any model named: the embedded default pair.",
+        rich_help_panel="Models",
+    ),
+]
+Verifiers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--verifier",
+        help="A model that checks the draft; repeatable. A drafter without one writes alone.",
+        rich_help_panel="Models",
+    ),
+]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"] | None,
+    typer.Option(
+        help="Type of the weights; auto takes the checkpoint's own.", rich_help_panel="Models"
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps, ...", rich_help_panel="Models"),
+]
+SchemaFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--json-schema",
+        help="A file with the JSON schema that the answer must follow.",
+        rich_help_panel="Generation",
+    ),
+]
+Pattern = Annotated[
+    str | None,
+    typer.Option(
+        "--regex",
+        help="The regular expression that the answer must match.",
+        rich_help_panel="Generation",
+    ),
+]
+
+
+def messages_of(prompt: str, system: str | None) -> list[Message]:
+    """The conversation that a command line asks for."""
+    if prompt == "-":
+        try:
+            prompt = sys.stdin.buffer.read().decode().removesuffix("\n")
+        except UnicodeDecodeError as error:
+            raise InvalidArgumentError("prompt", "-", f"stdin is not UTF-8: {error}") from None
+    if not prompt:
+        raise InvalidArgumentError("prompt", prompt, "write something to answer")
+    asked = Message("user", prompt)
+    return [asked] if system is None else [Message("system", system), asked]
+
+
+def with_format(
+    options: GenerationConfig, schema: Path | None, pattern: str | None
+) -> GenerationConfig:
+    """Adds what the answer must look like."""
+    if schema is not None and pattern is not None:
+        raise InvalidArgumentError("--regex", pattern, "give --json-schema or --regex, not both")
+    if schema is not None:
+        try:
+            text = schema.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidArgumentError("--json-schema", str(schema), str(error)) from None
+        document = read_json("--json-schema", text)
+        return options.model_copy(update={"response_format": JsonSchema(schema=document)})
+    if pattern is not None:
+        return options.model_copy(update={"response_format": Regex(pattern=pattern)})
+    return options
+
+
+def models_of(
+    drafter: str | None,
+    verifiers: list[str] | None,
+    dtype: str | None,
+    device: str | None,
+) -> Models:
+    """What to load for the options of a command.
+
+    Naming nothing means the embedded pair; a drafter named alone writes alone.
+    """
+    if (drafter, verifiers or None, dtype, device) == (None, None, None, None):
+        return Models(None, None)
+    from safe_integrations.backends.embedded import DEFAULT_DRAFTER, DEFAULT_VERIFIERS
+
+    if not verifiers:
+        verifiers = [] if drafter else list(DEFAULT_VERIFIERS)
+    return Models(
+        _spec(drafter or DEFAULT_DRAFTER, dtype, device),
+        [_spec(verifier, dtype, device) for verifier in verifiers],
+    )
+
+
+def _spec(named: str, dtype: str | None, device: str | None) -> ModelSpec:
+    """Reads the name of a model; `repository:file.gguf` is one of the files of a repository."""
+    from safe_integrations.backends.loading import ModelSpec
+
+    given: dict[str, Any] = {"dtype": dtype, "device": device}
+    repository, colon, file = named.rpartition(":")
+    if colon and len(repository) > 1 and file.endswith(".gguf"):  # and not a Windows drive
+        given |= {"source": repository, "gguf_file": file}
+    else:
+        given["source"] = named
+    return ModelSpec(**{name: value for name, value in given.items() if value is not None})
+
+
+def open_engine(models: Models, config: EnsembleConfig, quiet: bool) -> SafeEngine:
+    """Loads the models that were named, or the default pair."""
+    from safe_integrations import loading
+
+    with progress(quiet) as tell:
+        return loading.load_engine(
+            models.drafter, models.verifiers, config=config, on_progress=tell
+        )
+
+
+def named(models: Models) -> list[ModelSpec]:
+    """What would be loaded, drafter first; the embedded pair where nothing was named."""
+    from safe_integrations.backends.embedded import DEFAULT_DRAFTER, DEFAULT_VERIFIERS
+
+    if models.drafter is None:
+        return [_spec(name, None, None) for name in (DEFAULT_DRAFTER, *DEFAULT_VERIFIERS)]
+    return [models.drafter, *(models.verifiers or ())]

@@ -1,0 +1,194 @@
+"""The notebook view: safe to embed, complete, and readable where half characters meet."""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+from html.parser import HTMLParser
+
+import pytest
+
+from safe_integrations.html import provenance_html
+from safe_integrations.result import Result
+from safe_integrations.spans import SpanReader, spans
+from safe_integrations.tokens import END
+from safe_integrations.trace import Candidate, ModelStatistics, Piece, Statistics, Verdict, Vote
+
+VOTES = (
+    Vote("org/drafter", b" cat", 0.25, b" <dog>", 0.5),
+    Vote("org/verifier", b" c", 0.125, b"\xf0\x9f", 0.75),
+)
+CANDIDATES = (
+    Candidate(b" <dog>", 0.625, (0.5, 0.75)),
+    Candidate(b" cat", 0.25, (0.25, 0.25)),
+    Candidate(END, 0.125, (0.25, 0.0)),
+)
+
+
+def pieces_of(*tokens: tuple[bytes, Verdict]) -> tuple[Piece, ...]:
+    """Pieces that follow each other; ensembled ones have candidates."""
+    pieces: list[Piece] = []
+    at = 0
+    for token, verdict in tokens:
+        end = at + (0 if token == END else len(token))
+        piece = Piece(at, end, token, token, verdict)
+        if piece.ensembled:
+            piece = Piece(at, end, token, b" cat", verdict, VOTES, CANDIDATES)
+        pieces.append(piece)
+        at = end
+    return tuple(pieces)
+
+
+def result_of(pieces: tuple[Piece, ...], text: str | None = None) -> Result:
+    """A finished answer of two models."""
+    written = b"".join(p.written for p in pieces if p.written != END)
+    models = [ModelStatistics("org/drafter", 3, 1, 5, 7, 0.5), ModelStatistics("org/verifier", 4)]
+    return Result(
+        written.decode() if text is None else text,
+        "stop",
+        Statistics(tokens=len(pieces), judged=len(pieces), seconds=1.0, models=models),
+        pieces,
+    )
+
+
+class _Reader(HTMLParser):
+    """Collects the visible text of the answer, the tooltips, tags and attributes."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str | None]] = []
+        self.open: list[tuple[str, str]] = []
+        self.answer = ""
+        self.tips: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += attrs
+        self.open.append((tag, dict(attrs).get("class") or ""))
+        if "safe-tip" in self.open[-1][1]:
+            assert ("hidden", None) in attrs
+            self.tips.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, data: str) -> None:
+        inside = [name for _, name in self.open]
+        if any("safe-tip" in name for name in inside):
+            self.tips[-1] += data
+        elif "safe-text" in inside:
+            self.answer += data
+
+
+def read(html: str) -> _Reader:
+    """Parses; every tag must be closed in order."""
+    reader = _Reader()
+    reader.feed(html)
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+V = Verdict
+ANSWERS = {
+    "plain": pieces_of((b"A", V.UNANIMOUS), (b" cat", V.CHANGED), (b".", V.CONFIRMED)),
+    "markup": pieces_of((b"<b>&amp;", V.CHANGED), (b'"</div><script>', V.UNSAFE)),
+    "emoji": pieces_of((b" \xf0", V.CHANGED), (b"\x9f\x98", V.UNANIMOUS), (b"\x80!", V.UNSAFE)),
+    "chinese": pieces_of(
+        ("你好".encode(), V.MAJORITY), (b"\xe4\xbd", V.UNSAFE), (b"\xa0", V.CONFIRMED)
+    ),
+    "combining": pieces_of((b"e", V.UNANIMOUS), ("\u0301".encode(), V.CHANGED)),
+    "newlines": pieces_of((b"a\n\n", V.CONFIRMED), (b"\n", V.CHANGED), (b"  b", V.UNVERIFIED)),
+    "end": pieces_of((b"Yes", V.UNANIMOUS), (END, V.CHANGED)),
+    "empty": (),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_every_character_is_shown_exactly_once(name: str) -> None:
+    result = result_of(ANSWERS[name])
+    assert read(provenance_html(result)).answer == result.text
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_spans_join_to_the_text_and_name_every_piece(name: str) -> None:
+    pieces = ANSWERS[name]
+    found = list(spans(pieces, result_of(pieces).text))
+    assert "".join(span.text for span in found) == result_of(pieces).text
+    assert {id(p) for span in found for p in span.pieces} == {id(p) for p in pieces}
+
+
+def test_a_shared_character_names_all_its_pieces_and_the_loudest_verdict() -> None:
+    found = list(spans(ANSWERS["emoji"], " 😀!"))
+    assert [(s.text, len(s.pieces), s.verdict) for s in found] == [
+        (" ", 1, V.CHANGED),
+        ("😀!", 3, V.CHANGED),
+    ]
+
+
+def test_characters_come_as_soon_as_they_are_whole() -> None:
+    reader = SpanReader()
+    first, second, third = ANSWERS["emoji"]
+    assert reader.push(first).text == " "  # type: ignore[union-attr]
+    assert reader.push(second) is None
+    assert reader.push(third).text == "😀!"  # type: ignore[union-attr]
+
+
+def test_nothing_of_the_answer_becomes_markup() -> None:
+    reader = read(provenance_html(result_of(ANSWERS["markup"])))
+    assert reader.tags <= {
+        *("div", "style", "span", "mark", "u", "b", "i", "code"),
+        *("table", "tr", "th", "td"),
+    }
+    assert not {name for name, _ in reader.attributes} & {"src", "href", "onclick", "onerror"}
+
+
+def test_nothing_is_loaded_from_elsewhere() -> None:
+    html = provenance_html(result_of(ANSWERS["plain"]))
+    assert "url(" not in html and "http" not in html and "@import" not in html
+
+
+def test_every_style_rule_is_scoped() -> None:
+    style = re.search("<style>(.*?)</style>", provenance_html(result_of(())), re.DOTALL)
+    assert style is not None
+    selectors = [rule.rpartition("}")[2].strip() for rule in style[1].split("{")[:-1]]
+    assert all(s.startswith(".safe-answer") for s in selectors if s)
+
+
+def test_a_tooltip_tells_votes_and_candidates() -> None:
+    changed = pieces_of((b" <dog>", V.CHANGED))
+    (tip,) = read(provenance_html(result_of(changed))).tips
+    for told in (
+        *("changed", "␣cat", "␣<dog>", "drafter", "verifier", "25.0%", "50.0%", "12.5%", "75.0%"),
+        *("62.5%", "end", "\\xf0\\x9f"),
+    ):
+        assert told in tip
+
+
+def test_ensembled_pieces_can_be_reached_with_the_keyboard() -> None:
+    html = provenance_html(result_of(ANSWERS["plain"]))
+    assert html.count('tabindex="0"') == 2
+
+
+def test_many_candidates_are_cut() -> None:
+    many = tuple(Candidate(b"c%d" % i, 0.01, (0.01, 0.01)) for i in range(30))
+    piece = Piece(0, 2, b"c0", b"x", V.CHANGED, VOTES, many)
+    (tip,) = read(provenance_html(result_of((piece,)))).tips
+    assert "c5" in tip and "c6" not in tip and "and 24 more" in tip
+
+
+def test_text_cut_by_a_stop_string_stays_cut() -> None:
+    pieces = pieces_of((b"one ", V.UNANIMOUS), (b"two STOP three", V.CONFIRMED))
+    assert read(provenance_html(result_of(pieces, "one two "))).answer == "one two "
+
+
+def test_control_characters_are_made_visible() -> None:
+    pieces = pieces_of((b"a\x00\x1b[31m\r", V.UNANIMOUS))
+    assert read(provenance_html(result_of(pieces))).answer == "a␀␛[31m␍"
+
+
+def test_a_notebook_finds_it() -> None:
+    result = result_of(ANSWERS["plain"])
+    assert result._repr_html_() == provenance_html(result)
+    assert "0.50" in unescape(result._repr_html_()) and "7" in result._repr_html_()
