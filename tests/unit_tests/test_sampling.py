@@ -95,7 +95,9 @@ def member(name: str, script: Script, order: int = 1) -> ScriptedMember:
 @pytest.mark.parametrize(
     ("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.7, 0.8)], ids=["plain", "cool", "top_p"]
 )
-def test_a_model_ensembled_with_itself_is_sampled_as_it_is(temperature: float, top_p: float) -> None:
+def test_a_model_ensembled_with_itself_is_sampled_as_it_is(
+    temperature: float, top_p: float
+) -> None:
     """The second member lists the same tokens in another order, so nothing is shared by ids."""
     options = GenerationConfig(temperature=temperature, top_p=top_p)
     script = moody(1)

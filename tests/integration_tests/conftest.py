@@ -1,0 +1,33 @@
+"""The two real models, loaded once for the whole run."""
+
+from __future__ import annotations
+
+import pytest
+
+from safe_integrations.backends.loading import LoadedModel, ModelSpec, load_model
+from safe_integrations.backends.transformers import TransformersMember
+from safe_integrations.loading import load_member
+
+
+@pytest.fixture(scope="session")
+def smollm2_model() -> LoadedModel:
+    return load_model(ModelSpec(source="smollm2-135m"))
+
+
+@pytest.fixture(scope="session")
+def gemma3_model() -> LoadedModel:
+    return load_model(ModelSpec(source="gemma3-270m"))
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_model: LoadedModel) -> TransformersMember:
+    member = load_member(smollm2_model)
+    assert isinstance(member, TransformersMember)
+    return member
+
+
+@pytest.fixture(scope="session")
+def gemma3(gemma3_model: LoadedModel) -> TransformersMember:
+    member = load_member(gemma3_model)
+    assert isinstance(member, TransformersMember)
+    return member

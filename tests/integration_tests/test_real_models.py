@@ -1,0 +1,189 @@
+"""The engine on two real models, against transformers and against the oracle.
+
+A few prompts each, so that the suite stays short. `make eval` sets the variables below and runs
+the same tests on all that issue 2 asks for; its results are in docs/evaluation.md.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from safe_integrations.backends.loading import LoadedModel
+from safe_integrations.backends.transformers import TransformersMember
+from safe_integrations.config import EnsembleConfig, GenerationConfig
+from safe_integrations.engine import SafeEngine
+from safe_integrations.loading import load_member
+from safe_integrations.messages import as_messages
+from safe_integrations.tokens import END
+from tests.oracle import Oracle
+from tests.prompts import PROMPTS
+
+SELF_PROMPTS = int(os.environ.get("SAFE_EVAL_SELF", "2"))
+SELF_TOKENS = int(os.environ.get("SAFE_EVAL_SELF_TOKENS", "30"))
+ORACLE_PROMPTS = int(os.environ.get("SAFE_EVAL_ORACLE", "1"))
+ORACLE_TOKENS = int(os.environ.get("SAFE_EVAL_ORACLE_TOKENS", "16"))
+WINDOW_PROMPTS = int(os.environ.get("SAFE_EVAL_LOOKAHEAD", "2"))
+WINDOW_TOKENS = int(os.environ.get("SAFE_EVAL_LOOKAHEAD_TOKENS", "24"))
+LOOKAHEADS = (3, 5, 8, 16) if WINDOW_PROMPTS > 2 else (3, 8)
+
+NOISE = 1e-4
+"""What batching differently may do to a float32 probability: decisions nearer than this may flip."""
+
+LONG = " ".join(f"Line {i}: the {PROMPTS[i % 40]}" for i in range(40))
+"""More than 600 tokens for either model: longer than Gemma's sliding window of 512."""
+
+
+@pytest.fixture(params=["smollm2", "gemma3"])
+def model(request: pytest.FixtureRequest) -> LoadedModel:
+    loaded: LoadedModel = request.getfixturevalue(f"{request.param}_model")
+    return loaded
+
+
+def greedy(loaded: LoadedModel, member: TransformersMember, prompt: str, tokens: int) -> list[bytes]:
+    """What transformers' own `generate` writes, as bytes."""
+    ids = member.render(as_messages(prompt))
+    out = loaded.model.generate(
+        torch.tensor([ids]), max_new_tokens=tokens, do_sample=False, attention_mask=None
+    )
+    return [member.tokens.symbol(i) for i in out[0, len(ids) :].tolist()]
+
+
+def written(engine: SafeEngine, prompt: str, tokens: int) -> list[bytes]:
+    result = engine.complete(prompt, GenerationConfig(max_tokens=tokens))
+    return [piece.written for piece in result.pieces]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS[:SELF_PROMPTS])
+def test_a_model_verified_by_itself_writes_what_generate_writes(
+    model: LoadedModel, prompt: str
+) -> None:
+    """Likewise with no verifier at all. Token for token, END included."""
+    member = load_member(model)
+    assert isinstance(member, TransformersMember)
+    expected = greedy(model, member, prompt, SELF_TOKENS)
+    assert written(SafeEngine(member), prompt, SELF_TOKENS) == expected
+    assert written(SafeEngine(member, [load_member(model)]), prompt, SELF_TOKENS) == expected
+
+
+def test_behind_the_sliding_window_it_still_writes_what_generate_writes(
+    gemma3_model: LoadedModel,
+) -> None:
+    """A cache that forgets what left the window, or masks it wrongly, changes the text."""
+    member = load_member(gemma3_model)
+    assert isinstance(member, TransformersMember)
+    assert len(member.render(as_messages(LONG))) > 600
+    expected = greedy(gemma3_model, member, LONG, 12)
+    assert written(SafeEngine(member, [load_member(gemma3_model)]), LONG, 12) == expected
+
+
+@pytest.mark.parametrize("prompt", ["Why?", LONG], ids=["short", "behind the window"])
+def test_cached_equals_recomputed_after_rejections(model: LoadedModel, prompt: str) -> None:
+    """Random cuts and rewrites, as rejected drafts make them; deeper than the last pass, too."""
+    member = load_member(model)
+    assert isinstance(member, TransformersMember)
+    ids = member.render(as_messages(prompt))
+    rng = random.Random(7)
+    text = member.tokens.encode(" ".join(PROMPTS[:4]).encode())
+    session = member.start(ids)
+    answer: list[int] = []
+    for _ in range(12):
+        del answer[rng.randint(max(0, len(answer) - 9), len(answer)) :]
+        since = len(answer) - rng.randint(0, min(2, len(answer)))
+        answer += rng.choices(text, k=rng.randint(1, 6))
+        cached = session.score(answer, since)[-1].dense()
+    fresh = load_member(model).start(ids).score(answer, len(answer))[-1].dense()
+    np.testing.assert_allclose(np.exp(cached), np.exp(fresh), atol=NOISE)
+    finite = np.isfinite(fresh)
+    np.testing.assert_allclose(cached[finite], fresh[finite], atol=2e-3)
+
+
+@pytest.mark.parametrize("method", ["unite", "gac"])
+@pytest.mark.parametrize("prompt", PROMPTS[:ORACLE_PROMPTS])
+def test_two_models_write_what_the_oracle_writes(
+    smollm2: TransformersMember, gemma3: TransformersMember, prompt: str, method: str
+) -> None:
+    """Identical text and verdicts, wherever no decision hangs on float noise."""
+    config = EnsembleConfig(method=method)
+    options = GenerationConfig(max_tokens=ORACLE_TOKENS)
+    result = SafeEngine(smollm2, [gemma3], config).complete(prompt, options)
+    expected = Oracle([smollm2, gemma3], config, options).write(prompt)
+    if expected.margin < NOISE:
+        pytest.skip(f"a decision hangs on {expected.margin:.1e}")
+    assert result.text == expected.text
+    assert result.finish_reason == expected.finish_reason
+    assert [(p.start, p.proposed, p.written, p.verdict) for p in result.pieces] == [
+        (j.start, j.proposed, j.written, j.verdict) for j in expected.judged
+    ]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS[-WINDOW_PROMPTS:])
+def test_the_lookahead_does_not_change_the_text(
+    smollm2: TransformersMember, gemma3: TransformersMember, prompt: str
+) -> None:
+    texts = {
+        SafeEngine(smollm2, [gemma3], EnsembleConfig(lookahead=n))
+        .complete(prompt, GenerationConfig(max_tokens=WINDOW_TOKENS))
+        .text
+        for n in LOOKAHEADS
+    }
+    assert len(texts) == 1
+
+
+def test_threads_that_share_the_models_do_not_disturb_each_other(
+    smollm2: TransformersMember, gemma3: TransformersMember
+) -> None:
+    engine = SafeEngine(smollm2, [gemma3])
+    options = GenerationConfig(max_tokens=8)
+    alone = [engine.complete(prompt, options).text for prompt in PROMPTS[:3]]
+    together: dict[int, str] = {}
+
+    def answer(i: int) -> None:
+        together[i] = engine.complete(PROMPTS[i], options).text
+
+    threads = [threading.Thread(target=answer, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [together[i] for i in range(3)] == alone
+
+
+def test_a_second_question_over_the_same_context_computes_only_what_is_new(
+    smollm2_model: LoadedModel, gemma3_model: LoadedModel
+) -> None:
+    """Also for the verifier; and the answer is that of fresh models."""
+    options = GenerationConfig(max_tokens=6)
+    context = " ".join(PROMPTS[:12])
+
+    def engine() -> SafeEngine:
+        return SafeEngine(load_member(smollm2_model), [load_member(gemma3_model)])
+
+    used = engine()
+    used.complete(f"{context}\nWhich of these is about tea?", options)
+    second = used.complete(f"{context}\nWhich of these is about cats?", options)
+    for model in second.statistics.models:
+        assert model.reused_tokens > 0.8 * model.prompt_tokens
+    assert second.text == engine().complete(f"{context}\nWhich of these is about cats?", options).text
+
+
+def test_nothing_accepted_is_forwarded_again(
+    smollm2: TransformersMember, gemma3: TransformersMember
+) -> None:
+    """Cost counters that no noise can move: what was drafted, and what a change made stale."""
+    options = GenerationConfig(max_tokens=40)
+    result = SafeEngine(smollm2, [gemma3]).complete(PROMPTS[0], options)
+    s = result.statistics
+    drafter, verifier = s.models
+    assert drafter.forwarded_tokens <= drafter.prompt_tokens - drafter.reused_tokens + s.drafted + (
+        s.changed * 3  # a winner may be several drafter tokens
+    )
+    generated = gemma3.tokens.encode(result.text.encode())
+    fresh = verifier.prompt_tokens - verifier.reused_tokens
+    assert verifier.forwarded_tokens - fresh <= len(generated) + s.changed * 6
+    assert result.pieces[-1].written == END or result.finish_reason == "length"

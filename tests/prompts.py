@@ -1,0 +1,48 @@
+"""Forty questions of the kinds people ask, in several scripts. All written for this project."""
+
+from __future__ import annotations
+
+from typing import Final
+
+PROMPTS: Final = (
+    "A baker sells 12 loaves in the morning and half as many in the afternoon. How many in a day?",
+    "What is the capital of France, and why do people visit it?",
+    "Write a short poem about the sea.",
+    "Explain what a neural network is to a child.",
+    "List five fruits with one sentence each.",
+    "写一句关于春天的话。",
+    "What does the Python expression `[i**2 for i in range(5)]` give?",
+    "Translate 'good morning' into French, German and Spanish.",
+    "Who was Marie Curie?",
+    "Give me a simple recipe for pancakes.",
+    "Describe the water cycle in four steps.",
+    "Tell me a joke about cats 😺 with an emoji in it.",
+    "A train travels 60 km in 45 minutes. What is its speed in km/h?",
+    "Why is the sky blue?",
+    "Write a Python function that reverses a string.",
+    "Summarise the story of Romeo and Juliet in two sentences.",
+    "What is the difference between a virus and a bacterium?",
+    "Name three countries in South America and their capitals.",
+    "Как приготовить чай?",
+    "If 3 pencils cost 1.50 dollars, how much do 7 pencils cost?",
+    "Write an e-mail to a colleague to move a meeting to Friday.",
+    "What are the primary colours?",
+    "Explain photosynthesis in simple words.",
+    "Give three tips for sleeping better.",
+    "日本の首都はどこですか？",
+    "What happens when you mix vinegar and baking soda?",
+    "Complete the sentence: The old man looked at the mountain and",
+    "Write a JSON object that describes a dog with a name and an age.",
+    "How many days are there in a leap year, and why?",
+    "What is the plural of 'mouse', 'child' and 'goose'?",
+    "Write a haiku about autumn.",
+    "Convert 100 degrees Fahrenheit to Celsius.",
+    "What is a good name for a bakery? Give me four ideas.",
+    "Explain the rules of tic-tac-toe.",
+    "Tom is older than Ann, and Ann is older than Ben. Who is the youngest?",
+    "Écris une phrase sur l'été à la plage.",
+    "What is the largest planet, and how large is it?",
+    "Write a SQL query that counts the rows of a table called users.",
+    "What should I pack for a weekend in the mountains?",
+    "Is 97 a prime number? Explain.",
+)

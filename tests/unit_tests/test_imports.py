@@ -1,0 +1,67 @@
+"""Importing costs nothing, and what is public stays public."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import safe_integrations
+
+HEAVY = ("torch", "transformers", "tokenizers", "langchain_core", "llama_index", "opentelemetry")
+
+
+def imported_by(code: str) -> set[str]:
+    """Top-level modules loaded by a program in a fresh interpreter."""
+    probe = f"{code}\nimport sys\nprint('\\n'.join({{m.split('.')[0] for m in sys.modules}}))"
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=60
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import safe_integrations",
+        "from safe_integrations import SafeEngine, EnsembleConfig, Message, Result",
+        """
+from safe_integrations import SafeEngine
+from safe_integrations.testing import ScriptedMember, follows
+members = [ScriptedMember("m", [], follows(b"ok")) for _ in range(2)]
+assert SafeEngine(members[0], members[1:]).complete("Go.").text == "ok"
+""",
+    ],
+    ids=["the package", "its names", "a whole generation"],
+)
+def test_nothing_heavy_is_imported(code: str) -> None:
+    """torch takes seconds to import; a pipeline's tests on scripted members need none of it."""
+    assert imported_by(code) & set(HEAVY) == set()
+
+
+def test_importing_the_package_needs_the_standard_library_only() -> None:
+    assert imported_by("import safe_integrations") & {"numpy", "pydantic"} == set()
+
+
+def test_public_names() -> None:
+    """Adding one is a decision, taking one away breaks people."""
+    assert sorted(safe_integrations.__all__) == [
+        "EnsembleConfig",
+        "GenerationConfig",
+        "Message",
+        "Result",
+        "SafeEngine",
+        "SafeError",
+        "load_engine",
+    ]
+
+
+@pytest.mark.parametrize("name", [n for n in safe_integrations.__all__ if n != "load_engine"])
+def test_public_name_is_there(name: str) -> None:
+    assert getattr(safe_integrations, name).__name__ == name
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'SaveEngine'"):
+        _ = safe_integrations.SaveEngine

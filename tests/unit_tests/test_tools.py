@@ -1,0 +1,564 @@
+"""Calls of tools: read from what models write, streamed, described as plain text, enforced."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from itertools import count
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from safe_integrations.config import (
+    Choice,
+    GenerationConfig,
+    Grammar,
+    JsonSchema,
+    Regex,
+    ResponseFormat,
+    Tool,
+)
+from safe_integrations.constraint import Cursor
+from safe_integrations.errors import InvalidArgumentError
+from safe_integrations.messages import Message
+from safe_integrations.testing import ScriptedMember, follows
+from safe_integrations.tools import (
+    InvalidToolCall,
+    ParsedAnswer,
+    ToolCall,
+    ToolCallDelta,
+    ToolCallStream,
+    constraint_for,
+    new_call_id,
+    parse,
+    plain_assistant_call,
+    plain_tool_prompt,
+    plain_tool_result,
+    render_tools_plainly,
+    template_supports_tools,
+)
+
+WEATHER = Tool(
+    name="get_weather",
+    description="Wetter für eine Stadt",
+    parameters={
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "days": {"type": "integer", "minimum": 1}},
+        "required": ["city"],
+    },
+)
+NESTED = Tool(
+    name="größe.setzen",
+    parameters={
+        "type": "object",
+        "properties": {"maß": {"$ref": "#/$defs/Maß"}, "notes": {"type": "array"}},
+        "required": ["maß"],
+        "$defs": {
+            "Maß": {
+                "type": "object",
+                "properties": {"höhe": {"type": "number"}, "einheit": {"enum": ["cm", "m"]}},
+                "required": ["höhe", "einheit"],
+                "additionalProperties": False,
+            }
+        },
+    },
+)
+NOTHING = Tool(name="now")
+TOOLS = (WEATHER, NESTED, NOTHING)
+
+
+def written(name: str, arguments: object, key: str = "arguments") -> str:
+    return json.dumps({"name": name, key: arguments}, ensure_ascii=False)
+
+
+def tagged(name: str, arguments: object) -> str:
+    return f"<tool_call>\n{written(name, arguments)}\n</tool_call>"
+
+
+def found(answer: ParsedAnswer) -> list[tuple[str, dict[str, Any]]]:
+    return [(call.name, call.arguments) for call in answer.calls]
+
+
+PARIS = ("get_weather", {"city": "Paris"})
+OSLO = ("get_weather", {"city": "Oslo", "days": 3})
+
+
+# Reading
+
+FORMS = {
+    "hermes": (tagged(*PARIS), "", [PARIS]),
+    "hermes on one line": (f"<tool_call>{written(*PARIS)}</tool_call>", "", [PARIS]),
+    "hermes with text": (f"Let me look.\n\n{tagged(*PARIS)}\n", "Let me look.", [PARIS]),
+    "hermes twice": (f"{tagged(*PARIS)}\n{tagged(*OSLO)}", "", [PARIS, OSLO]),
+    "text behind": (f"{tagged(*PARIS)}\nOne moment.", "One moment.", [PARIS]),
+    "no closing tag": (f"<tool_call>\n{written(*PARIS)}", "", [PARIS]),
+    "next call without closing": (
+        f"<tool_call>\n{written(*PARIS)}\n{tagged(*OSLO)}",
+        "",
+        [PARIS, OSLO],
+    ),
+    "one brace too many": (f"<tool_call>\n{written(*PARIS)}}}\n</tool_call>", "", [PARIS]),
+    "parameters": (f"<tool_call>{written(*PARIS, 'parameters')}</tool_call>", "", [PARIS]),
+    "arguments first": (
+        '<tool_call>{"arguments": {"city": "Paris"}, "name": "get_weather"}</tool_call>',
+        "",
+        [PARIS],
+    ),
+    "arguments as text": (
+        tagged("get_weather", json.dumps({"city": "Paris"})),
+        "",
+        [PARIS],
+    ),
+    "no arguments": ('<tool_call>{"name": "now"}</tool_call>', "", [("now", {})]),
+    "null arguments": (tagged("now", None), "", [("now", {})]),
+    "unknown tool in tags": (tagged("nope", {}), "", [("nope", {})]),
+    "raw newline in a string": (
+        '<tool_call>{"name": "get_weather", "arguments": {"city": "A\nB"}}</tool_call>',
+        "",
+        [("get_weather", {"city": "A\nB"})],
+    ),
+    "llama": (written(*PARIS, "parameters"), "", [PARIS]),
+    "llama with type": (
+        '{"type": "function", "name": "get_weather", "parameters": {"city": "Paris"}}',
+        "",
+        [PARIS],
+    ),
+    "llama twice": (f"{written(*PARIS)}; {written(*OSLO)}", "", [PARIS, OSLO]),
+    "plain": (f"  {written(*PARIS)}\n", "", [PARIS]),
+    "plain list": (f"[{written(*PARIS)},\n{written(*OSLO)}]", "", [PARIS, OSLO]),
+    "fenced": (f"```json\n{written(*PARIS)}\n```", "", [PARIS]),
+    "fenced without language": (f"```\n{written(*PARIS)}\n```\n", "", [PARIS]),
+    "mistral": (f"[TOOL_CALLS] [{written(*PARIS)}, {written(*OSLO)}]", "", [PARIS, OSLO]),
+    "mistral without space": (f"[TOOL_CALLS][{written(*PARIS)}]", "", [PARIS]),
+    "mistral with text": (f"Sure.[TOOL_CALLS] [{written(*PARIS)}]", "Sure.", [PARIS]),
+    "unicode": (
+        tagged("größe.setzen", {"maß": {"höhe": 1.5, "einheit": "m"}, "notes": ["名前 😀"]}),
+        "",
+        [("größe.setzen", {"maß": {"höhe": 1.5, "einheit": "m"}, "notes": ["名前 😀"]})],
+    ),
+    "tags and braces in strings": (
+        tagged("get_weather", {"city": '</tool_call> }{ "]<tool_call>\\'}),
+        "",
+        [("get_weather", {"city": '</tool_call> }{ "]<tool_call>\\'})],
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_calls(form: str) -> None:
+    text, rest, calls = FORMS[form]
+    answer = parse(text, TOOLS)
+    assert (answer.text, found(answer), answer.invalid) == (rest, calls, ())
+
+
+PLAIN = [
+    "",
+    " \n",
+    "  Hello, world.\n",
+    '{"city": "Paris"}',
+    written("nope", {"city": "Paris"}),
+    f"Call it like this: {written(*PARIS)}",
+    f"{written(*PARIS)} is how to call it.",
+    f"Here:\n```json\n{written(*PARIS)}\n```",
+    f"[{written(*PARIS)}, 3]",
+    "```python\nprint(1)\n```",
+    "[1, 2, 3]",
+    '{"name": "get_weather", "arguments": ',
+    "a < b, <tool>, <tool_calls>, [TOOL_CALL]",
+    '{"name": "get_weather", "arguments": [1]}',
+]
+
+
+@pytest.mark.parametrize("text", PLAIN)
+def test_text_that_is_no_call_stays_as_it_is(text: str) -> None:
+    assert parse(text, TOOLS) == ParsedAnswer(text)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_without_tools_all_text_is_text(form: str) -> None:
+    text = FORMS[form][0]
+    assert parse(text, ()) == ParsedAnswer(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "arguments", "rest"),
+    [
+        ("<tool_call>get_weather(Paris)</tool_call> ok", None, "get_weather(Paris)", "ok"),
+        ("<tool_call>{'name': 'f'}</tool_call>", None, "{'name': 'f'}", ""),
+        ('<tool_call>{"arguments": {}}</tool_call>', None, "{}", ""),
+        ('<tool_call>{"name": "f", "arguments": [1]}</tool_call>', "f", "[1]", ""),
+        ('<tool_call>{"name": "f", "arguments": {"a": "b', "f", '{"a": "b', ""),
+        ('<tool_call>{"name": "f", "arguments": {"a": 1}\n</tool_call>', "f", None, ""),
+        ('<tool_call>{"name": "f", "arguments": {"a": 01}}</tool_call>', "f", '{"a": 01}', ""),
+        ("<tool_call>", None, "", ""),
+        ("text <tool_call>\n", None, "", "text"),
+        ("[TOOL_CALLS] [{'name': 1}]", None, "{'name': 1}]", ""),
+    ],
+)
+def test_malformed_calls(text: str, name: str | None, arguments: str | None, rest: str) -> None:
+    answer = parse(text, TOOLS)
+    (invalid,) = answer.invalid
+    assert invalid.name == name
+    assert invalid.error
+    assert answer.text == rest
+    assert not answer.calls
+    if arguments is not None and arguments != "[1]":
+        assert invalid.arguments == arguments
+
+
+def test_nesting_beyond_reason_is_no_crash() -> None:
+    deep = "[" * 100_000 + "]" * 100_000
+    call = f'{{"name": "now", "arguments": {{"a": {deep}}}}}'
+    assert parse(call, TOOLS) == ParsedAnswer(call)
+    assert len(parse(f"<tool_call>{call}</tool_call>", TOOLS).invalid) == 1
+
+
+def test_a_malformed_call_does_not_hide_the_next() -> None:
+    answer = parse(f"<tool_call>oops</tool_call>\n{tagged(*PARIS)}", TOOLS)
+    assert [i.arguments for i in answer.invalid] == ["oops"]
+    assert found(answer) == [PARIS]
+
+
+def test_ids_are_fresh() -> None:
+    ids = {new_call_id() for _ in range(100)}
+    assert len(ids) == 100
+    assert all(i.startswith("call_") and len(i) == 29 for i in ids)
+
+
+def test_a_models_own_format_is_asked_first() -> None:
+    def native(text: str) -> dict[str, Any]:
+        function = {"name": "get_weather", "arguments": {"city": "Paris"}}
+        return {"content": "hm", "tool_calls": [{"type": "function", "function": function}]}
+
+    def lost(text: str) -> dict[str, Any]:
+        raise ValueError("does not match")
+
+    answer = parse("<|call|>whatever", TOOLS, native=native)
+    assert (answer.text, found(answer)) == ("hm", [PARIS])
+    assert found(parse(tagged(*PARIS), TOOLS, native=lost)) == [PARIS]
+    assert found(parse(tagged(*PARIS), TOOLS, native=lambda text: None)) == [PARIS]
+
+
+# Streaming
+
+
+def numbered() -> Any:
+    numbers = count()
+    return lambda: f"call_{next(numbers)}"
+
+
+def streamed(chunks: Iterable[str], tools: Sequence[Tool] = TOOLS) -> tuple[Any, ...]:
+    """All pieces of a stream put together: text, calls by their fragments, and the answer."""
+    stream = ToolCallStream(tools, new_id=numbered())
+    pieces = [piece for chunk in chunks for piece in stream.push(chunk)] + stream.finish()
+    text = "".join(piece for piece in pieces if isinstance(piece, str))
+    calls: dict[int, list[Any]] = {}
+    for piece in pieces:
+        if isinstance(piece, ToolCallDelta):
+            if piece.number not in calls:
+                assert piece.id is not None and piece.name is not None
+                calls[piece.number] = [piece.id, piece.name, ""]
+            else:
+                assert (piece.id, piece.name) == (None, None)
+                assert piece.arguments
+            calls[piece.number][2] += piece.arguments
+    return text, list(calls.values()), stream.answer()
+
+
+SNIPPETS = st.sampled_from(
+    [text for text, _, _ in FORMS.values()]
+    + PLAIN
+    + ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "{", "}", '"', "\\", "```", "\n", " ", "<"]
+    + ["é", "text", '{"name": "get_weather"', ', "arguments": {"a": ', "]", ",", "]", "x", "{}"]
+)
+
+
+@given(st.lists(SNIPPETS, max_size=6).map("".join), st.data())
+@example("<tool_call>{x</tool_call><tool_call>", None)
+@example(f"{tagged(*PARIS)} \n x \n {tagged(*PARIS)} y \n", None)
+@example(f"[TOOL_CALLS] [{written(*PARIS)}] \n x \n [TOOL_CALLS] y", None)
+def test_how_text_is_cut_does_not_matter(text: str, data: st.DataObject | None) -> None:
+    whole = parse(text, TOOLS, new_id=numbered())
+    cuts = range(len(text) + 1)
+    if data is not None:
+        cuts = [0, *sorted(data.draw(st.sets(st.sampled_from(range(len(text) + 1))))), len(text)]
+    shown, fragments, answer = streamed(text[a:b] for a, b in zip(cuts, cuts[1:], strict=False))
+    assert answer == whole
+    assert shown == whole.text
+    valid = {call.id: call for call in whole.calls}
+    for call_id, name, arguments in fragments:
+        if call_id in valid:
+            assert valid.pop(call_id) == ToolCall(call_id, name, json.loads(arguments))
+    assert not valid
+
+
+@given(
+    st.dictionaries(
+        st.text(), st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=5)
+    ),
+    st.text(),
+    st.sampled_from([True, False]),
+)
+def test_any_arguments_come_back(arguments: dict[str, Any], before: str, ascii: bool) -> None:
+    call = json.dumps({"name": "now", "arguments": arguments}, ensure_ascii=ascii)
+    answer = parse(f"x{before}\n<tool_call>\n{call}\n</tool_call>", TOOLS)
+    if "[TOOL_CALLS]" not in before and "<tool_call>" not in before:
+        assert found(answer) == [("now", arguments)]
+
+
+def test_text_streams_at_once_but_for_a_possible_tag() -> None:
+    stream = ToolCallStream(TOOLS)
+    assert stream.push("Hello") == ["Hello"]
+    assert stream.push(" <tool") == []
+    assert stream.push("box>!") == [" <toolbox>!"]
+    assert stream.push(" ") == []
+    assert stream.finish() == [" "]
+
+
+def test_arguments_stream_as_they_are_written() -> None:
+    stream = ToolCallStream(TOOLS, new_id=numbered())
+    assert stream.push('<tool_call>\n{"name": "get_wea') == []
+    assert stream.push('ther", "arguments": ') == []
+    assert stream.push('{"city": "Pa') == [
+        ToolCallDelta(0, "call_0", "get_weather", '{"city": "Pa')
+    ]
+    assert stream.push("ris") == [ToolCallDelta(0, None, None, "ris")]
+    assert stream.push('"}}\n</tool_call>') == [ToolCallDelta(0, None, None, '"}')]
+    assert stream.finish() == []
+    assert stream.answer().calls == (ToolCall("call_0", *PARIS),)
+
+
+def test_plain_json_that_cannot_be_a_call_is_not_held_back() -> None:
+    stream = ToolCallStream(TOOLS)
+    assert stream.push('{"na') == []
+    assert stream.push('mes": 1') == ['{"names": 1']
+    stream = ToolCallStream(TOOLS)
+    assert stream.push('{"name": "nope"') == ['{"name": "nope"']
+
+
+def test_an_unfinished_call_is_reported() -> None:
+    _, fragments, answer = streamed(['<tool_call>{"name": "now", "arguments": {"a'])
+    assert fragments == [["call_0", "now", '{"a']]
+    assert answer.invalid == (InvalidToolCall("call_0", "now", '{"a', "the call is incomplete"),)
+
+
+# Plain text
+
+
+def test_the_plain_prompt_names_tools_and_form() -> None:
+    prompt = plain_tool_prompt(TOOLS)
+    assert "<tools>" in prompt
+    assert '"name": "get_weather", "description": "Wetter für eine Stadt"' in prompt
+    assert '<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}' in prompt
+
+
+def openai_call(call_id: str, name: str, arguments: object) -> dict[str, Any]:
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def test_a_plain_call_is_read_back() -> None:
+    calls = [openai_call("1", *PARIS), openai_call("2", "now", "{}"), {"name": "now"}]
+    text = plain_assistant_call("Wait.", calls)
+    assert text.startswith("Wait.\n<tool_call>\n")
+    answer = parse(text, TOOLS)
+    assert (answer.text, found(answer)) == ("Wait.", [PARIS, ("now", {}), ("now", {})])
+
+
+def test_a_conversation_with_tools_becomes_plain() -> None:
+    calls = [openai_call("1", *PARIS), openai_call("2", "now", "{}")]
+    plain = render_tools_plainly(
+        [
+            Message("system", "Be brief."),
+            Message("user", "Weather?", {"name": "Ann"}),
+            Message("assistant", "", {"tool_calls": calls}),
+            Message("tool", "22 °C", {"tool_call_id": "1"}),
+            Message("tool", "noon", {"tool_call_id": "2", "name": "now"}),
+            Message("user", "And?"),
+            Message("user", "Well?"),
+        ],
+        TOOLS,
+    )
+    results = f"{plain_tool_result('22 °C')}\n{plain_tool_result('noon')}\nAnd?\nWell?"
+    assert plain == [
+        Message("system", f"Be brief.\n\n{plain_tool_prompt(TOOLS)}"),
+        Message("user", "Weather?", {"name": "Ann"}),
+        Message("assistant", plain_assistant_call("", calls)),
+        Message("user", results),
+    ]
+
+
+def test_a_system_message_is_added_only_for_tools() -> None:
+    messages = [Message("user", "Hi")]
+    assert render_tools_plainly(messages, ()) == messages
+    assert render_tools_plainly(messages, TOOLS)[0] == Message("system", plain_tool_prompt(TOOLS))
+
+
+@pytest.mark.parametrize(
+    ("template", "supported"),
+    [
+        (None, False),
+        ("", False),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", False),
+        ("{{ tools | tojson }}", False),
+        ("{% if tools %}{{ tools | tojson }}{% endif %}{{ messages[0].tool_calls }}", True),
+        ("{% if tools %}{% endif %}{% if m.role == 'tool' %}{% break %}{% endif %}", True),
+        ("{% generation %}{{ tools }}{% endgeneration %}{{ m.tool_calls }}", True),
+        ("{% set tools = [] %}{{ m.tool_calls }}", False),
+    ],
+)
+def test_which_templates_support_tools(template: str | None, supported: bool) -> None:
+    assert template_supports_tools(template) is supported
+
+
+# Enforcing
+
+llguidance = pytest.importorskip("llguidance")
+
+VOCABULARY = [b"<tool", b"_call", b"<tool_call>\n", b"}}", b"}}\n</", b'": {"', b"\n<", b"\xc3"]
+TABLE = ScriptedMember("toy", VOCABULARY, follows(b"")).tokens
+
+
+def cursor(tools: Sequence[Tool] = TOOLS, **options: Any) -> Cursor:
+    constraint = constraint_for(GenerationConfig(tools=tools, **options))
+    assert constraint is not None
+    return constraint.cursor(TABLE)
+
+
+def accepts(cursor: Cursor, text: str) -> bool:
+    """Whether the text is a whole answer, and every token of it was allowed in its place."""
+    ids = TABLE.encode(text.encode())
+    allowed = all(cursor.allowed(ids[:n])[ids[n]] for n in range(len(ids)))
+    assert allowed or not cursor.complete(ids)
+    return allowed and cursor.complete(ids)
+
+
+def test_a_named_tool_is_called_and_nothing_else() -> None:
+    walk = cursor(tool_choice="get_weather")
+    assert walk.forced([]).decode() == (
+        '<tool_call>\n{"name": "get_weather", "arguments": {"city": "'
+    )
+    assert accepts(walk, tagged(*PARIS))
+    assert accepts(walk, tagged(*OSLO))
+    assert not accepts(walk, "Paris is sunny.")
+    assert not accepts(walk, tagged("get_weather", {"days": 3}))
+    assert not accepts(walk, tagged("get_weather", {"city": "Oslo", "days": 0}))
+    assert not accepts(walk, tagged("get_weather", {"city": "Oslo", "more": 0}))
+    assert not accepts(walk, tagged("now", {}))
+    assert not accepts(walk, f"{tagged(*PARIS)}\n{tagged(*PARIS)}")
+    assert walk.finished(TABLE.encode(tagged(*PARIS).encode()))
+
+
+def test_a_tool_without_arguments_is_written_without_asking_anybody() -> None:
+    assert cursor(tool_choice="now").forced([]).decode() == tagged("now", {})
+
+
+def test_required_calls_may_be_several_unless_forbidden() -> None:
+    nested = tagged("größe.setzen", {"maß": {"höhe": 1.5, "einheit": "cm"}, "notes": [{"é": []}]})
+    both = f"{nested}\n{tagged(*PARIS)}"
+    assert accepts(cursor(tool_choice="required"), nested)
+    assert accepts(cursor(tool_choice="required"), both)
+    assert not accepts(cursor(tool_choice="required", parallel_tool_calls=False), both)
+    assert not accepts(cursor(tool_choice="required"), "")
+
+
+def test_auto_leaves_text_free_and_calls_well_formed() -> None:
+    walk = cursor()
+    for text in ("", "Hello é <tool>", tagged(*PARIS), f"a {tagged(*PARIS)}\n{tagged(*OSLO)} b"):
+        assert accepts(walk, text)
+    for text in ("<tool_call>", "a <tool_call> b", tagged("nope", {}), tagged("get_weather", {})):
+        assert not accepts(walk, text)
+    single = cursor(parallel_tool_calls=False)
+    assert accepts(single, f"a {tagged(*PARIS)}")
+    assert not accepts(single, tagged(*PARIS) + tagged(*PARIS))
+
+
+@pytest.mark.parametrize(
+    ("response_format", "answer"),
+    [
+        (JsonSchema(schema={"type": "object", "additionalProperties": False}), "{}"),
+        (Regex(pattern="a+/b"), "aa/b"),
+        (Choice(options=("yes", "no")), "no"),
+    ],
+)
+def test_auto_with_a_response_format_is_either(
+    response_format: ResponseFormat, answer: str
+) -> None:
+    walk = cursor(response_format=response_format)
+    assert accepts(walk, answer)
+    assert accepts(walk, tagged(*PARIS))
+    assert accepts(walk, f"{tagged(*PARIS)}\n{tagged(*OSLO)}")
+    assert not accepts(walk, "something else")
+    assert not accepts(walk, answer + tagged(*PARIS))
+
+
+def test_auto_lets_a_tool_be_called_whose_schema_cannot_be_guaranteed() -> None:
+    walk = cursor((BAD_TOOL, NOTHING))
+    assert accepts(walk, tagged("f", {"x": [1, 1]}))
+    assert not accepts(walk, tagged("f", [1]))
+
+
+def test_auto_does_not_need_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    assert constraint_for(GenerationConfig(tools=TOOLS)) is None
+    with pytest.raises(ImportError, match="structured"):
+        constraint_for(GenerationConfig(tools=TOOLS, tool_choice="required"))
+
+
+def test_no_constraint_where_nothing_is_asked_for() -> None:
+    assert constraint_for(GenerationConfig()) is None
+    assert constraint_for(GenerationConfig(tools=TOOLS, tool_choice="none")) is None
+
+
+BAD_TOOL = Tool(name="f", parameters={"properties": {"x": {"type": "array", "uniqueItems": True}}})
+
+
+@pytest.mark.parametrize(
+    ("options", "argument", "says"),
+    [
+        ({"tool_choice": "nope"}, "tool_choice", "get_weather"),
+        ({"tool_choice": "required", "tools": ()}, "tool_choice", "at least one tool"),
+        (
+            {"tool_choice": "now", "response_format": Regex(pattern="a")},
+            "response_format",
+            "leave it out",
+        ),
+        ({"response_format": Grammar(lark='start: "a"')}, "response_format", "combined"),
+        ({"tools": (NOTHING, NOTHING)}, "tools", "several tools called 'now'"),
+        (
+            {"tools": (BAD_TOOL,), "tool_choice": "f"},
+            "tools[f].parameters",
+            "#/properties/x: Unimplemented keys",
+        ),
+        (
+            {"tools": (Tool(name="f", parameters={"type": "string"}),), "tool_choice": "f"},
+            "tools[f].parameters",
+            "object",
+        ),
+    ],
+)
+def test_contradictions_are_refused(options: dict[str, Any], argument: str, says: str) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        constraint_for(GenerationConfig(**{"tools": TOOLS, **options}))
+    assert caught.value.argument == argument
+    assert says in str(caught.value)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.randoms(use_true_random=False), st.sampled_from(TOOLS))
+def test_forced_calls_are_valid_whatever_a_model_prefers(random: Any, tool: Tool) -> None:
+    walk = cursor(tool_choice=tool.name)
+    ids: list[int] = []
+    endings = [TABLE.id_of(symbol) for symbol in (b'"', b"}", b"]", b"0")]
+    while not walk.finished(ids):
+        flags = walk.allowed(ids)
+        closing = [i for i in endings if i is not None and flags[i]]
+        options = closing if closing and len(ids) > 60 else flags.nonzero()[0].tolist()
+        ids.append(random.choice(options))
+    answer = parse(b"".join(map(TABLE.symbol, ids)).decode(), [tool])
+    (call,) = answer.calls
+    assert (call.name, answer.text, answer.invalid) == (tool.name, "", ())
+    jsonschema.validate(call.arguments, tool.parameters)
