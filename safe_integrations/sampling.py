@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from safe_integrations.config import GenerationConfig
 from safe_integrations.distribution import DenseDistribution
 from safe_integrations.ensemble import Floats, Merge
+from safe_integrations.errors import GenerationError
 from safe_integrations.member import Distribution
 
 
@@ -39,6 +40,9 @@ def shape(
 
     Returns:
         The normalised outcome.
+
+    Raises:
+        GenerationError: Nothing is left that has any probability.
     """
     logprobs = distribution.dense().astype(np.float64)
     if allowed is not None:
@@ -47,7 +51,10 @@ def shape(
         logprobs[np.unique(np.asarray(history))] *= options.repetition_penalty
     if options.temperature > 0:
         logprobs /= options.temperature
-    shifted = np.exp(logprobs - logprobs.max())
+    best = logprobs.max()
+    if best == -np.inf:
+        raise GenerationError("a model has no token that may come next under the response format")
+    shifted = np.exp(logprobs - best)
     probs: Floats = shifted / shifted.sum()
     if options.temperature > 0:
         probs = _truncate(probs, options)
