@@ -35,7 +35,8 @@ class StrictModel(BaseModel):
                 raise InvalidArgumentError(
                     argument, first["input"], f"there is no such option; use one of {known}"
                 ) from None
-            raise InvalidArgumentError(argument, first["input"], first["msg"]) from None
+            message = first["msg"].removeprefix("Value error, ")
+            raise InvalidArgumentError(argument, first["input"], message) from None
 
 
 class EnsembleConfig(StrictModel):
@@ -44,8 +45,11 @@ class EnsembleConfig(StrictModel):
     Attributes:
         mode: `safe` ensembles where it is safe and needed; `every-token` is the baseline that
             ensembles always; `drafter-only` never asks a verifier.
-        lookahead: Tokens the drafter writes ahead of the last judged one (n, section 3.1). It
-            changes the speed, not the text (docs/how-it-works.md).
+        lookahead: Tokens the drafter writes ahead of the last judged one (n, section 3.1), 1 to
+            64, or `auto` to choose by what was measured. It changes the speed, not the text
+            (docs/how-it-works.md).
+        prompt_lookup: Whether the drafter tries what follows the same words in its prompt. It
+            changes the speed, not the text.
         method: `unite` merges the union of each model's top tokens, `gac` the whole vocabularies.
         union_top_k: Tokens that each model brings to the union (`unite` only).
         sharpening: What to do with a merged distribution that is too smooth (section 3.3).
@@ -58,7 +62,8 @@ class EnsembleConfig(StrictModel):
     """
 
     mode: Mode = "safe"
-    lookahead: int = Field(default=5, ge=1, le=64)
+    lookahead: int | Literal["auto"] = 5
+    prompt_lookup: bool = True
     method: Method = "unite"
     union_top_k: int = Field(default=10, ge=1, le=1000)
     sharpening: Sharpening = "prefix"
@@ -66,6 +71,15 @@ class EnsembleConfig(StrictModel):
     prefix_threshold: float = Field(default=0.1, ge=0, le=1)
     consensus_above: float = Field(default=0.5, ge=0.5, le=1)
     weights: tuple[float, ...] | None = None
+
+    @field_validator("lookahead", mode="before")
+    @classmethod
+    def _lookahead_in_range(cls, lookahead: Any) -> Any:
+        if isinstance(lookahead, str) and lookahead.isdecimal():
+            lookahead = int(lookahead)
+        if lookahead != "auto" and (type(lookahead) is not int or not 1 <= lookahead <= 64):
+            raise ValueError("lookahead must be 'auto' or a whole number from 1 to 64")
+        return lookahead
 
     @field_validator("weights")
     @classmethod

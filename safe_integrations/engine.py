@@ -6,16 +6,18 @@ LangChain or LlamaIndex.
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
+from safe_integrations.drafting import AutoLookahead, PromptLookup
 from safe_integrations.ensemble import merge
 from safe_integrations.errors import (
     ContextWindowError,
@@ -41,6 +43,10 @@ from safe_integrations.verify import consensus
 
 if TYPE_CHECKING:
     from safe_integrations.constraint import Constraint
+
+
+_DRAFT: Final = 0  # what randomness is for
+_JUDGE: Final = 1
 
 
 class SafeEngine:
@@ -126,7 +132,7 @@ class SafeEngine:
                 session = member.start(prompt)
                 stack.callback(session.close)
                 cursor = None if constraint is None else constraint.cursor(member.tokens)
-                models.append(Participant(member, len(prompt), session, cursor, options, cancel))
+                models.append(Participant(member, prompt, session, cursor, options, cancel))
             run = _Run(models, self.config, self.weights, options)
             for event in run.events():
                 if isinstance(event, TextDelta) and run.statistics.first_token_seconds is None:
@@ -168,18 +174,28 @@ class _Run:
         self.pushed = 0  # bytes handed to the stream
         self.stream = TextStream(self.options.stop)
         self.budget = min(self.options.max_tokens, self.drafter.room)
-        self.random = np.random.default_rng(self.options.seed)
+        self.seed = secrets.randbits(64) if self.options.seed is None else self.options.seed
+        self.lookahead = AutoLookahead()
+        self.lookup = PromptLookup(self.drafter.prompt)
 
     def events(self) -> Generator[Event, None, None]:
         """The loop."""
         while True:
             self.statistics.cycles += 1
+            started = perf_counter()
             drafted = self._generate()
+            draft_seconds = perf_counter() - started
             yield drafted
+            started = perf_counter()
             if self.config.mode == "every-token":
                 verified = self._ensemble_always()
             else:
                 verified = self._verify()
+            check_seconds = perf_counter() - started
+            changed = self._changed(verified.pieces)
+            self.lookahead.learn(
+                len(drafted.tokens), draft_seconds, len(verified.pieces), changed, check_seconds
+            )
             yield verified
             for piece in verified.pieces:
                 if piece.ensembled:
@@ -199,23 +215,47 @@ class _Run:
     def _generate(self) -> Drafted:
         start = len(self.text)
         tokens = self._write_forced()
-        lookahead = 1 if self.config.mode == "every-token" else self.config.lookahead
         ahead = sum(step.expected is not None for step in self.draft)
-        count = min(max(1, lookahead - ahead), self.budget - len(self.view.ids))
-        while count > 0 and END not in tokens:
-            count -= 1
-            ids = self.view.ids
-            (expected,) = self.drafter.score(ids, len(ids))
-            expected = self.drafter.shaped(expected, len(ids))
-            token_id = self._pick(expected)
-            tokens.append(self._propose(token_id, expected))
+        wanted = len(tokens) + max(1, self._lookahead() - ahead)
+        wanted = min(wanted, len(tokens) + self.budget - len(self.view.ids))
+        while len(tokens) < wanted and END not in tokens:
+            tokens += self._draft_step(wanted - len(tokens))
         self.statistics.drafted += len(tokens)
         return Drafted(self.statistics.cycles, start, tuple(tokens))
+
+    def _lookahead(self) -> int:
+        if self.config.mode == "every-token":
+            return 1
+        chosen = self.config.lookahead
+        return self.lookahead.choose() if chosen == "auto" else chosen
+
+    def _draft_step(self, most: int) -> list[bytes]:
+        """One forward pass of the drafter: a token, and as many guessed ones as prove right."""
+        ids = self.view.ids
+        known = len(ids)
+        guess = self.lookup.guess(ids, most - 1) if self.config.prompt_lookup else []
+        tokens: list[bytes] = []
+        for i, expected in enumerate(self.drafter.score([*ids, *guess], known)):
+            expected = self.drafter.shaped(expected, known + i)
+            token_id = self._pick(expected)
+            tokens.append(self._propose(token_id, expected))
+            if tokens[-1] == END or guess[i : i + 1] != [token_id]:
+                break
+        self.lookup.learn(len(guess), len(tokens) - 1)
+        return tokens
 
     def _pick(self, expected: Distribution) -> int:
         if self.options.temperature == 0:
             return expected.best
-        return draw(np.exp(expected.dense(), dtype=np.float64), self.random)
+        probs = np.exp(expected.dense(), dtype=np.float64)
+        return draw(probs, self._random(len(self.text), _DRAFT))
+
+    def _random(self, offset: int, purpose: int) -> np.random.Generator:
+        """Randomness that belongs to a place of the text, whenever it is asked for.
+
+        So a seed gives one text, whatever the lookahead and whatever was drafted in vain.
+        """
+        return np.random.default_rng([self.seed, offset, purpose])
 
     def _propose(self, token_id: int, expected: Distribution | None) -> bytes:
         token = self.drafter.tokens.symbol(token_id)
@@ -244,7 +284,7 @@ class _Run:
         pieces: list[Piece] = []
         for step in steps:
             pieces.append(self._judge(step, opinions.get(step.start)))
-            if pieces[-1].verdict is Verdict.CHANGED:
+            if self._changed(pieces):
                 break
         return self._commit(pieces)
 
@@ -318,7 +358,8 @@ class _Run:
         if self.options.temperature > 0:
             config = self.config.model_copy(update={"sharpening": "none"})
             merged = merge(tables, distributions, self.weights, config)
-            winner = speculative_draw(merged, self.weights, step.token, self.random)
+            random = self._random(step.start, _JUDGE)
+            winner = speculative_draw(merged, self.weights, step.token, random)
             kept = Verdict.ACCEPTED
         else:
             merged = merge(tables, distributions, self.weights, self.config)
@@ -358,7 +399,7 @@ class _Run:
         """Takes judged tokens out of the draft; a changed one replaces all that follows it."""
         judged = len(pieces)
         dropped = self.overflow
-        changed = bool(pieces) and pieces[-1].verdict is Verdict.CHANGED
+        changed = self._changed(pieces)
         if changed:
             dropped += len(self.draft) - judged + 1
             self._cut(pieces[-1].start)
@@ -373,6 +414,10 @@ class _Run:
         s.ensembled += sum(p.ensembled for p in pieces)
         s.changed += changed
         return Verified(s.cycles, tuple(pieces), len(self.draft), dropped)
+
+    @staticmethod
+    def _changed(pieces: Sequence[Piece]) -> bool:
+        return bool(pieces) and pieces[-1].verdict is Verdict.CHANGED
 
     def _cut(self, length: int) -> None:
         kept = self.view.index_at(length)

@@ -24,7 +24,7 @@ class Participant:
     def __init__(
         self,
         member: Member,
-        prompt_tokens: int,
+        prompt: Sequence[int],
         session: Session,
         cursor: Cursor | None,
         options: GenerationConfig,
@@ -32,8 +32,8 @@ class Participant:
     ) -> None:
         self.name = member.name
         self.tokens = member.tokens
-        self.room = member.context_window - prompt_tokens
-        self.prompt_tokens = prompt_tokens
+        self.prompt = prompt
+        self.room = member.context_window - len(prompt)
         self.view = Segmentation(member.tokens)
         self.cursor = cursor
         self._session = session
@@ -94,5 +94,5 @@ class Participant:
         """What it has computed so far."""
         work = self._session.work
         return ModelStatistics(
-            self.name, self.prompt_tokens, work.reused, work.passes, work.tokens, work.seconds
+            self.name, len(self.prompt), work.reused, work.passes, work.tokens, work.seconds
         )

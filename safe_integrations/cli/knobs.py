@@ -84,6 +84,8 @@ def _option(name: str, model: type[StrictModel]) -> inspect.Parameter:
         default = list(default)
     elif kind == str | None:
         default = None
+    elif kind is str:
+        default = str(default)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]
     )
@@ -104,6 +106,8 @@ def _kind(annotation: Any) -> tuple[Any, str | None]:
     if NoneType in get_args(annotation):
         (inner,) = (arg for arg in get_args(annotation) if arg is not NoneType)
         optional = True
+    if any(get_origin(arg) is Literal for arg in get_args(inner)):
+        return str, "N|" + "|".join(str(w) for a in get_args(inner) for w in get_args(a))
     if get_origin(inner) is tuple:
         if get_args(inner)[0] is str and not optional:
             return list[str], "TEXT"

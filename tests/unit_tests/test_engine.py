@@ -263,7 +263,8 @@ def test_full_window_ends_the_answer(windows: tuple[int, int], lookahead: int) -
 def test_change_at_a_full_window_makes_room_again() -> None:
     """Found by the oracle: the draft overflowed, its first token was replaced, and the answer
     ended there, one place short, although nothing overflowed any more."""
-    drafter = model("d", [], {b"": {b"a": 0.6, b"x": 0.4}, b"a": {b"b": 1.0}, b"x": {b"c": 1.0}})
+    ahead = {b"a": {b"b": 1.0}, b"ab": {b"d": 1.0}, b"x": {b"c": 1.0}}
+    drafter = model("d", [], {b"": {b"a": 0.6, b"x": 0.4}, **ahead})
     script = {b"": {b"x": 0.9, b"a": 0.1}, b"x": {b"c": 1.0}}
     for lookahead in (1, 2, 8):
         verifier = model("v", [b"zz"], script, window=3)

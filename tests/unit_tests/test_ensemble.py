@@ -108,10 +108,10 @@ def test_prefix_collects_its_continuations_once_each() -> None:
 
 
 def test_prefix_needs_more_than_lambda() -> None:
-    """a is at 0.08: not above 0.1, so it collects nothing and x stays ahead."""
-    row = {b"a": 0.08, b"ab": 0.25, b"x": 0.45, b"y": 0.22}
+    """a is at 0.08, not above 0.1: with its continuation it would have 0.38 and overtake x."""
+    row = {b"a": 0.08, b"ab": 0.3, b"x": 0.36, b"y": 0.26}
     assert merged(([b"ab"], row)).winner(b"x") == b"x"
-    assert merged(([b"ab"], row), prefix_threshold=0.05).merged[0] == pytest.approx(0.33)
+    assert merged(([b"ab"], row), prefix_threshold=0.05).winner(b"x") == b"a"
 
 
 def test_only_tokens_of_the_drafter_collect() -> None:

@@ -1,0 +1,85 @@
+"""Drafting ahead and guessing: they save passes and never change what is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from safe_integrations.config import EnsembleConfig, GenerationConfig
+from safe_integrations.drafting import MAX_LOOKAHEAD, AutoLookahead, PromptLookup
+from safe_integrations.engine import SafeEngine
+from safe_integrations.messages import Message
+from safe_integrations.result import Result
+from safe_integrations.testing import ScriptedMember, follows
+
+COPIED = b"the quick brown fox jumps over the lazy dog and runs"
+SPEEDS = [
+    EnsembleConfig(lookahead=n, prompt_lookup=lookup)
+    for n in (1, 2, 5, 16, "auto")
+    for lookup in (True, False)
+]
+
+
+class Reader(ScriptedMember):
+    """A scripted member that sees the prompt's bytes as its tokens."""
+
+    def render(self, messages: Sequence[Message], *_: object) -> list[int]:
+        return self.tokens.encode(messages[0].content.encode())
+
+
+def answer(config: EnsembleConfig, options: GenerationConfig, prompt: str = "x") -> Result:
+    drafter = Reader("a", [b" fox", b"the "], follows(COPIED, sure=0.7))
+    verifier = ScriptedMember("b", [b"qu", b"own"], follows(COPIED.replace(b"lazy", b"late")))
+    return SafeEngine(drafter, [verifier], config).complete(prompt, options)
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_speed_settings_do_not_change_the_text(temperature: float) -> None:
+    """A draw that depends on how much was drafted in vain would change it with a temperature."""
+    for seed in range(3 if temperature else 1):
+        options = GenerationConfig(max_tokens=40, temperature=temperature, seed=seed)
+        prompt = f"Copy: {COPIED.decode()} and {COPIED.decode()}"
+        results = [answer(config, options, prompt) for config in SPEEDS]
+        assert len({(r.text, r.finish_reason, r.pieces) for r in results}) == 1
+
+
+def test_a_copied_answer_takes_fewer_drafter_passes() -> None:
+    options = GenerationConfig(max_tokens=60)
+    prompt = f"Copy: {COPIED.decode()}"
+    with_lookup = answer(EnsembleConfig(lookahead=8), options, prompt).statistics
+    alone = EnsembleConfig(lookahead=8, prompt_lookup=False)
+    without = answer(alone, options, prompt).statistics
+    assert with_lookup.models[0].forward_passes < 0.6 * without.models[0].forward_passes
+
+
+def test_a_guess_is_what_followed_the_last_three_ids() -> None:
+    lookup = PromptLookup([1, 2, 3, 4, 5, 6, 1, 2])
+    assert lookup.guess([3], 2) == [4, 5]
+    assert lookup.guess([9, 1, 2, 3], 9) == [4, 5, 6, 1, 2]
+    assert lookup.guess([2, 3, 4], 0) == []
+    assert lookup.guess([9], 4) == []
+    assert PromptLookup([]).guess([], 4) == []
+
+
+def test_wrong_guesses_pause_the_guessing_for_a_while() -> None:
+    lookup = PromptLookup([1, 2, 3, 4])
+    lookup.learn(guessed=4, right=0)
+    lookup.learn(guessed=4, right=0)
+    guesses = [bool(lookup.guess([1, 2, 3], 1)) for _ in range(5)]
+    assert guesses == [False, False, False, True, True]
+
+
+def learned(step: float, check: float, changed_every: int) -> int:
+    auto = AutoLookahead()
+    for i in range(1, 60):
+        auto.learn(5, 5 * step, 5, i % changed_every == 0, check)
+    return auto.choose()
+
+
+def test_auto_drafts_far_where_drafts_are_kept_and_checking_is_dear() -> None:
+    """The best of 1..16 for kept share a, step s, check c maximises (1-a^n)/(1-a)/(ns+c)."""
+    assert learned(step=1, check=10, changed_every=1000) == MAX_LOOKAHEAD
+    assert learned(step=1, check=1, changed_every=1) <= 3
+    assert learned(1, 1, 2) < learned(1, 4, 2) < learned(1, 4, 20)
+    assert AutoLookahead().choose() == 5
