@@ -80,7 +80,7 @@ def load_member(source: ModelSource, on_progress: Progress | None = None) -> Mem
         slot = _slots.setdefault(source.model_dump_json(), _Slot())
     with slot.lock:
         if slot.member is None:
-            slot.member = _member(load_model(source, on_progress), source)
+            slot.member = _member(_packed(load_model(source, on_progress), source), source)
         return slot.member
 
 
@@ -114,6 +114,14 @@ class _Slot:
 
 _guard: Final = threading.Lock()
 _slots: Final[dict[str, _Slot]] = {}
+
+
+def _packed(loaded: LoadedModel, spec: ModelSpec) -> LoadedModel:
+    from safe_integrations.backends.packing import pack
+
+    if spec.pack:
+        pack(loaded.model)
+    return loaded
 
 
 def _member(loaded: LoadedModel, spec: ModelSpec | None) -> TransformersMember:

@@ -41,6 +41,8 @@ class ModelSpec(StrictModel):
         trust_remote_code: Whether to run code that comes with the model.
         chat_template: A Jinja chat template instead of the model's own.
         context_window: Tokens to use at most. None takes what the model was built for.
+        pack: Whether to pack float32 weights on a CPU for small batches: several times faster
+            checks for up to the size of the output layer in memory (docs/performance.md).
     """
 
     source: str = Field(min_length=1)
@@ -53,6 +55,7 @@ class ModelSpec(StrictModel):
     trust_remote_code: bool = False
     chat_template: str | None = None
     context_window: int | None = Field(default=None, ge=2)
+    pack: bool = True
 
     @model_validator(mode="after")
     def _one_placement(self) -> ModelSpec:

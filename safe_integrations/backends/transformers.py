@@ -95,6 +95,11 @@ class TransformersMember:
             while self._idle and sum(c.kv.nbytes for c in self._idle) > self._reuse_bytes:
                 self._idle.pop()
 
+    def forget(self) -> None:
+        """Drops the caches of finished prompts; sessions at work keep theirs."""
+        with self._lock:
+            self._idle.clear()
+
     def forward(
         self, ids: Sequence[int], kv: CroppableCache, rows: int
     ) -> tuple[torch.Tensor, float]:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from safe_integrations.backends.loading import LoadedModel
+from safe_integrations.backends.packing import PackedLinear
 from safe_integrations.backends.transformers import TransformersMember
 from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.engine import SafeEngine
@@ -33,7 +34,7 @@ WINDOW_TOKENS = int(os.environ.get("SAFE_EVAL_LOOKAHEAD_TOKENS", "24"))
 LOOKAHEADS = (3, 5, 8, 16) if WINDOW_PROMPTS > 2 else (3, 8)
 
 NOISE = 1e-4
-"""What batching differently may do to a float32 probability: decisions nearer than this may flip."""
+"""What batching differently may do to a float32 probability; closer decisions may flip."""
 
 LONG = " ".join(f"Line {i}: the {PROMPTS[i % 40]}" for i in range(40))
 """More than 600 tokens for either model: longer than Gemma's sliding window of 512."""
@@ -45,11 +46,17 @@ def model(request: pytest.FixtureRequest) -> LoadedModel:
     return loaded
 
 
-def greedy(loaded: LoadedModel, member: TransformersMember, prompt: str, tokens: int) -> list[bytes]:
+def greedy(
+    loaded: LoadedModel, member: TransformersMember, prompt: str, tokens: int
+) -> list[bytes]:
     """What transformers' own `generate` writes, as bytes."""
     ids = member.render(as_messages(prompt))
+    prompt_ids = torch.tensor([ids])
     out = loaded.model.generate(
-        torch.tensor([ids]), max_new_tokens=tokens, do_sample=False, attention_mask=None
+        prompt_ids,
+        max_new_tokens=tokens,
+        do_sample=False,
+        attention_mask=torch.ones_like(prompt_ids),
     )
     return [member.tokens.symbol(i) for i in out[0, len(ids) :].tolist()]
 
@@ -135,6 +142,21 @@ def test_the_lookahead_does_not_change_the_text(
     assert len(texts) == 1
 
 
+def test_packed_weights_give_the_same_distributions(model: LoadedModel) -> None:
+    """For one row and for several: a wrong layout would scramble the logits."""
+    packed = load_member(model.name)
+    plain = load_member(model)
+    assert isinstance(packed, TransformersMember) and isinstance(plain, TransformersMember)
+    assert any(isinstance(m, PackedLinear) for m in packed._model.modules())
+    ids = plain.render(as_messages(PROMPTS[1]))
+    answer = plain.tokens.encode(b"Paris is the capital of France.")
+    for rows in (0, 1, 5):
+        theirs = packed.start(ids).score(answer, len(answer) - rows)
+        ours = plain.start(ids).score(answer, len(answer) - rows)
+        for a, b in zip(theirs, ours, strict=True):
+            np.testing.assert_allclose(np.exp(a.dense()), np.exp(b.dense()), atol=NOISE)
+
+
 def test_threads_that_share_the_models_do_not_disturb_each_other(
     smollm2: TransformersMember, gemma3: TransformersMember
 ) -> None:
@@ -169,7 +191,8 @@ def test_a_second_question_over_the_same_context_computes_only_what_is_new(
     second = used.complete(f"{context}\nWhich of these is about cats?", options)
     for model in second.statistics.models:
         assert model.reused_tokens > 0.8 * model.prompt_tokens
-    assert second.text == engine().complete(f"{context}\nWhich of these is about cats?", options).text
+    fresh = engine().complete(f"{context}\nWhich of these is about cats?", options)
+    assert second.text == fresh.text
 
 
 def test_nothing_accepted_is_forwarded_again(
