@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from safe_integrations import __version__
+from safe_integrations.cli.bench import bench
 from safe_integrations.cli.compare import compare
 from safe_integrations.cli.doctor import doctor
 from safe_integrations.cli.generate import generate
@@ -45,6 +46,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(compare)
 app.command()(doctor)
+app.command()(bench)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,230 @@
+"""Who is measured, in which order, and what is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from time import perf_counter
+from typing import Any, Final
+
+from safe_integrations.bench.measure import (
+    Alone,
+    Clock,
+    Run,
+    Way,
+    first_token_seconds,
+    forget,
+    ratio,
+    run_alone,
+    run_engine,
+)
+from safe_integrations.bench.prompts import AGAIN, PROMPTS
+from safe_integrations.bench.toys import LENGTHS, EngineCost, engine_cost
+from safe_integrations.engine import SafeEngine
+
+WAYS: Final[tuple[Way, ...]] = ("generate", "safe", "every-token")
+_WARM_UP: Final = 8
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """An ensemble, and its drafter on its own."""
+
+    engine: SafeEngine
+    alone: Alone
+
+    @property
+    def name(self) -> str:
+        """Drafter, arrow, verifiers."""
+        verifiers = ", ".join(member.name for member in self.engine.verifiers)
+        return f"{self.engine.drafter.name} -> {verifiers}"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is measured.
+
+    Attributes:
+        lengths: Tokens to write.
+        repetitions: How often everything is done.
+        prompts: Names of `PROMPTS`.
+        ways: How answers are written; `generate` and `safe` are needed for the ratio.
+        toy_lengths: Tokens that the toys write.
+    """
+
+    lengths: tuple[int, ...] = (50, 200, 1000)
+    repetitions: int = 3
+    prompts: tuple[str, ...] = tuple(PROMPTS)
+    ways: tuple[Way, ...] = WAYS
+    toy_lengths: tuple[int, ...] = LENGTHS
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """What several repetitions gave."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The middle and both ends of some values."""
+        return cls(median(values), min(values), max(values))
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """All ways to write one answer, all repetitions: a row of the report."""
+
+    pair: str
+    prompt: str
+    length: int
+    rounds: list[dict[Way, Run]] = field(default_factory=list)
+
+    def runs(self, way: Way) -> list[Run]:
+        """One per repetition; empty where the way was not measured."""
+        return [ways[way] for ways in self.rounds if way in ways]
+
+    def over(self, way: Way, value: Callable[[Run], float]) -> Spread | None:
+        """The spread of a number of each run; None where the way was not measured."""
+        values = [value(run) for run in self.runs(way)]
+        return Spread.of(values) if values else None
+
+    def ratio(self, way: Way, reference: Way) -> Spread | None:
+        """How fast one way is as a multiple of another, compared within each repetition."""
+        values = [ratio(r[way], r[reference]) for r in self.rounds if {way, reference} <= set(r)]
+        return Spread.of(values) if values else None
+
+    def forwarded(self, way: Way) -> list[float]:
+        """Tokens forwarded behind the prompt per token written: the median, one per model."""
+        per_run = [
+            [
+                # the last token of a prompt is always forwarded: its answer is the first token
+                (m.forwarded_tokens + m.reused_tokens - m.prompt_tokens + 1) / run.tokens
+                for m in run.statistics.models
+            ]
+            for run in self.runs(way)
+            if run.statistics
+        ]
+        return [median(column) for column in zip(*per_run, strict=True)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The cell as JSON-safe data, raw repetitions included."""
+        speeds = {way: self.over(way, lambda run: run.speed) for way in self.rounds[0]}
+        against: tuple[Way, ...] = ("generate", "every-token")
+        ratios = {f"safe/{other}": self.ratio("safe", other) for other in against}
+        return {
+            "pair": self.pair,
+            "prompt": self.prompt,
+            "length": self.length,
+            "tokens_per_second": {way: s and asdict(s) for way, s in speeds.items()},
+            "ratios": {name: s and asdict(s) for name, s in ratios.items()},
+            "forwarded_per_token": {way: self.forwarded(way) for way in self.rounds[0]},
+            "repetitions": [[run.to_dict() for run in ways.values()] for ways in self.rounds],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """Seconds to the first text of `rag`: new, and with another question about its context."""
+
+    pair: str
+    cold: float
+    again: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that was measured."""
+
+    settings: Settings
+    cells: list[Cell] = field(default_factory=list)
+    first_tokens: list[FirstToken] = field(default_factory=list)
+    costs: list[EngineCost] = field(default_factory=list)
+
+    def cost(self, length: int) -> Spread:
+        """Milliseconds per token that the engine needs with toys."""
+        return Spread.of([1000 * cost.per_token for cost in self.costs if cost.length == length])
+
+    def first_token(self, pair: str) -> tuple[Spread, Spread, Spread]:
+        """Cold, again, and again as a share of cold."""
+        found = [f for f in self.first_tokens if f.pair == pair]
+        return (
+            Spread.of([f.cold for f in found]),
+            Spread.of([f.again for f in found]),
+            Spread.of([f.again / f.cold for f in found]),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-safe data."""
+        return {
+            "settings": asdict(self.settings),
+            "cells": [cell.to_dict() for cell in self.cells],
+            "first_token_seconds": [asdict(first) for first in self.first_tokens],
+            "engine_cost": [
+                asdict(cost) | {"seconds_per_token": cost.per_token} for cost in self.costs
+            ],
+        }
+
+
+def benchmark(
+    contests: Sequence[Contest],
+    settings: Settings,
+    tell: Tell = lambda _: None,
+    clock: Clock = perf_counter,
+) -> Report:
+    """Measures everything, interleaved, so that a slow minute of the machine hits all alike.
+
+    Args:
+        contests: The ensembles. None at all measures the engine on toys only.
+        settings: What is measured.
+        tell: Told what is going on.
+        clock: Seconds, from anywhere.
+    """
+    report = Report(settings)
+    for contest in contests:
+        tell(f"{contest.name}: warming up")
+        _round(contest, "chat", _WARM_UP, settings.ways, clock)
+        for prompt in settings.prompts:
+            report.cells.extend(Cell(contest.name, prompt, n) for n in settings.lengths)
+    engine_cost(_WARM_UP, clock)
+    for nth in range(settings.repetitions):
+        shift = nth % len(settings.ways)  # nobody is always first
+        order = settings.ways[shift:] + settings.ways[:shift]
+        for contest in contests:
+            for cell in report.cells:
+                if cell.pair == contest.name:
+                    tell(f"{nth + 1}: {cell.pair}: {cell.prompt}, {cell.length} tokens")
+                    cell.rounds.append(_round(contest, cell.prompt, cell.length, order, clock))
+            if "rag" in settings.prompts:
+                report.first_tokens.append(_first_token(contest, clock))
+        for length in settings.toy_lengths:
+            tell(f"{nth + 1}: toys: {length} tokens")
+            report.costs.append(engine_cost(length, clock))
+    return report
+
+
+def _round(
+    contest: Contest, prompt: str, count: int, ways: Sequence[Way], clock: Clock
+) -> dict[Way, Run]:
+    messages, engine = PROMPTS[prompt], contest.engine
+    runs: dict[Way, Run] = {}
+    for way in ways:
+        if way == "generate":
+            runs[way] = run_alone(contest.alone, engine.drafter.render(messages), count, clock)
+        else:
+            runs[way] = run_engine(engine, way, messages, count, clock)
+    forget(engine.members)
+    return runs
+
+
+def _first_token(contest: Contest, clock: Clock) -> FirstToken:
+    forget(contest.engine.members)
+    cold = first_token_seconds(contest.engine, PROMPTS["rag"], clock)
+    again = first_token_seconds(contest.engine, AGAIN, clock)
+    forget(contest.engine.members)
+    return FirstToken(contest.name, cold, again)

@@ -1,0 +1,175 @@
+"""One timed run of one way to write an answer."""
+
+from __future__ import annotations
+
+import gc
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Final, Literal, NamedTuple, Protocol
+
+from safe_integrations.config import GenerationConfig, Mode
+from safe_integrations.engine import SafeEngine
+from safe_integrations.events import Finished, TextDelta, Verified
+from safe_integrations.member import Member
+from safe_integrations.messages import Message
+from safe_integrations.trace import Statistics, statistics_payload
+
+Clock = Callable[[], float]
+Way = Literal["generate", "safe", "every-token", "drafter-only"]
+
+TITLES: Final[dict[Way, str]] = {
+    "generate": "generate() of the drafter",
+    "safe": "SAFE",
+    "every-token": "every token ensembled",
+    "drafter-only": "drafter in this engine",
+}
+_MODES: Final[dict[Way, Mode]] = {
+    "safe": "safe",
+    "every-token": "every-token",
+    "drafter-only": "drafter-only",
+}
+
+
+class Alone(Protocol):
+    """A model on its own, written by another program than this package's engine."""
+
+    def __call__(self, prompt: Sequence[int], count: int, tell: Callable[[], None]) -> None:
+        """Writes exactly `count` tokens after a prompt, greedily; tells after each of them."""
+        ...
+
+
+class Parts(NamedTuple):
+    """Where the time of a run went, in seconds."""
+
+    draft: float
+    verify: float
+    rest: float
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One answer, timed.
+
+    Attributes:
+        way: How it was written.
+        marks: Tokens so far and the seconds they took, from the first to the last.
+        first_token_seconds: Until the first text could be shown.
+        statistics: What the engine says about it; None where another program wrote it.
+    """
+
+    way: Way
+    marks: tuple[tuple[int, float], ...]
+    first_token_seconds: float
+    statistics: Statistics | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the answer, counted by the drafter."""
+        return self.marks[-1][0]
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the whole, reading the prompt included."""
+        return self.marks[-1][1]
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second, reading the prompt included."""
+        return self.tokens / self.seconds
+
+    @property
+    def parts(self) -> Parts:
+        """Forward passes of the drafter, of the verifiers, and everything else."""
+        models = self.statistics.models if self.statistics else []
+        draft, verify = sum(m.seconds for m in models[:1]), sum(m.seconds for m in models[1:])
+        return Parts(draft, verify, self.seconds - draft - verify)
+
+    def seconds_for(self, count: int) -> float:
+        """Wall time until `count` tokens were written."""
+        return self.marks[bisect_left(self.marks, count, key=lambda mark: mark[0])][1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The run as JSON-safe data."""
+        return {
+            "way": self.way,
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 6),
+            "first_token_seconds": round(self.first_token_seconds, 6),
+            "parts": self.statistics and {k: round(v, 6) for k, v in self.parts._asdict().items()},
+            "statistics": self.statistics and statistics_payload(self.statistics),
+        }
+
+
+def ratio(run: Run, reference: Run) -> float:
+    """How fast a run was, as a multiple of another one, over equally many tokens.
+
+    An answer may end early, and reading the prompt weighs more in a short one: so both are timed
+    up to the length of the shorter.
+    """
+    count = min(run.tokens, reference.tokens)
+    return reference.seconds_for(count) / run.seconds_for(count)
+
+
+def run_alone(alone: Alone, prompt: Sequence[int], count: int, clock: Clock = perf_counter) -> Run:
+    """Times another program. The prompt is rendered already, as it is for the engine."""
+    gc.collect()
+    times: list[float] = []
+    started = clock()
+    alone(prompt, count, lambda: times.append(clock() - started))
+    return Run("generate", tuple(enumerate(times, 1)), times[0])
+
+
+def run_engine(
+    engine: SafeEngine,
+    way: Way,
+    messages: Sequence[Message],
+    count: int,
+    clock: Clock = perf_counter,
+) -> Run:
+    """Times the engine on a prompt that no model has seen."""
+    forget(engine.members)
+    gc.collect()
+    marks: list[tuple[int, float]] = []
+    first: float | None = None
+    tokens = 0
+    events = _in_mode(engine, _MODES[way]).generate(messages, GenerationConfig(max_tokens=count))
+    started = clock()
+    for event in events:
+        if isinstance(event, Verified) and event.pieces:
+            tokens += len(event.pieces)
+            marks.append((tokens, clock() - started))
+        elif isinstance(event, TextDelta) and first is None:
+            first = clock() - started
+        elif isinstance(event, Finished):
+            seconds = clock() - started
+            # an ensemble may have written several tokens in one piece: only now the count is exact
+            marks[-1] = (event.statistics.tokens, seconds)
+            return Run(way, tuple(marks), seconds if first is None else first, event.statistics)
+    raise AssertionError("the events hold no Finished")
+
+
+def first_token_seconds(
+    engine: SafeEngine, messages: Sequence[Message], clock: Clock = perf_counter
+) -> float:
+    """Seconds until the first text of an answer, with whatever the models remember."""
+    gc.collect()
+    started = clock()
+    with closing(engine.generate(messages, GenerationConfig(max_tokens=32))) as events:
+        next(event for event in events if isinstance(event, TextDelta | Finished))
+        return clock() - started
+
+
+def forget(members: Sequence[Member]) -> None:
+    """Makes members drop what they keep of earlier prompts."""
+    for member in members:
+        drop = getattr(member, "forget", None)
+        if drop is not None:
+            drop()
+
+
+def _in_mode(engine: SafeEngine, mode: Mode) -> SafeEngine:
+    config = engine.config.model_copy(update={"mode": mode})
+    return SafeEngine(engine.drafter, engine.verifiers, config)

@@ -1,0 +1,302 @@
+"""The benchmark: its numbers add up, whatever the machine. Nothing here asserts a time."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+from safe_integrations.backends import loading
+from safe_integrations.backends.loading import LoadedModel, ModelSpec
+from safe_integrations.bench import benchmark as b
+from safe_integrations.bench.measure import Run, first_token_seconds, ratio, run_alone, run_engine
+from safe_integrations.bench.prompts import AGAIN, CONTEXT, PROMPTS
+from safe_integrations.bench.rival import TransformersGenerate
+from safe_integrations.bench.toys import engine_cost, toy_engine
+from safe_integrations.cli.app import app
+from safe_integrations.config import GenerationConfig
+from safe_integrations.engine import SafeEngine
+from safe_integrations.loading import load_member
+from safe_integrations.messages import Message
+from safe_integrations.testing import ScriptedMember, ScriptedSession, follows
+
+TEXT = b"Once upon a time there was a lamp."
+
+
+@pytest.fixture(autouse=True)
+def no_collecting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before each run garbage is collected: half a second in a process with all of torch."""
+    monkeypatch.setattr(gc, "collect", lambda: 0)
+
+
+class Clock:
+    """A second for every look at it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1
+        return self.now
+
+
+class Recorder(ScriptedMember):
+    """Remembers what it was asked and when it was told to forget."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        super().__init__(name, [b"Once", b" upon"], follows(TEXT))
+        self.log = log
+        self.asked: list[list[Message]] = []
+
+    def render(self, messages: Any, *rest: Any) -> list[int]:
+        self.asked.append(list(messages))
+        return [0] * len(messages)
+
+    def start(self, prompt: Sequence[int]) -> ScriptedSession:
+        self.log.append(f"{self.name} starts")
+        return super().start(prompt)
+
+    def forget(self) -> None:
+        self.log.append(f"{self.name} forgets")
+
+
+def contest(log: list[str]) -> b.Contest:
+    def alone(prompt: Sequence[int], count: int, tell: Callable[[], None]) -> None:
+        log.append(f"alone writes {count}")
+        for _ in range(count):
+            tell()
+
+    return b.Contest(SafeEngine(Recorder("d", log), [Recorder("v", log)]), alone)
+
+
+def steady(way: Any, count: int, per_token: float, prompt: float = 0.0) -> Run:
+    marks = tuple((n, prompt + n * per_token) for n in range(1, count + 1))
+    return Run(way, marks, prompt + per_token)
+
+
+def test_a_ratio_compares_equally_long_answers() -> None:
+    """An answer that ends early must not be charged with the prompt of a long one."""
+    short, long = steady("safe", 10, 0.2, prompt=5), steady("generate", 1000, 0.1, prompt=5)
+    assert ratio(short, long) == pytest.approx((5 + 10 * 0.1) / (5 + 10 * 0.2))
+    assert ratio(long, short) == pytest.approx(1 / ratio(short, long))
+
+
+def test_a_run_between_marks_takes_as_long_as_the_next_mark() -> None:
+    run = Run("safe", ((3, 1.0), (9, 2.0)), 1.0)
+    assert [run.seconds_for(n) for n in (1, 3, 4, 9)] == [1.0, 1.0, 2.0, 2.0]
+    assert (run.tokens, run.seconds, run.speed) == (9, 2.0, 4.5)
+
+
+def test_ratios_are_formed_within_a_repetition() -> None:
+    """Medians of each way divided by each other would mix slow minutes with fast ones."""
+    cell = b.Cell("p", "chat", 4)
+    for slow in (1.0, 10.0, 2.0):
+        safe, alone = steady("safe", 4, 2 * slow), steady("generate", 4, slow)
+        cell.rounds.append({"safe": safe, "generate": alone})
+    assert cell.ratio("safe", "generate") == b.Spread(0.5, 0.5, 0.5)
+    assert cell.over("safe", lambda run: run.seconds) == b.Spread(16, 8, 80)
+    assert cell.ratio("safe", "every-token") is None
+
+
+def test_another_program_is_timed_by_its_own_tokens() -> None:
+    run = run_alone(contest([]).alone, [1], 5, Clock())
+    assert run.marks == tuple((n, float(n)) for n in range(1, 6))
+    assert run.first_token_seconds == 1
+
+
+@pytest.mark.parametrize("way", ["safe", "every-token", "drafter-only"])
+def test_the_parts_of_a_run_add_up(way: Any) -> None:
+    run = run_engine(toy_engine(60, Clock()), way, PROMPTS["chat"], 60, Clock())
+    assert run.statistics is not None
+    assert run.tokens == run.statistics.tokens == 60
+    assert sum(run.parts) == pytest.approx(run.seconds)
+    assert [mark for mark in run.marks if mark[0] > 60] == []
+    assert 0 < run.first_token_seconds < run.seconds
+    used = [model.seconds > 0 for model in run.statistics.models]
+    assert used == ([True] if way == "drafter-only" else [True, True])
+
+
+def test_every_run_of_the_engine_begins_with_unread_prompts() -> None:
+    log: list[str] = []
+    run_engine(contest(log).engine, "safe", PROMPTS["chat"], 5, Clock())
+    assert log == ["d forgets", "v forgets", "d starts", "v starts"]
+
+
+def test_everything_is_measured_in_turns_and_every_prompt_is_used() -> None:
+    log: list[str] = []
+    asked = contest(log)
+    settings = b.Settings((5, 9), 3, ways=(*b.WAYS, "drafter-only"), toy_lengths=(12,))
+    report = b.benchmark([asked], settings, clock=Clock())
+    assert [(c.prompt, c.length) for c in report.cells] == [
+        (prompt, length) for prompt in PROMPTS for length in (5, 9)
+    ]
+    for cell in report.cells:
+        assert len(cell.rounds) == 3 and all(set(r) == set(settings.ways) for r in cell.rounds)
+        assert len({next(iter(r)) for r in cell.rounds}) == 3  # nobody is always first
+    assert isinstance(asked.engine.drafter, Recorder)
+    assert all(p in asked.engine.drafter.asked for p in (*PROMPTS.values(), AGAIN))
+    assert len(report.first_tokens) == len(report.costs) == 3
+    # the drafter alone forwards every token once: the last token of the prompt gives the first
+    assert report.cells[0].forwarded("drafter-only") == [1.0]
+
+
+def test_the_second_question_comes_on_top_of_what_the_first_left() -> None:
+    log: list[str] = []
+    b.benchmark([contest(log)], b.Settings((2,), 1, toy_lengths=()), clock=Clock())
+    starts_after_last_forgetting = "|".join(log).split("forgets")[-3]
+    assert starts_after_last_forgetting.count("d starts") == 2
+
+
+def test_the_first_token_stops_the_work() -> None:
+    engine = contest([]).engine
+    assert first_token_seconds(engine, PROMPTS["chat"], Clock()) > 0
+    assert isinstance(engine.drafter, Recorder) and engine.drafter.sessions[0].closed
+
+
+def test_the_context_is_as_long_as_said_and_shared_by_both_questions() -> None:
+    assert 1000 < len(CONTEXT.split()) < 1250
+    for conversation in (PROMPTS["rag"], AGAIN):
+        assert CONTEXT in str(conversation[0].content)
+    assert PROMPTS["rag"] != AGAIN
+
+
+@pytest.mark.parametrize("length", [1, 50, 300])
+def test_toys_write_as_much_as_is_asked_for(length: int) -> None:
+    cost = engine_cost(length)
+    assert cost.tokens == length
+
+
+def test_toys_agree_confirm_and_change() -> None:
+    """An engine that never ensembles would look cheap."""
+    statistics = toy_engine(300).complete("Go.", GenerationConfig(max_tokens=300)).statistics
+    assert 0 < statistics.changed < statistics.ensembled < statistics.judged / 4
+
+
+# with models of transformers
+
+
+def toy_model(name: str, size: int) -> LoadedModel:
+    """A random model with a tokenizer trained on the context."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator([CONTEXT], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>")
+    torch.manual_seed(size)
+    config = LlamaConfig(
+        vocab_size=size, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=8192,
+        bos_token_id=None, eos_token_id=0, pad_token_id=None,
+    )  # fmt: skip
+    return LoadedModel(LlamaForCausalLM(config).eval(), tokenizer, name)
+
+
+@pytest.fixture(scope="module")
+def toys() -> dict[str, LoadedModel]:
+    return {"left": toy_model("left", 1500), "right": toy_model("right", 2000)}
+
+
+def test_generate_writes_exactly_as_much_as_is_asked_for(toys: dict[str, LoadedModel]) -> None:
+    model = toys["left"]
+    member = load_member(model)
+    rival = TransformersGenerate(model.model, model.tokenizer)
+    run = run_alone(rival, member.render(PROMPTS["chat"]), 7)
+    assert run.tokens == 7 and run.to_dict()["statistics"] is None
+
+
+def test_a_member_forgets_what_it_read(toys: dict[str, LoadedModel]) -> None:
+    member = load_member(toys["left"])
+    engine = SafeEngine(member)
+    for _ in range(2):
+        run = run_engine(engine, "safe", PROMPTS["chat"], 3)
+        assert run.statistics is not None and run.statistics.models[0].reused_tokens == 0
+
+
+def invoke(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["bench", *arguments], env={"COLUMNS": "200"})
+
+
+def test_the_command_reports_every_row_and_writes_json(
+    toys: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def load(spec: ModelSpec, _: object) -> LoadedModel:
+        return toys[spec.source]
+
+    monkeypatch.setattr(loading, "load_model", load)
+    file = tmp_path / "new" / "bench.json"
+    result = invoke(
+        "--drafter", "left", "--verifier", "right", "--tokens", "4", "--tokens", "4",
+        "--repetitions", "1", "--alone", "--json", str(file),
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    for pair in ("left -> right", "right -> left"):
+        rows = [line for line in result.stdout.splitlines() if pair in line]
+        assert len(rows) == 2 * 2 + 1  # speeds and parts of both prompts, and first tokens
+    assert "SAFE / every token" in result.stdout and "peak memory" in result.stdout
+
+    document = json.loads(file.read_text())
+    assert set(document) == {
+        "version", "machine", "memory", "settings", "cells", "first_token_seconds", "engine_cost",
+    }  # fmt: skip
+    assert set(document["memory"]["weights_bytes"]) == {"left", "right"}
+    assert document["machine"]["threads"] == torch.get_num_threads()
+    assert len(document["cells"]) == 2 * 2
+    for cell in document["cells"]:
+        assert len(cell["repetitions"]) == 1
+        for runs in cell["repetitions"]:
+            assert {run["way"] for run in runs} == {*b.WAYS, "drafter-only"}
+            (whole,) = (run["tokens"] for run in runs if run["way"] == "generate")
+            assert whole == cell["length"]
+        assert set(cell["ratios"]["safe/generate"]) == {"median", "low", "high"}
+
+
+def test_overhead_needs_no_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(loading, "load_model")
+    result = invoke("--overhead", "--repetitions", "1")
+    assert result.exit_code == 0, result.output
+    assert [line.split()[0] for line in result.stdout.splitlines() if "(" in line][:4] == [
+        "50", "200", "1000", "2000",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--drafter", "left"], "--verifier"),
+        (["--overhead", "--plot", "x.png"], "--plot"),
+        (["--tokens", "0"], "tokens"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(arguments: list[str], told: str) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 2 and told in result.stderr
+
+
+def test_without_matplotlib_it_says_so_before_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    result = invoke("--plot", "x.png")
+    assert result.exit_code == 2 and "pip install matplotlib" in result.stderr
+
+
+def test_the_plot_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from safe_integrations.bench.plot import plot
+
+    settings = b.Settings((5, 9), 2, toy_lengths=(5,))
+    plot(b.benchmark([contest([])], settings, clock=Clock()), tmp_path / "bench.png")
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
