@@ -184,12 +184,24 @@ class TransformersSession:
 class TorchDistribution:
     """A next-token distribution that stays on its device until it is asked something."""
 
-    __slots__ = ("_logits", "_total", "best")
+    __slots__ = ("_known_total", "_logits", "best")
 
-    def __init__(self, logits: torch.Tensor, best: int, total: float) -> None:
+    def __init__(self, logits: torch.Tensor, best: int) -> None:
         self.best = best
         self._logits = logits
-        self._total = total
+        self._known_total: float | None = None
+
+    @property
+    def _total(self) -> float:
+        """Logarithm of the sum of all exponentials, when it is first needed.
+
+        One row at a time: the temporaries of several rows are slow to allocate. log_softmax is
+        torch's fastest way to the number.
+        """
+        if self._known_total is None:
+            best = self._logits[self.best]
+            self._known_total = float(best - self._logits.log_softmax(-1)[self.best])
+        return self._known_total
 
     def logprob(self, token_id: int) -> float:
         """Natural logarithm of the probability of one id."""
@@ -248,9 +260,7 @@ class _Fold:
 
 
 def _distributions(logits: torch.Tensor) -> list[TorchDistribution]:
-    best = logits.argmax(-1).tolist()
-    totals = logits.logsumexp(-1).tolist()
-    return [TorchDistribution(*row) for row in zip(logits, best, totals, strict=True)]
+    return [TorchDistribution(*row) for row in zip(logits, logits.argmax(-1).tolist(), strict=True)]
 
 
 def _common_prefix(a: list[int], b: list[int]) -> int:

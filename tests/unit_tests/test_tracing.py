@@ -101,6 +101,12 @@ def test_off_there_is_nothing() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_without_opentelemetry_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "safe_integrations.tracing.spans", None)
+    with pytest.raises(ImportError, match=r"pip install 'safe-integrations\[tracing\]'"):
+        tracing.enable()
+
+
 def test_a_generation_is_a_span_with_its_rounds_and_totals(recorder: Recorder) -> None:
     events = run(stop="zzz", seed=1)
     statistics = events[-1].statistics
