@@ -47,9 +47,13 @@ bench: $(STAMP)
 	$(BIN)/safe-integrations bench --json docs/performance.json --plot docs/images/performance.png
 
 # A LangChain and a LlamaIndex pipeline traced into a real Arize Phoenix on loopback.
-trace-check: $(STAMP)
-	$(BIN)/pytest tests/tracing_phoenix --timeout=0
+trace-check: $(STAMP) .phoenix/bin/phoenix
+	PHOENIX=.phoenix/bin/phoenix $(BIN)/pytest tests/tracing_phoenix --timeout=0
+
+.phoenix/bin/phoenix:
+	$(PYTHON) -m venv .phoenix
+	.phoenix/bin/pip install --quiet arize-phoenix==20.26.0
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .phoenix build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

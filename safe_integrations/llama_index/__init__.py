@@ -1,0 +1,21 @@
+"""The ensemble as an LLM of LlamaIndex."""
+
+from safe_integrations.llama_index.answer import result_of
+from safe_integrations.llama_index.events import (
+    SafeEnsemble,
+    SafeEvent,
+    SafeGenerationEnd,
+    SafeGenerationStart,
+    SafeVerification,
+)
+from safe_integrations.llama_index.llm import SafeLLM
+
+__all__ = [
+    "SafeEnsemble",
+    "SafeEvent",
+    "SafeGenerationEnd",
+    "SafeGenerationStart",
+    "SafeLLM",
+    "SafeVerification",
+    "result_of",
+]

@@ -1,0 +1,116 @@
+"""The engine's events as LlamaIndex instrumentation events (docs/events.md).
+
+Where a call streams, its span has been left before the first token is made, and the task or thread
+that reads the stream may be another one. So span id and tags are noted when the call is made.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from llama_index.core.instrumentation.events import BaseEvent
+from llama_index_instrumentation import get_dispatcher
+from llama_index_instrumentation.dispatcher import active_instrument_tags, instrument_tags
+from llama_index_instrumentation.span import active_span_id
+from pydantic import Field
+
+from safe_integrations import payloads
+from safe_integrations.events import Ensembled, Event, Finished, Verified
+
+_dispatcher = get_dispatcher(__name__)
+
+
+class SafeEvent(BaseEvent):
+    """Something happened while an answer was made.
+
+    Attributes:
+        payload: What happened, as JSON-safe data (docs/events.md).
+    """
+
+    payload: dict[str, Any] = Field(default_factory=dict)
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Name of the event in dumps."""
+        return cls.__name__
+
+
+class SafeGenerationStart(SafeEvent):
+    """An answer begins: `safe_generation_start`."""
+
+
+class SafeVerification(SafeEvent):
+    """The verifiers checked a draft: `safe_verification`."""
+
+
+class SafeEnsemble(SafeEvent):
+    """The models' distributions were merged at one place: `safe_ensemble`."""
+
+
+class SafeGenerationEnd(SafeEvent):
+    """The answer is complete: `safe_generation_end`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The engine is about to begin.
+
+    Attributes:
+        models: Names of the models, drafter first.
+        mode: Ensemble mode.
+    """
+
+    models: tuple[str, ...]
+    mode: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reporter:
+    """Dispatches the events of one call.
+
+    Attributes:
+        span_id: The span of the call.
+        tags: The instrument tags of the call.
+    """
+
+    span_id: str | None
+    tags: dict[str, Any]
+
+    @classmethod
+    def here(cls) -> Reporter:
+        """For the call we are in."""
+        return cls(active_span_id.get(), dict(active_instrument_tags.get()))
+
+    def report(self, event: Event | Started, at: datetime) -> None:
+        """Reports what an event says, where it says something.
+
+        Args:
+            event: Of the engine.
+            at: When it happened.
+        """
+        match event:
+            case Started():
+                payload = payloads.generation_start(event.models, event.mode)
+                self._dispatch(SafeGenerationStart, payload, at)
+            case Verified():
+                self._dispatch(SafeVerification, payloads.verification(event), at)
+            case Ensembled():
+                self._dispatch(SafeEnsemble, payloads.ensemble(event), at)
+            case Finished():
+                self._dispatch(SafeGenerationEnd, payloads.generation_end(event), at)
+
+    def _dispatch(self, kind: type[SafeEvent], payload: dict[str, Any], at: datetime) -> None:
+        event = kind(timestamp=at, span_id=self.span_id, tags=dict(self.tags), payload=payload)
+        with instrument_tags(self.tags):  # the dispatcher adds those that are active now
+            _dispatcher.event(event)
+
+
+def _is_known(record: logging.LogRecord) -> bool:
+    """Whether OpenInference's handler is at a loss with something other than our events."""
+    return not record.getMessage().startswith("Unhandled event of type Safe")
+
+
+logging.getLogger("openinference.instrumentation.llama_index._handler").addFilter(_is_known)

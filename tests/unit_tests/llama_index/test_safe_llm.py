@@ -1,0 +1,368 @@
+"""`SafeLLM` on scripted models: what it says, what it is asked, what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from llama_index.core.callbacks import CallbackManager, LlamaDebugHandler, TokenCountingHandler
+from llama_index.core.callbacks.schema import CBEventType
+from llama_index.core.llms import ChatMessage
+from llama_index.core.prompts import PromptTemplate
+from scripted_llms import Model, Slow, says, writer
+
+from safe_integrations import loading
+from safe_integrations.config import EnsembleConfig, GenerationConfig
+from safe_integrations.errors import GenerationError, InvalidArgumentError
+from safe_integrations.llama_index import SafeLLM, result_of
+from safe_integrations.testing import follows
+
+HELLO = [ChatMessage("Say hello.", role="user")]
+
+
+async def last(stream: Any) -> Any:
+    if hasattr(stream, "__aiter__"):
+        return [chunk async for chunk in stream][-1]
+    return list(stream)[-1]
+
+
+async def complete(llm: SafeLLM, **kw: Any) -> Any:
+    return llm.complete("Say hello.", **kw)
+
+
+async def chat(llm: SafeLLM, **kw: Any) -> Any:
+    return llm.chat(HELLO, **kw)
+
+
+async def stream_complete(llm: SafeLLM, **kw: Any) -> Any:
+    return await last(llm.stream_complete("Say hello.", **kw))
+
+
+async def stream_chat(llm: SafeLLM, **kw: Any) -> Any:
+    return await last(llm.stream_chat(HELLO, **kw))
+
+
+async def acomplete(llm: SafeLLM, **kw: Any) -> Any:
+    return await llm.acomplete("Say hello.", **kw)
+
+
+async def achat(llm: SafeLLM, **kw: Any) -> Any:
+    return await llm.achat(HELLO, **kw)
+
+
+async def astream_complete(llm: SafeLLM, **kw: Any) -> Any:
+    return await last(await llm.astream_complete("Say hello.", **kw))
+
+
+async def astream_chat(llm: SafeLLM, **kw: Any) -> Any:
+    return await last(await llm.astream_chat(HELLO, **kw))
+
+
+Method = Callable[..., Awaitable[Any]]
+ALL = [
+    *(complete, chat, stream_complete, stream_chat),
+    *(acomplete, achat, astream_complete, astream_chat),
+]
+all_methods = pytest.mark.parametrize("method", ALL, ids=lambda m: m.__name__)
+
+
+def text_of(response: Any) -> str:
+    return response.text if hasattr(response, "text") else response.message.content
+
+
+@all_methods
+async def test_all_eight_methods_give_the_same_answer(llm: SafeLLM, method: Method) -> None:
+    response = await method(llm)
+    assert text_of(response) == "hello world"
+    assert response.raw["finish_reason"] == "stop"
+    assert response.raw["usage"] == {
+        "prompt_tokens": 1,
+        "completion_tokens": 12,
+        "total_tokens": 13,
+    }
+    assert response.raw["safe"]["ensembled"] == 1
+    assert json.loads(json.dumps(response.raw)) == response.raw
+
+
+@all_methods
+async def test_a_call_is_one_event_one_span_and_one_count(
+    llm: SafeLLM, method: Method, spans: Any
+) -> None:
+    """The inherited methods nest: one `achat` was three events, spans and counts."""
+    debug = LlamaDebugHandler(print_trace_on_end=False)
+    counter = TokenCountingHandler(tokenizer=str.split)
+    llm.callback_manager = CallbackManager([debug, counter])
+    await method(llm)
+    assert len(debug.get_event_pairs(CBEventType.LLM)) == 1
+    assert len(counter.llm_token_counts) == 1
+    assert counter.prompt_llm_token_count == 1
+    assert counter.completion_llm_token_count == 12
+    assert spans() == [f"SafeLLM.{method.__name__}"]
+
+
+@all_methods
+async def test_every_model_gets_the_conversation_itself(method: Method) -> None:
+    """The inherited `chat` flattens messages, so no model's chat template is used."""
+    models = [writer(b"hello"), Model("other", [], follows(b"hello"))]
+    await method(SafeLLM(drafter=models[0], verifiers=models[1:]))
+    assert [model.asked for model in models] == [[[("user", "Say hello.")]]] * 2
+
+
+@all_methods
+async def test_the_system_prompt_is_there_once(method: Method) -> None:
+    model = writer(b"hello")
+    await method(SafeLLM(drafter=model, system_prompt="Be kind."))
+    assert model.asked == [[("system", "Be kind."), ("user", "Say hello.")]]
+
+
+async def test_the_system_prompt_is_not_repeated_by_predict_or_over_another_one() -> None:
+    model = writer(b"hello")
+    llm = SafeLLM(drafter=model, system_prompt="Be kind.")
+    llm.predict(PromptTemplate("Say {what}."), what="hello")
+    await llm.apredict(PromptTemplate("Say {what}."), what="hello")
+    assert model.asked == [[("system", "Be kind."), ("user", "Say hello.")]] * 2
+    llm.chat([ChatMessage("Be brief.", role="system"), *HELLO])
+    assert model.asked[-1] == [("system", "Be brief."), ("user", "Say hello.")]
+    llm.complete("Say hello.", formatted=True)
+    assert model.asked[-1] == [("user", "Say hello.")]
+
+
+def test_prompt_hooks_are_honoured() -> None:
+    model = writer(b"hello")
+    llm = SafeLLM(
+        drafter=model,
+        system_prompt="S",
+        completion_to_prompt=lambda prompt: f"<<{prompt}>>",
+        messages_to_prompt=lambda messages: "|".join(str(m) for m in messages),
+    )
+    llm.complete("Say hello.")
+    llm.complete("Say hello.", formatted=True)
+    llm.chat(HELLO)
+    assert model.asked == [
+        [("system", "S"), ("user", "<<Say hello.>>")],
+        [("user", "Say hello.")],
+        [("user", "system: S|user: Say hello.")],
+    ]
+
+
+@all_methods
+async def test_options_of_a_call_are_honoured(llm: SafeLLM, method: Method) -> None:
+    """Elsewhere temperature, stop and max_tokens of a call are silently ignored."""
+    stopped = await method(llm, stop=["wor"], temperature=0.0, max_tokens=None)
+    assert text_of(stopped) == "hello "
+    cut = await method(llm, max_tokens=3)
+    assert cut.raw["finish_reason"] == "length"
+    assert cut.raw["usage"]["completion_tokens"] == 3
+
+
+@all_methods
+async def test_unknown_options_are_refused(llm: SafeLLM, method: Method) -> None:
+    with pytest.raises(InvalidArgumentError, match="temprature=1: there is no such option"):
+        await method(llm, temprature=1)
+
+
+@all_methods
+async def test_the_ensemble_is_an_option_of_a_call_too(llm: SafeLLM, method: Method) -> None:
+    response = await method(llm, mode="drafter-only")
+    assert response.raw["safe"]["ensembled"] == 0
+
+
+def test_every_option_has_a_default_in_the_llm() -> None:
+    """Those about tools belong to a call."""
+    options = EnsembleConfig.model_fields.keys() | GenerationConfig.model_fields.keys()
+    of_calls = {"tools", "tool_choice", "parallel_tool_calls"}
+    assert options - SafeLLM.model_fields.keys() == of_calls
+    assert SafeLLM(lookahead="auto", stop="x").to_dict()["lookahead"] == "auto"
+
+
+def test_unknown_and_wrong_options_are_refused_at_construction() -> None:
+    with pytest.raises(InvalidArgumentError, match="there is no such option"):
+        SafeLLM(temprature=1)
+    with pytest.raises(InvalidArgumentError, match="temperature=-1"):
+        SafeLLM(temperature=-1)
+
+
+@pytest.mark.parametrize("method", ALL[2:4] + ALL[6:], ids=lambda m: m.__name__)
+async def test_an_empty_answer_is_one_chunk(method: Method) -> None:
+    """Elsewhere an empty stream raises in the consumer."""
+    response = await method(SafeLLM(drafter=writer(b"")))
+    assert text_of(response) == ""
+    assert response.delta == ""
+    assert response.raw["usage"]["completion_tokens"] == 1
+
+
+def test_deltas_add_up_and_only_the_last_chunk_has_raw(llm: SafeLLM) -> None:
+    chunks = list(llm.stream_complete("Say hello."))
+    assert len(chunks) > 2
+    assert "".join(chunk.delta or "" for chunk in chunks) == chunks[-1].text == "hello world"
+    assert [chunk.raw is not None for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+
+
+@all_methods
+async def test_an_error_reaches_the_caller(method: Method) -> None:
+    def breaks(written: bytes) -> dict[bytes, float]:
+        if len(written) > 3:
+            raise RuntimeError("out of luck")
+        return {b"a": 1.0}
+
+    model = Model("broken", [], breaks)
+    with pytest.raises(GenerationError, match="broken failed while generating: out of luck"):
+        await asyncio.wait_for(method(SafeLLM(drafter=model)), 10)
+    assert [session.closed for session in model.sessions] == [True]
+
+
+async def test_the_event_loop_stays_free() -> None:
+    """The inherited methods compute on the loop: 1 tick where there should be 20."""
+    model = Slow()
+    llm = SafeLLM(drafter=model, max_tokens=30)
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.005)
+            ticks += 1
+
+    ticker = asyncio.create_task(tick())
+    for method in (acomplete, achat, astream_complete, astream_chat):
+        ticks = 0
+        await method(llm)
+        assert ticks > 15
+    ticker.cancel()
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_a_cancelled_task_stops_the_engine(streams: bool) -> None:
+    model = Slow()
+    llm = SafeLLM(drafter=model, max_tokens=100_000)
+    model.context_window = 200_000
+    task = asyncio.create_task(astream_chat(llm) if streams else achat(llm))
+    await asyncio.to_thread(model.passed.wait)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert model.sessions[0].closed
+    for thread in threading.enumerate():
+        if thread.name == "safe-generation":  # it has told us that it is done
+            thread.join(1)
+            assert not thread.is_alive()
+
+
+def test_closing_a_stream_stops_the_engine_whoever_keeps_its_exception(listener: Any) -> None:
+    """Handlers that keep GeneratorExit keep the engine's generator alive, by its traceback."""
+    model = Slow()
+    debug = LlamaDebugHandler(print_trace_on_end=False)
+    llm = SafeLLM(drafter=model, callback_manager=CallbackManager([debug]))
+    for stream in (llm.stream_complete("x"), llm.stream_chat(HELLO)):
+        next(stream)
+        stream.close()
+        assert model.sessions[-1].closed
+
+
+async def test_closing_an_async_stream_stops_the_engine(listener: Any) -> None:
+    model = Slow()
+    debug = LlamaDebugHandler(print_trace_on_end=False)
+    llm = SafeLLM(drafter=model, callback_manager=CallbackManager([debug]))
+    for start in (llm.astream_complete("x"), llm.astream_chat(HELLO)):
+        async with aclosing(await start) as stream:
+            await anext(stream)
+        assert model.sessions[-1].closed
+
+
+def test_a_stream_that_nobody_reads_computes_nothing() -> None:
+    model = Slow()
+    llm = SafeLLM(drafter=model)
+    llm.stream_complete("x").close()
+    assert model.sessions == []
+
+
+async def test_concurrent_calls_do_not_mix(llm: SafeLLM) -> None:
+    answers = await asyncio.gather(*(method(llm, stop=["world"]) for method in ALL[4:] * 3))
+    assert {text_of(answer) for answer in answers} == {"hello "}
+
+
+@all_methods
+async def test_an_answer_tells_where_it_comes_from(llm: SafeLLM, method: Method) -> None:
+    result = result_of(await method(llm))
+    assert result.text == "hello world"
+    (piece,) = [piece for piece in result.pieces if piece.ensembled]
+    assert (piece.start, piece.written) == (6, b"w")
+    assert {c.symbol for c in piece.candidates} >= {b"w", b"x", b"y"}
+
+
+def test_only_a_whole_answer_tells_where_it_comes_from(llm: SafeLLM) -> None:
+    with pytest.raises(InvalidArgumentError, match="the last chunk of a stream"):
+        result_of(next(llm.stream_complete("x")))
+
+
+def test_metadata_tells_about_the_loaded_models() -> None:
+    small = Model("small", [], follows(b""), context_window=100)
+    llm = SafeLLM(drafter=writer(b""), verifiers=[small], max_tokens=10)
+    assert llm.metadata.model_dump() == {
+        "context_window": 100,
+        "num_output": 10,
+        "is_chat_model": True,
+        "is_function_calling_model": True,
+        "model_name": "drafter+small",
+        "system_role": "system",
+    }
+
+
+def test_to_dict_holds_names_and_reads_back(llm: SafeLLM) -> None:
+    dumped = llm.to_dict()
+    assert dumped["drafter"] == "drafter"
+    assert dumped["verifiers"] == ["verifier"]
+    json.dumps(dumped)
+    spec = {"source": "smollm2-135m", "dtype": "float32"}
+    named = SafeLLM(drafter=spec, verifiers="gemma3-270m", stop=["x"], seed=3)
+    assert named.to_dict()["drafter"] == spec
+    assert SafeLLM.from_dict(named.to_dict()).to_dict() == named.to_dict()
+    assert SafeLLM.from_json(named.to_json()).to_json() == named.to_json()
+
+
+def test_copies_share_the_models_and_pickles_refuse_them(llm: SafeLLM) -> None:
+    """A pickle without the models would come back as the default pair."""
+    assert copy.deepcopy(llm).drafter is llm.drafter
+    with pytest.raises(InvalidArgumentError, match="name it, and each process will load it"):
+        pickle.dumps(llm)
+    named = SafeLLM(drafter="a", verifiers=["b"], seed=1)
+    assert pickle.loads(pickle.dumps(named)).to_dict() == named.to_dict()
+
+
+async def test_even_looking_a_model_up_leaves_the_event_loop_free(
+    llm: SafeLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LlamaIndex asks for `metadata`, on the loop, before it calls; tokenizers are large."""
+    threads = []
+    peek = loading.peek
+
+    def slow_peek(source: Any) -> Any:
+        threads.append(threading.current_thread())
+        return peek(source)
+
+    monkeypatch.setattr(loading, "peek", slow_peek)
+    await llm.achat(HELLO)
+    assert threads[0] is not threading.main_thread()
+
+
+def test_payloads_of_events_hold_no_secrets() -> None:
+    llm = says("x")
+    assert set(llm.to_payload()) == {"class_name", *llm.metadata.model_dump()}
+
+
+def test_importing_and_constructing_load_nothing_heavy() -> None:
+    code = (
+        "import sys; from safe_integrations.llama_index import SafeLLM; SafeLLM();"
+        "heavy = {'torch', 'transformers', 'opentelemetry'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
