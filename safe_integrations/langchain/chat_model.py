@@ -1,0 +1,595 @@
+"""The ensemble as a LangChain chat model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Final, Literal, Self, TypeVar, cast
+
+from langchain_core.callbacks import (
+    AsyncCallbackManager,
+    AsyncCallbackManagerForLLMRun,
+    CallbackManager,
+    CallbackManagerForLLMRun,
+)
+from langchain_core.language_models import (
+    BaseChatModel,
+    LangSmithParams,
+    LanguageModelInput,
+    ModelProfile,
+)
+from langchain_core.language_models.chat_models import generate_from_stream
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import ensure_config
+from langchain_core.utils.uuid import uuid7
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
+
+from safe_integrations import __version__
+from safe_integrations.asynchronous import in_thread
+from safe_integrations.config import EnsembleConfig, GenerationConfig, Method, Mode, Sharpening
+from safe_integrations.engine import SafeEngine
+from safe_integrations.errors import (
+    ContextWindowError,
+    GenerationCancelled,
+    InvalidArgumentError,
+)
+from safe_integrations.events import Event
+from safe_integrations.langchain.answer import PROVIDER, Answer
+from safe_integrations.langchain.errors import SafeContextOverflowError, SafeTimeoutError
+from safe_integrations.langchain.events import NOTE, Listeners
+from safe_integrations.langchain.messages import engine_messages
+from safe_integrations.langchain.options import (
+    ENSEMBLE_OPTIONS,
+    GENERATION_OPTIONS,
+    AnyTool,
+    generation_config,
+    openai_tool,
+)
+from safe_integrations.langchain.options import tool_choice as read_tool_choice
+from safe_integrations.langchain.sources import (
+    identity_of,
+    is_member,
+    name_of,
+    read_source,
+    with_defaults,
+)
+from safe_integrations.langchain.structured import Method as StructuredMethod
+from safe_integrations.langchain.structured import structured
+from safe_integrations.loading import load_engine
+from safe_integrations.tracing import generation_span
+
+M = TypeVar("M", CallbackManager, AsyncCallbackManager)
+
+_CALL_OPTIONS: Final = ENSEMBLE_OPTIONS | GENERATION_OPTIONS | {"timeout"}
+_IGNORED: Final = frozenset({"stream", NOTE})
+"""Keyword arguments of a call that are for LangChain or for ourselves."""
+
+
+class ChatSafe(BaseChatModel):
+    """Several language models that write one answer together, as a LangChain chat model.
+
+    The drafter writes, the verifiers check, and where they disagree their predictions are merged.
+    Models are named, not passed: they are loaded by the first call, once per process. Everything
+    that is None takes the default of `EnsembleConfig` or `GenerationConfig`, which also say what
+    the options mean. Every option but the models can be given per call, too.
+
+    Every verification and every ensemble is a custom event (`safe_verification`,
+    `safe_ensemble`) under this model's run id; docs/events.md describes them.
+
+    Attributes:
+        drafter: The model that writes: a hub id, a folder, a GGUF file, a `ModelSpec`, or a loaded
+            `Member`. `model` is another name for it. None takes the embedded pair.
+        verifiers: The models that check it, given the same way.
+        mode: How the models work together.
+        lookahead: Tokens the drafter writes ahead.
+        prompt_lookup: Whether the drafter tries what its prompt says after the same words.
+        method: How distributions are merged.
+        union_top_k: Tokens each model brings to a merge.
+        sharpening: What to do with a merged distribution that is too smooth.
+        sharpen_below: When it is too smooth.
+        prefix_threshold: When a token collects the mass of its continuations.
+        consensus_above: When models agree.
+        weights: One per model, drafter first.
+        max_tokens: Most tokens of an answer, in the drafter's tokens.
+        stop: Texts that end an answer. A call's own `stop` takes their place.
+        temperature: 0 is greedy.
+        top_p: Nucleus sampling.
+        top_k: Draw from the k best tokens.
+        min_p: Draw from tokens that are not much worse than the best.
+        repetition_penalty: Makes repetition less likely.
+        seed: Makes drawing repeatable.
+        template_args: Further arguments of the chat templates (`enable_thinking`, ...).
+        model_kwargs: Further options of every call, such as `response_format`.
+        eager_tools: Whether a user is answered with a tool call first, where tools are bound and no
+            `tool_choice` is given. Small models hardly ever call on their own. Once a result is
+            there, they are free again.
+        timeout: Seconds that an answer may take, once the models are loaded.
+        attach_rounds: Whether messages carry what happened in each round
+            (`additional_kwargs["safe"]`), besides the statistics.
+        streaming: Whether `invoke` streams to callbacks.
+        max_retries: Taken and not used, like `api_key`: there is nobody to ask.
+        api_key: See there.
+    """
+
+    drafter: Any = Field(
+        default=None, validation_alias=AliasChoices("drafter", "model", "model_name")
+    )
+    verifiers: tuple[Any, ...] | None = None
+
+    mode: Mode | None = None
+    lookahead: int | Literal["auto"] | None = None
+    prompt_lookup: bool | None = None
+    method: Method | None = None
+    union_top_k: int | None = None
+    sharpening: Sharpening | None = None
+    sharpen_below: float | None = None
+    prefix_threshold: float | None = None
+    consensus_above: float | None = None
+    weights: tuple[float, ...] | None = None
+
+    max_tokens: int | None = None
+    stop: tuple[str, ...] | None = Field(
+        default=None, validation_alias=AliasChoices("stop", "stop_sequences")
+    )
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    template_args: dict[str, Any] | None = None
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    eager_tools: bool = False
+    timeout: float | None = Field(default=None, gt=0)
+    attach_rounds: bool = True
+    streaming: bool | None = None
+    max_retries: int | None = None
+    api_key: SecretStr | None = None
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    @field_validator("drafter", mode="before")
+    @classmethod
+    def _one_model(cls, given: Any) -> Any:
+        return read_source(given, "drafter")
+
+    @field_validator("verifiers", mode="before")
+    @classmethod
+    def _several_models(cls, given: Any) -> Any:
+        if given is None:
+            return None
+        if isinstance(given, str | Mapping) or not isinstance(given, Sequence):
+            given = [given]
+        return tuple(read_source(item, f"verifiers[{i}]") for i, item in enumerate(given))
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_many(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _check_options(self) -> Self:
+        self._call({})
+        self._add_version("safe-integrations", __version__)
+        return self
+
+    # What LangChain asks about the model
+
+    @property
+    def _llm_type(self) -> str:
+        return "chat-safe"
+
+    @property
+    def model_name(self) -> str:
+        """Name of the ensemble: its models, drafter first, with plus signs between them."""
+        return "+".join(map(name_of, with_defaults(self.drafter, self.verifiers)))
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        """Everything that can change an answer: LangChain's cache looks answers up by it."""
+        options = sorted(ENSEMBLE_OPTIONS | GENERATION_OPTIONS)
+        own = ("model_kwargs", "attach_rounds", "eager_tools", *options)
+        given = {name: value for name in own if (value := getattr(self, name, None)) is not None}
+        return {
+            "model_name": self.model_name,
+            "models": [identity_of(m) for m in with_defaults(self.drafter, self.verifiers)],
+            **given,
+            "version": __version__,
+        }
+
+    def _get_invocation_params(
+        self, stop: list[str] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        if stop is None and self.stop is not None:  # LangChain would take ours out
+            stop = list(self.stop)
+        return super()._get_invocation_params(stop=stop, **_without_note(kwargs))
+
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        return super()._get_llm_string(stop=stop, **_without_note(kwargs))
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        options = self._call({k: v for k, v in kwargs.items() if k != "model"}, stop).options
+        params = LangSmithParams(
+            ls_provider=PROVIDER,
+            ls_model_name=kwargs.get("model") or self.model_name,
+            ls_model_type="chat",
+            ls_temperature=options.temperature,
+            ls_max_tokens=options.max_tokens,
+        )
+        if options.stop:
+            params["ls_stop"] = list(options.stop)
+        return params
+
+    def _resolve_model_profile(self) -> ModelProfile:
+        return ModelProfile(
+            name=self.model_name,
+            open_weights=True,
+            text_inputs=True,
+            text_outputs=True,
+            image_inputs=False,
+            audio_inputs=False,
+            video_inputs=False,
+            pdf_inputs=False,
+            image_outputs=False,
+            audio_outputs=False,
+            video_outputs=False,
+            reasoning_output=False,
+            tool_calling=True,
+            tool_choice=True,
+            tool_call_streaming=True,
+            structured_output=True,
+            mid_conversation_system_messages=True,
+            temperature=True,
+        )
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """The drafter's tokens of a text. Loads the models."""
+        return self._engine(EnsembleConfig()).drafter.tokens.encode(text.encode())
+
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[AnyTool] | None = None
+    ) -> int:
+        """How long a conversation is for the drafter, as its template writes it. Loads the models.
+
+        Args:
+            messages: The conversation.
+            tools: What it may call.
+        """
+        call = self._call({"tools": tools})
+        drafter = self._engine(EnsembleConfig()).drafter
+        return len(
+            drafter.render(
+                engine_messages(messages), call.options.tools, call.options.template_args
+            )
+        )
+
+    # Tools and structure
+
+    def bind_tools(
+        self,
+        tools: Sequence[AnyTool],
+        *,
+        tool_choice: str | bool | Mapping[str, Any] | None = None,
+        strict: bool | None = None,
+        parallel_tool_calls: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """The model with tools that it may call.
+
+        Args:
+            tools: Functions, Pydantic classes, TypedDicts, LangChain tools, or OpenAI's dicts.
+            tool_choice: `auto`, `none`, `any` or `required` (at least one call), or one tool: by
+                name, or in OpenAI's or Anthropic's form. True is `any`. A call that is asked for
+                is guaranteed, and so is that its arguments follow the tool's schema; stop strings
+                do not cut it.
+            strict: Whether to read schemas OpenAI's strict way: every argument is required.
+            parallel_tool_calls: Whether one answer may hold several calls. None allows it unless
+                a call is asked for.
+            **kwargs: Further options of the calls.
+        """
+        formatted = [openai_tool(tool, strict) for tool in tools]
+        if tool_choice is not None:
+            names = [tool["function"]["name"] for tool in formatted]
+            kwargs["tool_choice"] = read_tool_choice(tool_choice, names)
+        if parallel_tool_calls is not None:
+            kwargs["parallel_tool_calls"] = parallel_tool_calls
+        return self.bind(tools=formatted, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: Mapping[str, Any] | type | None = None,
+        *,
+        method: StructuredMethod = "function_calling",
+        strict: bool | None = None,
+        include_raw: bool = False,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
+        """The model with answers that are objects of a schema, by construction.
+
+        Args:
+            schema: A Pydantic class (v1 or v2), a TypedDict, a JSON schema, or an OpenAI function.
+            method: `function_calling` shows the schema to the models and makes them call it;
+                `json_schema` and `json_mode` make the answer itself an object of the schema.
+                `json_mode` also works without one: any JSON object.
+            strict: Whether to read the schema OpenAI's strict way: every field is required.
+            include_raw: Whether to return `raw`, `parsed` and `parsing_error` instead of the
+                object alone.
+            **kwargs: None.
+
+        Returns:
+            A runnable that gives an instance of a Pydantic class, else a dict.
+
+        Raises:
+            InvalidArgumentError: The method is unknown, or there is no schema where it needs one.
+        """
+        for name, value in kwargs.items():
+            raise InvalidArgumentError(name, value, "there is no such option; use bind()")
+        return structured(self, schema, method=method, strict=strict, include_raw=include_raw)
+
+    # Answering
+
+    def stream(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> Iterator[AIMessageChunk]:
+        """Answers in chunks. Closing the iterator stops the models."""
+        config, listeners = self._listen(config, CallbackManager)
+        yield from super().stream(input, config, stop=stop, **{**kwargs, NOTE: listeners})
+
+    async def astream(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[AIMessageChunk]:
+        """Answers in chunks. Closing the iterator, or cancelling the task, stops the models."""
+        config, listeners = self._listen(config, AsyncCallbackManager)
+        chunks = super().astream(input, config, stop=stop, **{**kwargs, NOTE: listeners})
+        try:
+            async with aclosing(cast("AsyncGenerator[AIMessageChunk, None]", chunks)):
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            await listeners.aclose()
+
+    def _listen(
+        self, config: RunnableConfig | None, kind: type[M]
+    ) -> tuple[RunnableConfig, Listeners]:
+        """Notes who will hear of the run that LangChain is about to start."""
+        config = ensure_config(config)
+        run_id = config["run_id"] = config.get("run_id") or uuid7()
+        manager = kind.configure(
+            config.get("callbacks"),
+            self.callbacks,
+            self.verbose,
+            config.get("tags"),
+            self.tags,
+            config.get("metadata"),
+            self.metadata,
+        )
+        return config, Listeners.configured(run_id, manager)
+
+    def _generate_with_cache(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        kwargs[NOTE] = Listeners.of_run(run_manager)
+        return super()._generate_with_cache(messages, stop=stop, run_manager=run_manager, **kwargs)
+
+    async def _agenerate_with_cache(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        listeners = kwargs[NOTE] = Listeners.of_run(run_manager)
+        try:
+            return await super()._agenerate_with_cache(
+                messages, stop=stop, run_manager=run_manager, **kwargs
+            )
+        finally:
+            await listeners.aclose()
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return generate_from_stream(self._stream(messages, stop, run_manager, **kwargs))
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        stream = self._astream(messages, stop, run_manager, **kwargs)
+        async with aclosing(cast("AsyncGenerator[ChatGenerationChunk, None]", stream)):
+            chunks = [chunk async for chunk in stream]
+        return generate_from_stream(iter(chunks))
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        listeners: Listeners = kwargs.get(NOTE) or Listeners.of_run(run_manager)
+        call = self._call(kwargs, stop, messages)
+        answer = Answer(self.model_name, call.options, rounds=self.attach_rounds)
+        with closing(self._events(messages, call, listeners)) as events:
+            for event in events:
+                listeners.send(event)
+                yield from answer.chunks(event)
+
+    def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        listeners: Listeners = kwargs.get(NOTE) or Listeners.of_run(run_manager)
+        stream = self._achunks(messages, self._call(kwargs, stop, messages), listeners)
+        listeners.streams.append(stream)
+        return stream
+
+    async def _achunks(
+        self, messages: list[BaseMessage], call: _Call, listeners: Listeners
+    ) -> AsyncGenerator[ChatGenerationChunk, None]:
+        answer = Answer(self.model_name, call.options, rounds=self.attach_rounds)
+        thread = in_thread(lambda cancel: self._events(messages, call, listeners, cancel))
+        async with aclosing(cast("AsyncGenerator[Event, None]", thread)) as events:
+            async for event in events:
+                await listeners.asend(event)
+                for chunk in answer.chunks(event):
+                    yield chunk
+
+    def _events(
+        self,
+        messages: list[BaseMessage],
+        call: _Call,
+        listeners: Listeners,
+        cancel: threading.Event | None = None,
+    ) -> Generator[Event, None, None]:
+        """What the engine does. Blocks."""
+        conversation = engine_messages(messages)
+        engine = self._engine(call.ensemble)
+        deadline = _Deadline(call.timeout, cancel)
+        span = generation_span(
+            self.model_name,
+            call.options,
+            prompt=conversation,
+            run_id=listeners.run_id,
+        )
+        try:
+            events = engine.generate(conversation, call.options, cancel=deadline)
+            yield from span.follow(events)
+        except ContextWindowError as error:
+            raise SafeContextOverflowError(
+                error.model, error.prompt_tokens, error.context_window
+            ) from None
+        except GenerationCancelled:
+            if not deadline.passed:
+                raise
+            raise SafeTimeoutError(
+                f"the answer was not complete after {call.timeout:g} seconds: raise timeout, or "
+                "lower max_tokens"
+            ) from None
+
+    def _engine(self, config: EnsembleConfig) -> SafeEngine:
+        """The engine, on models that are loaded once per process."""
+        return load_engine(self.drafter, self.verifiers, config)
+
+    def _call(
+        self,
+        kwargs: Mapping[str, Any],
+        stop: Sequence[str] | None = None,
+        messages: Sequence[BaseMessage] = (),
+    ) -> _Call:
+        """How a call is made: the model's own options, and those of the call over them.
+
+        Raises:
+            InvalidArgumentError: There is no such option, or its value cannot be used.
+        """
+        own = {name: getattr(self, name, None) for name in _CALL_OPTIONS}
+        per_call = {name: value for name, value in kwargs.items() if name not in _IGNORED}
+        if stop is not None:
+            per_call["stop"] = stop
+        given = {**own, **self.model_kwargs}
+        given |= {name: value for name, value in per_call.items() if value is not None}
+        for name in (given | per_call).keys() - _CALL_OPTIONS:
+            known = ", ".join(sorted(_CALL_OPTIONS))
+            raise InvalidArgumentError(
+                name,
+                (given | per_call)[name],
+                f"there is no such option of a call; use one of {known}",
+            )
+        asked = messages and isinstance(messages[-1], HumanMessage)
+        if self.eager_tools and asked and given["tools"] and given["tool_choice"] is None:
+            given["tool_choice"] = "required"
+        return _Call(
+            EnsembleConfig(**{k: given[k] for k in ENSEMBLE_OPTIONS if given[k] is not None}),
+            generation_config({k: given[k] for k in GENERATION_OPTIONS}),
+            given["timeout"],
+        )
+
+    # Copies
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Refuses to pickle weights."""
+        for member in self._members():
+            raise InvalidArgumentError(
+                "drafter or verifiers",
+                member,
+                "a loaded model cannot be pickled: name it, and each process will load it",
+            )
+        return super().__getstate__()
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """A copy that shares the models."""
+        shared = {id(member): member for member in self._members()}
+        return super().__deepcopy__({**(memo or {}), **shared})
+
+    def _members(self) -> list[Any]:
+        models = (self.drafter, *(self.verifiers or ()))
+        return [model for model in models if is_member(model)]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """How one answer is made."""
+
+    ensemble: EnsembleConfig
+    options: GenerationConfig
+    timeout: float | None
+
+
+class _Deadline(threading.Event):
+    """The engine's cancel event, set by somebody or by the clock."""
+
+    def __init__(self, seconds: float | None, cancel: threading.Event | None) -> None:
+        super().__init__()
+        self._end = None if seconds is None else monotonic() + seconds
+        self._cancel = cancel
+
+    @property
+    def passed(self) -> bool:
+        """Whether the time is up."""
+        return self._end is not None and monotonic() >= self._end
+
+    def is_set(self) -> bool:
+        """Whether to stop."""
+        return self.passed or (self._cancel is not None and self._cancel.is_set())
+
+
+def _without_note(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in kwargs.items() if name != NOTE}

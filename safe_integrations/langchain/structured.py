@@ -1,0 +1,115 @@
+"""`with_structured_output`: answers as objects, guaranteed by the engine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+
+from langchain_core.exceptions import OutputParserException
+from langchain_core.messages import BaseMessage
+from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
+from langchain_core.output_parsers.openai_tools import (
+    JsonOutputKeyToolsParser,
+    PydanticToolsParser,
+)
+from langchain_core.runnables import (
+    Runnable,
+    RunnableGenerator,
+    RunnableMap,
+    RunnablePassthrough,
+)
+from langchain_core.utils.function_calling import convert_to_json_schema
+from langchain_core.utils.pydantic import is_basemodel_subclass
+
+from safe_integrations.errors import InvalidArgumentError
+from safe_integrations.langchain.options import openai_tool
+
+if TYPE_CHECKING:
+    from safe_integrations.langchain.chat_model import ChatSafe
+
+Method = Literal["function_calling", "json_schema", "json_mode"]
+METHODS: Final[tuple[str, ...]] = get_args(Method)
+
+
+def structured(
+    model: ChatSafe,
+    schema: Mapping[str, Any] | type | None,
+    *,
+    method: Method,
+    strict: bool | None,
+    include_raw: bool,
+) -> Runnable[Any, Any]:
+    """The model, followed by a parser; see `ChatSafe.with_structured_output`."""
+    if method not in METHODS:
+        raise InvalidArgumentError("method", method, f"use one of {', '.join(METHODS)}")
+    if schema is None and method != "json_mode":
+        raise InvalidArgumentError("schema", schema, "only json_mode works without a schema")
+    make = _by_call if method == "function_calling" else _by_json
+    answer, parser = make(model, schema, method, strict)
+    parsed: Runnable[Any, Any] = RunnableGenerator(_complete, _acomplete) | parser
+    if not include_raw:
+        return answer | parsed
+    tried = RunnablePassthrough.assign(
+        parsed=itemgetter("raw") | parsed, parsing_error=lambda _: None
+    )
+    failed = RunnablePassthrough.assign(parsed=lambda _: None)
+    return RunnableMap(raw=answer) | tried.with_fallbacks([failed], exception_key="parsing_error")
+
+
+def _by_call(
+    model: ChatSafe, schema: Any, method: Method, strict: bool | None
+) -> tuple[Runnable[Any, Any], Runnable[Any, Any]]:
+    tool = openai_tool(schema, strict=strict)
+    name = tool["function"]["name"]
+    answer = model.bind_tools(
+        [tool], tool_choice=name, parallel_tool_calls=False, **_traced(schema, method, strict)
+    )
+    if _is_pydantic(schema):
+        return answer, PydanticToolsParser(tools=[schema], first_tool_only=True)
+    return answer, JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+
+
+def _by_json(
+    model: ChatSafe, schema: Any, method: Method, strict: bool | None
+) -> tuple[Runnable[Any, Any], Runnable[Any, Any]]:
+    wanted: dict[str, Any] = {"type": "json_object"}
+    if schema is not None:
+        plain = convert_to_json_schema(schema, strict=strict)
+        named = {"name": plain.get("title", "answer"), "schema": plain}
+        wanted = {"type": "json_schema", "json_schema": named}
+    answer = model.bind(response_format=wanted, **_traced(schema, method, strict))
+    if _is_pydantic(schema):
+        return answer, PydanticOutputParser(pydantic_object=schema)
+    return answer, JsonOutputParser()
+
+
+def _traced(schema: Any, method: Method, strict: bool | None) -> dict[str, Any]:
+    """What LangChain shows to tracers; it takes this out again before it calls the model."""
+    kwargs = {"method": method, "strict": strict}
+    return {"ls_structured_output_format": {"kwargs": kwargs, "schema": schema or {}}}
+
+
+def _is_pydantic(schema: Any) -> bool:
+    return isinstance(schema, type) and is_basemodel_subclass(schema)
+
+
+def _complete(messages: Iterator[BaseMessage]) -> Iterator[BaseMessage]:
+    for message in messages:
+        yield message
+        _check(message)
+
+
+async def _acomplete(messages: AsyncIterator[BaseMessage]) -> AsyncIterator[BaseMessage]:
+    async for message in messages:
+        yield message
+        _check(message)
+
+
+def _check(message: BaseMessage) -> None:
+    """An answer that was cut off may look like a shorter one: refuse it."""
+    if message.response_metadata.get("finish_reason") == "length":
+        raise OutputParserException(
+            "the answer was cut off before the object was complete: raise max_tokens",
+            llm_output=message.text,
+        )

@@ -1,0 +1,390 @@
+"""Tools and structured output, with models that are badly behaved unless they are constrained."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any, Optional
+
+import pytest
+from chatty import Chatty
+from langchain.agents import create_agent
+from langchain_core.exceptions import OutputParserException
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.tools import tool
+from pydantic import BaseModel, Field
+from pydantic.v1 import BaseModel as BaseModelV1
+from typing_extensions import TypedDict
+
+from safe_integrations.config import Choice, JsonSchema, Tool
+from safe_integrations.errors import InvalidArgumentError
+from safe_integrations.langchain import ChatSafe
+from safe_integrations.langchain.options import closed, generation_config
+
+pytest.importorskip("llguidance")
+
+
+@tool
+def add(a: int, b: int) -> int:
+    """Adds two numbers."""
+    return a + b
+
+
+def shout(text: str) -> str:
+    """Makes a text loud.
+
+    Args:
+        text: The text.
+    """
+    return text.upper()
+
+
+def call(name: str, /, **arguments: Any) -> str:
+    body = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
+    return f"<tool_call>\n{body}\n</tool_call>"
+
+
+ADD = call("add", a=1, b=2)
+
+
+def model(reply: Any, **options: Any) -> ChatSafe:
+    drafter = Chatty("drafter", reply, sure=0.8)
+    return ChatSafe(drafter=drafter, verifiers=[Chatty("verifier", reply, sure=0.6)], **options)
+
+
+def total(chunks: Any) -> Any:
+    parts = list(chunks)
+    result = parts[0]
+    for part in parts[1:]:
+        result += part
+    return result
+
+
+# Calls
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "any",
+        "required",
+        True,
+        "add",
+        {"type": "function", "function": {"name": "add"}},
+        {"type": "tool", "name": "add"},
+        {"type": "any"},
+        None,
+        "auto",
+    ],
+)
+def test_every_form_of_tool_choice_gives_the_call(choice: Any) -> None:
+    bound = model(ADD).bind_tools([add, shout], tool_choice=choice)
+    for message in (bound.invoke("1 + 2?"), total(bound.stream("1 + 2?"))):
+        assert message.content == ""
+        assert [(c["name"], c["args"]) for c in message.tool_calls] == [("add", {"a": 1, "b": 2})]
+        assert message.tool_calls[0]["id"].startswith("call_")
+        assert message.response_metadata["finish_reason"] == "tool_calls"
+        assert message.invalid_tool_calls == []
+
+
+@pytest.mark.parametrize("choice", ["none", False])
+def test_no_tool_choice_leaves_the_text_alone(choice: Any) -> None:
+    message = model("Three.").bind_tools([add], tool_choice=choice).invoke("1 + 2?")
+    assert message.content == "Three." and not message.tool_calls
+
+
+@pytest.mark.parametrize("choice", ["sub", {"type": "function", "function": {"name": "sub"}}, 3])
+def test_unknown_tool_choices_are_refused(choice: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="use one of auto, none, any, required, add"):
+        model(ADD).bind_tools([add], tool_choice=choice)
+
+
+def test_tools_that_run_elsewhere_are_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="only functions"):
+        model(ADD).bind_tools([{"type": "web_search_preview"}])
+
+
+def test_calls_stream_in_pieces() -> None:
+    text = "Let me see.\n" + call("shout", text="hello 🗼 world")
+    chunks = list(model(text).bind_tools([shout]).stream("x"))
+    pieces = [piece for chunk in chunks for piece in chunk.tool_call_chunks]
+    assert len(pieces) > 2
+    assert pieces[0]["name"] == "shout" and pieces[0]["id"]
+    assert all(piece["name"] is None and piece["id"] is None for piece in pieces[1:])
+    message = total(chunks)
+    assert message.content == "Let me see."
+    assert message.tool_calls[0]["args"] == {"text": "hello 🗼 world"}
+
+
+def test_several_calls() -> None:
+    text = ADD + "\n" + call("shout", text="x")
+    bound = model(text).bind_tools([add, shout], tool_choice="any", parallel_tool_calls=True)
+    for message in (bound.invoke("x"), total(bound.stream("x"))):
+        assert [c["name"] for c in message.tool_calls] == ["add", "shout"]
+        assert len({c["id"] for c in message.tool_calls}) == 2
+
+
+def test_a_call_that_is_asked_for_is_one_call() -> None:
+    """Small models that may go on calling do."""
+    once = generation_config({"tools": [add], "tool_choice": "any"})
+    assert once.tool_choice == "required" and not once.parallel_tool_calls
+    free = generation_config({"tools": [add], "tool_choice": "auto"})
+    assert free.parallel_tool_calls
+
+
+@pytest.mark.parametrize("cut", range(len("<tool_call>\n{") + 40, len(ADD) - 14, 3))
+def test_a_call_that_is_cut_off_is_never_carried_out(cut: int) -> None:
+    """LangChain mends broken JSON in streams, and an agent would run a call with half arguments."""
+    bound = model(ADD).bind_tools([add], tool_choice="any")
+    for message in (
+        bound.invoke("x", max_tokens=cut),
+        total(bound.stream("x", max_tokens=cut)),
+    ):
+        assert message.tool_calls == []
+        assert len(message.invalid_tool_calls) == 1
+        assert message.response_metadata["finish_reason"] == "length"
+
+
+def test_eager_tools_make_the_first_turn_a_call() -> None:
+    eager = model(ADD, eager_tools=True)
+    called = eager.bind_tools([add])
+    asked: list[Any] = [HumanMessage("1 + 2?")]
+    seen: list[str] = []
+
+    def choice(bound: Any, messages: Any) -> str:
+        return eager._call(bound.kwargs, None, messages).options.tool_choice
+
+    asked.append(called.invoke(asked))
+    seen.append(choice(called, asked[:1]))
+    asked.append(add.invoke(asked[-1].tool_calls[0]))
+    seen.append(choice(called, asked))
+    seen.append(choice(eager.bind_tools([add], tool_choice="auto"), asked[:1]))
+    seen.append(choice(eager.bind(), asked[:1]))
+    assert seen == ["required", "auto", "auto", "auto"]
+
+
+def test_stop_strings_do_not_cut_a_call_that_is_asked_for() -> None:
+    message = model(ADD, stop=["\n"]).bind_tools([add], tool_choice="any").invoke("x")
+    assert message.tool_calls[0]["args"] == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize("stop", ["\n", "{", ":", "add"])
+def test_a_call_that_a_stop_string_cuts_is_never_carried_out(stop: str) -> None:
+    bound = model(ADD, stop=[stop]).bind_tools([add])
+    for message in (bound.invoke("x"), total(bound.stream("x"))):
+        assert message.tool_calls == []
+        assert len(message.invalid_tool_calls) == 1
+
+
+def test_results_go_back_to_the_model() -> None:
+    def reply(messages: Any) -> str:
+        return f"It is {messages[-1].content}." if messages[-1].role == "tool" else ADD
+
+    chatty = model(reply)
+    asked: list[Any] = [HumanMessage("1 + 2?")]
+    asked.append(chatty.bind_tools([add]).invoke(asked))
+    asked.append(add.invoke(asked[-1].tool_calls[0]))
+    assert isinstance(asked[-1], ToolMessage)
+    assert chatty.bind_tools([add]).invoke(asked).content == "It is 3."
+    seen = chatty.drafter.conversations[-1]
+    assert [m.role for m in seen] == ["user", "assistant", "tool"]
+    assert seen[1].extra["tool_calls"][0]["function"]["name"] == "add"
+    assert seen[2].extra["tool_call_id"] == asked[1].tool_calls[0]["id"]
+    assert chatty.drafter.tools[-1][0].name == "add"
+
+
+def test_an_agent_runs_two_tools_and_answers() -> None:
+    def reply(messages: Any) -> str:
+        results = [m.content for m in messages if m.role == "tool"]
+        return [ADD, call("shout", text="three"), f"Done: {', '.join(results)}"][len(results)]
+
+    agent = create_agent(model(reply), [add, shout])
+    state = agent.invoke({"messages": [("user", "go")]})
+    assert state["messages"][-1].content == "Done: 3, THREE"
+    streamed = [
+        chunk
+        for chunk, _ in create_agent(model(reply), [add, shout]).stream(
+            {"messages": [("user", "go")]}, stream_mode="messages"
+        )
+    ]
+    assert "".join(m.content for m in streamed if isinstance(m, AIMessage)) == "Done: 3, THREE"
+
+
+def test_an_agent_with_tools_and_a_response_format() -> None:
+    class Sum(BaseModel):
+        value: int
+
+    def reply(messages: Any) -> str:
+        return '{"value": 3}' if messages[-1].role == "tool" else ADD
+
+    agent = create_agent(model(reply), [add], response_format=Sum)
+    state = agent.invoke({"messages": [("user", "go")]})
+    assert state["structured_response"] == Sum(value=3)
+    assert any(isinstance(m, ToolMessage) for m in state["messages"])
+
+
+# Structured output
+
+
+class Person(BaseModel):
+    """Somebody."""
+
+    name: str = Field(description="what they are called")
+    age: Optional[int] = None  # noqa: UP045
+
+
+class PersonV1(BaseModelV1):
+    """Somebody."""
+
+    name: str
+    age: int
+
+
+class PersonDict(TypedDict):
+    """Somebody."""
+
+    name: str
+    age: int
+
+
+PERSON = {"name": "Ann", "age": 7}
+PERSON_SCHEMA = {
+    "title": "Person",
+    "description": "Somebody.",
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+}
+SCHEMAS = {
+    "pydantic": Person,
+    "pydantic v1": PersonV1,
+    "typed dict": PersonDict,
+    "json schema": PERSON_SCHEMA,
+    "openai function": {
+        "name": "Person",
+        "description": "Somebody.",
+        "parameters": {k: PERSON_SCHEMA[k] for k in ("type", "properties", "required")},
+    },
+}
+WRITTEN = {
+    "function_calling": call("Person", **PERSON),
+    "json_schema": json.dumps(PERSON),
+    "json_mode": json.dumps(PERSON),
+}
+
+
+@pytest.mark.parametrize("strict", [None, True, False])
+@pytest.mark.parametrize("method", WRITTEN)
+@pytest.mark.parametrize("kind", SCHEMAS)
+def test_structured_output(kind: str, method: Any, strict: bool | None) -> None:
+    schema = SCHEMAS[kind]
+    name = schema.__name__ if isinstance(schema, type) else "Person"
+    written = WRITTEN[method].replace('"Person"', f'"{name}"')
+    structured = model(written).with_structured_output(schema, method=method, strict=strict)
+    got = [structured.invoke("who?"), list(structured.stream("who?"))[-1]]
+    got.append(asyncio.run(structured.ainvoke("who?")))
+    for answer in got:
+        if isinstance(answer, dict):
+            assert kind in ("typed dict", "json schema", "openai function")
+            assert answer == PERSON
+        else:
+            assert type(answer) is schema
+            assert (answer.name, answer.age) == ("Ann", 7)
+
+
+@pytest.mark.parametrize("method", WRITTEN)
+def test_include_raw(method: Any) -> None:
+    structured = model(WRITTEN[method]).with_structured_output(
+        Person, method=method, include_raw=True
+    )
+    answer = structured.invoke("who?")
+    assert isinstance(answer["raw"], AIMessage)
+    assert answer["parsed"] == Person(**PERSON)
+    assert answer["parsing_error"] is None
+    cut = model(WRITTEN[method], max_tokens=20).with_structured_output(
+        Person, method=method, include_raw=True
+    )
+    answer = cut.invoke("who?")
+    assert answer["parsed"] is None
+    assert "raise max_tokens" in str(answer["parsing_error"])
+
+
+@pytest.mark.parametrize("method", WRITTEN)
+def test_an_object_that_is_cut_off_is_an_error(method: Any) -> None:
+    structured = model(WRITTEN[method], max_tokens=20).with_structured_output(
+        PersonDict, method=method
+    )
+    with pytest.raises(OutputParserException, match="raise max_tokens"):
+        structured.invoke("who?")
+    with pytest.raises(OutputParserException, match="raise max_tokens"):
+        list(structured.stream("who?"))
+
+
+def test_json_mode_without_a_schema() -> None:
+    structured = model('{"anything": [1]}').with_structured_output(method="json_mode")
+    assert structured.invoke("x") == {"anything": [1]}
+
+
+def test_partial_objects_stream() -> None:
+    structured = model(WRITTEN["json_schema"]).with_structured_output(
+        PersonDict, method="json_schema"
+    )
+    parts = list(structured.stream("who?"))
+    assert len(parts) > 1 and parts[-1] == PERSON
+
+
+def test_wrong_arguments_of_structured_output() -> None:
+    with pytest.raises(InvalidArgumentError, match="method='xml'"):
+        model("x").with_structured_output(Person, method="xml")  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match="schema=None"):
+        model("x").with_structured_output()
+    with pytest.raises(InvalidArgumentError, match="tols="):
+        model("x").with_structured_output(Person, tols=[add])
+
+
+def test_response_formats() -> None:
+    for given, wanted in {
+        "text": ({"type": "text"}, None),
+        "object": ({"type": "json_object"}, JsonSchema(schema={"type": "object"})),
+        "choice": ({"type": "choice", "options": ["a"]}, Choice(options=("a",))),
+        "ours": (Choice(options=("a",)), Choice(options=("a",))),
+        "class": (Person, JsonSchema(schema=closed(_plain_schema()))),
+        "openai": (
+            {"type": "json_schema", "json_schema": {"schema": {"type": "string"}}},
+            JsonSchema(schema={"type": "string"}),
+        ),
+    }.values():
+        assert generation_config({"response_format": given}).response_format == wanted
+    answer = model("yes").invoke("x", response_format={"type": "choice", "options": ["yes", "no"]})
+    assert answer.content == "yes"
+
+
+def _plain_schema() -> dict[str, Any]:
+    from langchain_core.utils.function_calling import convert_to_json_schema
+
+    return convert_to_json_schema(Person)
+
+
+def test_objects_are_closed_unless_they_say_otherwise() -> None:
+    inner = {"type": "object", "properties": {"x": {"type": "string"}}}
+    schema = {
+        "type": "object",
+        "properties": {
+            "closed": inner,
+            "open": {**inner, "additionalProperties": True},
+            "map": {"type": "object"},
+            "const": {"const": inner},
+        },
+    }
+    got = closed(schema)
+    assert got["additionalProperties"] is False
+    assert got["properties"]["closed"]["additionalProperties"] is False
+    assert got["properties"]["open"]["additionalProperties"] is True
+    assert "additionalProperties" not in got["properties"]["map"]
+    assert got["properties"]["const"] == {"const": inner}
+    assert "additionalProperties" not in schema
+
+
+def test_tools_in_the_engines_own_form() -> None:
+    tools = (Tool(name="a"),)
+    assert generation_config({"tools": tools}).tools == tools
