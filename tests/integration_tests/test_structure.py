@@ -1,0 +1,56 @@
+"""Guaranteed structure on the two real models. `make eval` runs 200 schemas, greedy and drawn."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import jsonschema
+import pytest
+
+from safe_integrations.backends.transformers import TransformersMember
+from safe_integrations.config import EnsembleConfig, GenerationConfig, JsonSchema
+from safe_integrations.engine import SafeEngine
+from safe_integrations.trace import Verdict
+from tests.schemas import schema
+
+SCHEMAS = int(os.environ.get("SAFE_EVAL_SCHEMAS", "6"))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("seed", range(SCHEMAS))
+def test_finished_answers_validate(
+    smollm2: TransformersMember, gemma3: TransformersMember, seed: int, temperature: float
+) -> None:
+    options = GenerationConfig(
+        max_tokens=160,
+        temperature=temperature,
+        seed=seed,
+        response_format=JsonSchema(schema=schema(seed)),
+    )
+    result = SafeEngine(smollm2, [gemma3]).complete("Describe something as JSON.", options)
+    if result.finish_reason == "length":
+        pytest.skip("the answer did not finish")
+    jsonschema.validate(json.loads(result.text), schema(seed))
+
+
+def test_under_a_constraint_a_model_verified_by_itself_writes_what_it_writes_alone(
+    smollm2: TransformersMember,
+) -> None:
+    options = GenerationConfig(max_tokens=60, response_format=JsonSchema(schema=schema(4)))
+    alone = SafeEngine(smollm2).complete("Describe something as JSON.", options)
+    together = SafeEngine(smollm2, [smollm2]).complete("Describe something as JSON.", options)
+    assert together.text == alone.text
+    assert [p.written for p in together.pieces] == [p.written for p in alone.pieces]
+    assert any(p.verdict is Verdict.FORCED for p in alone.pieces)
+
+
+@pytest.mark.parametrize("lookahead", [1, 16])
+def test_under_a_constraint_the_lookahead_does_not_change_the_text(
+    smollm2: TransformersMember, gemma3: TransformersMember, lookahead: int
+) -> None:
+    options = GenerationConfig(max_tokens=40, response_format=JsonSchema(schema=schema(4)))
+    config = EnsembleConfig(lookahead=lookahead)
+    changed = SafeEngine(smollm2, [gemma3], config).complete("Describe it as JSON.", options)
+    usual = SafeEngine(smollm2, [gemma3]).complete("Describe it as JSON.", options)
+    assert changed.text == usual.text
