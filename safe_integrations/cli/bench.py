@@ -18,7 +18,7 @@ from safe_integrations.config import EnsembleConfig
 from safe_integrations.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from safe_integrations.backends.loading import LoadedModel
+    from safe_integrations.backends.loading import LoadedModel, ModelSpec
     from safe_integrations.bench.benchmark import Cell, Contest, Report, Settings, Spread, Tell
     from safe_integrations.bench.measure import Run
 
@@ -87,8 +87,9 @@ def bench(
     )
     before = peak_memory()
     with progress(quiet) as tell:
-        models = [] if overhead else _load(o.models_of(drafter, verifier, dtype, device), tell)
-        contests = list(_contests(models, config, swapped))
+        chosen = o.models_of(drafter, verifier, dtype, device)
+        models = [] if overhead else _load(chosen, tell)
+        contests = list(_contests(models, o.named(chosen), config, swapped))
         described = machine() | {"config": config.model_dump(mode="json")}
         loaded = peak_memory()
         report = benchmark(contests, settings, tell)
@@ -119,15 +120,21 @@ def _load(models: o.Models, tell: Tell) -> list[LoadedModel]:
 
 
 def _contests(
-    models: Sequence[LoadedModel], config: EnsembleConfig, swapped: bool
+    models: Sequence[LoadedModel],
+    specs: Sequence[ModelSpec],
+    config: EnsembleConfig,
+    swapped: bool,
 ) -> Iterator[Contest]:
-    """The ensemble as named, and the other way round where it is a pair."""
+    """The ensemble as named, and the other way round where it is a pair.
+
+    The engine gets the models as users get them; `generate` has copies of its own.
+    """
     from safe_integrations.bench.benchmark import Contest
     from safe_integrations.bench.rival import TransformersGenerate
     from safe_integrations.engine import SafeEngine
     from safe_integrations.loading import load_member
 
-    members = [load_member(model) for model in models]
+    members = [load_member(spec) for spec in specs[: len(models)]]
     rivals = [TransformersGenerate(model.model, model.tokenizer) for model in models]
     if members:
         yield Contest(SafeEngine(members[0], members[1:], config), rivals[0])
