@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from safe_integrations.backends import loading
-from safe_integrations.backends.loading import LoadedModel, ModelSpec
+from safe_integrations.backends.loading import LoadedModel
 from safe_integrations.bench import benchmark as b
 from safe_integrations.bench.measure import Run, first_token_seconds, ratio, run_alone, run_engine
 from safe_integrations.bench.prompts import AGAIN, CONTEXT, PROMPTS
@@ -232,16 +232,15 @@ def invoke(*arguments: str) -> Any:
 
 
 def test_the_command_reports_every_row_and_writes_json(
-    toys: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    toys: dict[str, LoadedModel], tmp_path: Path
 ) -> None:
-    def load(spec: ModelSpec, _: object) -> LoadedModel:
-        return toys[spec.source]
-
-    monkeypatch.setattr(loading, "load_model", load)
+    for name, model in toys.items():
+        model.model.save_pretrained(tmp_path / name)
+        model.tokenizer.save_pretrained(tmp_path / name)
     file = tmp_path / "new" / "bench.json"
     result = invoke(
-        "--drafter", "left", "--verifier", "right", "--tokens", "4", "--tokens", "4",
-        "--repetitions", "1", "--alone", "--json", str(file),
+        "--drafter", str(tmp_path / "left"), "--verifier", str(tmp_path / "right"),
+        "--tokens", "4", "--tokens", "4", "--repetitions", "1", "--alone", "--json", str(file),
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     for pair in ("left -> right", "right -> left"):
