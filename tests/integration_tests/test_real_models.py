@@ -120,13 +120,13 @@ def test_two_models_write_what_the_oracle_writes(
     options = GenerationConfig(max_tokens=ORACLE_TOKENS)
     result = SafeEngine(smollm2, [gemma3], config).complete(prompt, options)
     expected = Oracle([smollm2, gemma3], config, options).write(prompt)
-    if expected.margin < NOISE:
-        pytest.skip(f"a decision hangs on {expected.margin:.1e}")
+    ours = [(p.start, p.proposed, p.written, p.verdict) for p in result.pieces]
+    theirs = [(j.start, j.proposed, j.written, j.verdict) for j in expected.judged]
+    if ours != theirs and expected.margin < NOISE:
+        pytest.skip(f"they differ, and a decision hangs on {expected.margin:.1e}")
+    assert ours == theirs
     assert result.text == expected.text
     assert result.finish_reason == expected.finish_reason
-    assert [(p.start, p.proposed, p.written, p.verdict) for p in result.pieces] == [
-        (j.start, j.proposed, j.written, j.verdict) for j in expected.judged
-    ]
 
 
 @pytest.mark.parametrize("prompt", PROMPTS[-WINDOW_PROMPTS:])
