@@ -8,11 +8,10 @@ from time import perf_counter
 from types import MappingProxyType
 from typing import Any, Final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from safe_integrations.backends.kv_cache import CroppableCache, layer_windows
+from safe_integrations.backends.logits import Fold, Logits, LogitsDistribution
 from safe_integrations.config import Tool
 from safe_integrations.member import Work
 from safe_integrations.messages import Message
@@ -57,12 +56,13 @@ class TransformersMember:
         self.tokens = tokens
         self.context_window = context_window
         self._model = model
+        self._device = model.device  # a search through all parameters, each time it is asked
         self._render = render
         self._windows = layer_windows(model.config, name)
         self._reuse_bytes = reuse_bytes
         self._lock = threading.Lock()
         self._idle: list[_Cached] = []
-        self._fold = _Fold(tokens)
+        self.fold: Final = Fold(tokens)
 
     def render(
         self,
@@ -100,9 +100,7 @@ class TransformersMember:
         with self._lock:
             self._idle.clear()
 
-    def forward(
-        self, ids: Sequence[int], kv: CroppableCache, rows: int
-    ) -> tuple[torch.Tensor, float]:
+    def forward(self, ids: Sequence[int], kv: CroppableCache, rows: int) -> tuple[Logits, float]:
         """One forward pass.
 
         Args:
@@ -111,11 +109,11 @@ class TransformersMember:
             rows: How many of the last positions to return logits for.
 
         Returns:
-            Logits over canonical ids, float32, shape `[rows, tokens.size]`, and the seconds that
-            the model took.
+            Logits as the model gave them, shape `[rows, tokens.size]`, on the CPU, and the
+            seconds that the model took.
         """
         with self._lock, torch.inference_mode():
-            batch = torch.tensor([list(ids)], device=self._model.device)
+            batch = torch.tensor([list(ids)], device=self._device)
             started = perf_counter()
             logits = self._model(
                 input_ids=batch, past_key_values=kv, use_cache=True, logits_to_keep=rows
@@ -123,7 +121,7 @@ class TransformersMember:
             if logits.is_cuda:
                 torch.cuda.synchronize(logits.device)
             seconds = perf_counter() - started
-            return self._fold(logits.float()), seconds
+            return logits.cpu().float().numpy()[:, : self.tokens.size], seconds
 
 
 class TransformersSession:
@@ -136,9 +134,9 @@ class TransformersSession:
         self._member = member
         self._prompt = prompt
         self._cached: _Cached | None = cached
-        self._rows: list[TorchDistribution] = []  # after the last tokens of the cache, in order
+        self._rows: list[LogitsDistribution] = []  # after the last tokens of the cache, in order
 
-    def score(self, ids: Sequence[int], since: int) -> Sequence[TorchDistribution]:
+    def score(self, ids: Sequence[int], since: int) -> Sequence[LogitsDistribution]:
         """What the model expects after `ids[:since]`, ..., after `ids`; see `Session`."""
         cached = self._cached
         assert cached is not None, "the session is closed"
@@ -161,7 +159,7 @@ class TransformersSession:
             self.work.seconds += seconds
             if kept <= first:
                 self._rows = []
-            self._rows += _distributions(logits)
+            self._rows += [LogitsDistribution(row, self._member.fold) for row in logits]
         rows_start = len(cached.ids) - len(self._rows)
         self._rows = self._rows[first - rows_start :]
         return tuple(self._rows)
@@ -181,86 +179,12 @@ class TransformersSession:
             self._cached.kv.cut(length)
 
 
-class TorchDistribution:
-    """A next-token distribution that stays on its device until it is asked something."""
-
-    __slots__ = ("_known_total", "_logits", "best")
-
-    def __init__(self, logits: torch.Tensor, best: int) -> None:
-        self.best = best
-        self._logits = logits
-        self._known_total: float | None = None
-
-    @property
-    def _total(self) -> float:
-        """Logarithm of the sum of all exponentials, when it is first needed.
-
-        One row at a time: the temporaries of several rows are slow to allocate. log_softmax is
-        torch's fastest way to the number.
-        """
-        if self._known_total is None:
-            best = self._logits[self.best]
-            self._known_total = float(best - self._logits.log_softmax(-1)[self.best])
-        return self._known_total
-
-    def logprob(self, token_id: int) -> float:
-        """Natural logarithm of the probability of one id."""
-        return float(self._logits[token_id]) - self._total
-
-    def logprobs(self, token_ids: Sequence[int]) -> list[float]:
-        """The same for several ids."""
-        index = torch.tensor(token_ids, device=self._logits.device)
-        return [x - self._total for x in self._logits[index].tolist()]
-
-    def top(self, k: int) -> list[int]:
-        """The k most probable ids, best first."""
-        values, ids = self._logits.topk(min(k, len(self._logits)))
-        return [i for i, v in zip(ids.tolist(), values.tolist(), strict=True) if v > -torch.inf]
-
-    def dense(self) -> NDArray[np.float32]:
-        """Log-probabilities of all ids."""
-        dense: NDArray[np.float32] = (self._logits - self._total).cpu().numpy()
-        return dense
-
-
 class _Cached:
     """A KV cache and the ids whose states it holds."""
 
     def __init__(self, kv: CroppableCache) -> None:
         self.kv = kv
         self.ids: list[int] = []
-
-
-class _Fold:
-    """Maps logits to canonical ids: silent ids get none, aliases are added to theirs."""
-
-    def __init__(self, tokens: TokenTable) -> None:
-        self._size = tokens.size
-        self._silent = torch.tensor(tokens.silent, dtype=torch.long)
-        by_canonical: dict[int, list[int]] = {}
-        for alias, canonical in tokens.aliases:
-            by_canonical.setdefault(canonical, []).append(alias)
-        # one alias of each canonical id per round, so that every round can be done at once
-        self._rounds = []
-        while by_canonical:
-            pairs = [(ids.pop(), canonical) for canonical, ids in by_canonical.items()]
-            self._rounds.append(torch.tensor(pairs, dtype=torch.long).T)
-            by_canonical = {c: ids for c, ids in by_canonical.items() if ids}
-
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        if logits.device != self._silent.device:
-            self._silent = self._silent.to(logits.device)
-            self._rounds = [pairs.to(logits.device) for pairs in self._rounds]
-        logits = logits[:, : self._size]
-        logits[:, self._silent] = -torch.inf
-        for alias, canonical in self._rounds:
-            logits[:, canonical] = torch.logaddexp(logits[:, canonical], logits[:, alias])
-            logits[:, alias] = -torch.inf
-        return logits
-
-
-def _distributions(logits: torch.Tensor) -> list[TorchDistribution]:
-    return [TorchDistribution(*row) for row in zip(logits, logits.argmax(-1).tolist(), strict=True)]
 
 
 def _common_prefix(a: list[int], b: list[int]) -> int:

@@ -1,0 +1,112 @@
+"""Logits of a model as next-token distributions: nothing is read before it is asked for.
+
+Every forward pass sweeps the caches of a CPU with the model's weights, so what comes right behind
+it pays for each number and each instruction it touches. numpy's small operations cost a third of
+torch's there; torch's log_softmax over a large vocabulary is the one exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from safe_integrations.tokens import TokenTable
+
+Logits = NDArray[np.float32]
+
+_BLOCK: Final = 256
+
+
+class Fold:
+    """Maps logits to canonical ids: silent ids get none, aliases are added to theirs.
+
+    Args:
+        tokens: The model's tokens as bytes.
+    """
+
+    def __init__(self, tokens: TokenTable) -> None:
+        by_canonical: dict[int, list[int]] = {}
+        for alias, canonical in tokens.aliases:
+            by_canonical.setdefault(canonical, []).append(alias)
+        # one alias of each canonical id per round, so that every round can be done at once
+        self._rounds = []
+        while by_canonical:
+            pairs = [(ids.pop(), canonical) for canonical, ids in by_canonical.items()]
+            self._rounds.append(np.array(pairs, np.intp).T)
+            by_canonical = {c: ids for c, ids in by_canonical.items() if ids}
+        self._gone = np.array([*tokens.silent, *(alias for alias, _ in tokens.aliases)], np.intp)
+
+    def __call__(self, logits: Logits) -> None:
+        """Folds one row in place, shape `[tokens.size]`."""
+        for alias, canonical in self._rounds:
+            logits[canonical] = np.logaddexp(logits[canonical], logits[alias])
+        logits[self._gone] = -np.inf
+
+
+class LogitsDistribution:
+    """A next-token distribution of which only logits are known.
+
+    Args:
+        logits: One row as the model gave it, shape `[tokens.size]`; it is folded in place.
+        fold: Maps it to canonical ids.
+    """
+
+    def __init__(self, logits: Logits, fold: Fold) -> None:
+        self._raw = logits
+        self._fold = fold
+
+    @cached_property
+    def _logits(self) -> Logits:
+        self._fold(self._raw)
+        return self._raw
+
+    @cached_property
+    def best(self) -> int:
+        """The most probable id; of several, the lowest."""
+        return int(self._logits.argmax())
+
+    @cached_property
+    def _total(self) -> float:
+        """Logarithm of the sum of all exponentials."""
+        row = torch.from_numpy(self._logits)
+        return float(self._logits[self.best]) - float(row.log_softmax(-1)[self.best])
+
+    def logprob(self, token_id: int) -> float:
+        """Natural logarithm of the probability of one id."""
+        return float(self._logits[token_id]) - self._total
+
+    def logprobs(self, token_ids: Sequence[int]) -> list[float]:
+        """The same for several ids."""
+        return [float(self._logits[i]) - self._total for i in token_ids]
+
+    def top(self, k: int) -> list[int]:
+        """The k most probable ids, best first: they are in the k blocks with the largest maxima."""
+        blocks = _in_blocks(self._logits)
+        chosen = _largest(blocks.max(axis=1), k)
+        candidates = blocks[chosen].ravel()
+        places = _largest(candidates, k)
+        places = places[np.argsort(-candidates[places], kind="stable")]
+        ids = _BLOCK * chosen[places // _BLOCK] + places % _BLOCK
+        return [int(i) for i, v in zip(ids, candidates[places], strict=True) if v > -np.inf]
+
+    def dense(self) -> Logits:
+        """Log-probabilities of all ids."""
+        return self._logits - np.float32(self._total)
+
+
+def _in_blocks(logits: Logits) -> Logits:
+    """Shape `[blocks, _BLOCK]`; a short last block is filled with -inf."""
+    missing = -len(logits) % _BLOCK
+    if missing:
+        logits = np.pad(logits, (0, missing), constant_values=-np.inf)
+    return logits.reshape(-1, _BLOCK)
+
+
+def _largest(values: Logits, k: int) -> NDArray[np.intp]:
+    """Indices of the k largest values, in any order."""
+    return np.argpartition(values, -k)[-k:] if k < len(values) else np.arange(len(values))
