@@ -55,13 +55,20 @@ def load_engine(
         ModelError: A model cannot be found, read or used.
         InvalidArgumentError: An argument is wrong.
     """
-    if verifiers is None:
-        verifiers = DEFAULT_VERIFIERS if drafter is None else ()
-    names = [DEFAULT_DRAFTER if drafter is None else drafter, *verifiers]
+    names = with_defaults(drafter, verifiers)
     config = config or EnsembleConfig()
     config.weights_for(len(names))  # before minutes of loading
     members = [load_member(source, on_progress) for source in names]
     return SafeEngine(members[0], members[1:], config)
+
+
+def with_defaults(
+    drafter: ModelSource | None, verifiers: Sequence[ModelSource] | None
+) -> list[ModelSource]:
+    """All models, drafter first. The default drafter brings its verifier along."""
+    if verifiers is None:
+        verifiers = DEFAULT_VERIFIERS if drafter is None else ()
+    return [DEFAULT_DRAFTER if drafter is None else drafter, *verifiers]
 
 
 def load_member(source: ModelSource, on_progress: Progress | None = None) -> Member:

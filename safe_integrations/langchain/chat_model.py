@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, 
 from contextlib import aclosing, closing
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Final, Literal, Self, TypeVar, cast
+from typing import Any, Final, Self, TypeVar, cast
 
 from langchain_core.callbacks import (
     AsyncCallbackManager,
@@ -33,13 +33,13 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
-    field_validator,
     model_validator,
 )
 
 from safe_integrations import __version__
+from safe_integrations.adapter import EnsembleOptions, identity_of, is_member, name_of
 from safe_integrations.asynchronous import in_thread
-from safe_integrations.config import EnsembleConfig, GenerationConfig, Method, Mode, Sharpening
+from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.engine import SafeEngine
 from safe_integrations.errors import (
     ContextWindowError,
@@ -59,13 +59,6 @@ from safe_integrations.langchain.options import (
     openai_tool,
 )
 from safe_integrations.langchain.options import tool_choice as read_tool_choice
-from safe_integrations.langchain.sources import (
-    identity_of,
-    is_member,
-    name_of,
-    read_source,
-    with_defaults,
-)
 from safe_integrations.langchain.structured import Method as StructuredMethod
 from safe_integrations.langchain.structured import structured
 from safe_integrations.loading import load_engine
@@ -78,40 +71,19 @@ _IGNORED: Final = frozenset({"stream", NOTE})
 """Keyword arguments of a call that are for LangChain or for ourselves."""
 
 
-class ChatSafe(BaseChatModel):
+class ChatSafe(EnsembleOptions, BaseChatModel):
     """Several language models that write one answer together, as a LangChain chat model.
 
     The drafter writes, the verifiers check, and where they disagree their predictions are merged.
-    Models are named, not passed: they are loaded by the first call, once per process. Everything
-    that is None takes the default of `EnsembleConfig` or `GenerationConfig`, which also say what
-    the options mean. Every option but the models can be given per call, too.
+    The models and all options of an answer are those of `EnsembleOptions`; every option but the
+    models can be given per call, too.
 
     Every verification and every ensemble is a custom event (`safe_verification`,
     `safe_ensemble`) under this model's run id; docs/events.md describes them.
 
     Attributes:
-        drafter: The model that writes: a hub id, a folder, a GGUF file, a `ModelSpec`, or a loaded
-            `Member`. `model` is another name for it. None takes the embedded pair.
-        verifiers: The models that check it, given the same way.
-        mode: How the models work together.
-        lookahead: Tokens the drafter writes ahead.
-        prompt_lookup: Whether the drafter tries what its prompt says after the same words.
-        method: How distributions are merged.
-        union_top_k: Tokens each model brings to a merge.
-        sharpening: What to do with a merged distribution that is too smooth.
-        sharpen_below: When it is too smooth.
-        prefix_threshold: When a token collects the mass of its continuations.
-        consensus_above: When models agree.
-        weights: One per model, drafter first.
-        max_tokens: Most tokens of an answer, in the drafter's tokens.
-        stop: Texts that end an answer. A call's own `stop` takes their place.
-        temperature: 0 is greedy.
-        top_p: Nucleus sampling.
-        top_k: Draw from the k best tokens.
-        min_p: Draw from tokens that are not much worse than the best.
-        repetition_penalty: Makes repetition less likely.
-        seed: Makes drawing repeatable.
-        template_args: Further arguments of the chat templates (`enable_thinking`, ...).
+        drafter: The model that writes. `model` is another name for it.
+        stop: Texts that end an answer. `stop_sequences` is another name for it.
         model_kwargs: Further options of every call, such as `response_format`.
         eager_tools: Whether a user is answered with a tool call first, where tools are bound and no
             `tool_choice` is given. Small models hardly ever call on their own. Once a result is
@@ -127,30 +99,9 @@ class ChatSafe(BaseChatModel):
     drafter: Any = Field(
         default=None, validation_alias=AliasChoices("drafter", "model", "model_name")
     )
-    verifiers: tuple[Any, ...] | None = None
-
-    mode: Mode | None = None
-    lookahead: int | Literal["auto"] | None = None
-    prompt_lookup: bool | None = None
-    method: Method | None = None
-    union_top_k: int | None = None
-    sharpening: Sharpening | None = None
-    sharpen_below: float | None = None
-    prefix_threshold: float | None = None
-    consensus_above: float | None = None
-    weights: tuple[float, ...] | None = None
-
-    max_tokens: int | None = None
     stop: tuple[str, ...] | None = Field(
         default=None, validation_alias=AliasChoices("stop", "stop_sequences")
     )
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = None
-    template_args: dict[str, Any] | None = None
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
 
     eager_tools: bool = False
@@ -161,25 +112,6 @@ class ChatSafe(BaseChatModel):
     api_key: SecretStr | None = None
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
-
-    @field_validator("drafter", mode="before")
-    @classmethod
-    def _one_model(cls, given: Any) -> Any:
-        return read_source(given, "drafter")
-
-    @field_validator("verifiers", mode="before")
-    @classmethod
-    def _several_models(cls, given: Any) -> Any:
-        if given is None:
-            return None
-        if isinstance(given, str | Mapping) or not isinstance(given, Sequence):
-            given = [given]
-        return tuple(read_source(item, f"verifiers[{i}]") for i, item in enumerate(given))
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _one_or_many(cls, given: Any) -> Any:
-        return (given,) if isinstance(given, str) else given
 
     @model_validator(mode="after")
     def _check_options(self) -> Self:
@@ -196,7 +128,7 @@ class ChatSafe(BaseChatModel):
     @property
     def model_name(self) -> str:
         """Name of the ensemble: its models, drafter first, with plus signs between them."""
-        return "+".join(map(name_of, with_defaults(self.drafter, self.verifiers)))
+        return "+".join(map(name_of, self.sources))
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
@@ -206,7 +138,7 @@ class ChatSafe(BaseChatModel):
         given = {name: value for name in own if (value := getattr(self, name, None)) is not None}
         return {
             "model_name": self.model_name,
-            "models": [identity_of(m) for m in with_defaults(self.drafter, self.verifiers)],
+            "models": [identity_of(m) for m in self.sources],
             **given,
             "version": __version__,
         }

@@ -6,8 +6,8 @@ All eight methods go over one core, `Call`. LlamaIndex's own decorators report t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from collections.abc import AsyncGenerator, Generator, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt
 from llama_index.core.base.llms.types import (
@@ -28,18 +28,15 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.llms.utils import parse_partial_json
 from llama_index_instrumentation.dispatcher import DISPATCHER_SPAN_DECORATED_ATTR
-from pydantic import ConfigDict, field_serializer, field_validator
+from pydantic import ConfigDict, field_serializer
 
 from safe_integrations import loading, tracing
-from safe_integrations.backends.embedded import DEFAULT_DRAFTER, DEFAULT_VERIFIERS
-from safe_integrations.backends.loading import LoadedModel, ModelSpec
+from safe_integrations.adapter import EnsembleOptions, is_member
+from safe_integrations.backends.loading import ModelSpec
 from safe_integrations.config import (
     EnsembleConfig,
     GenerationConfig,
-    Method,
-    Mode,
     ResponseFormat,
-    Sharpening,
 )
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.llama_index.call import Call, astream, stream
@@ -71,67 +68,20 @@ def _without_span(method: T) -> T:
     return method
 
 
-class SafeLLM(CustomLLM, FunctionCallingLLM):
+class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
     """Several models that write one answer.
 
     The drafter writes, the verifiers check, and where they disagree their predictions are merged.
-    Models are named, not passed: they are loaded by the first call, once per process. Everything
-    that is None takes the default of `EnsembleConfig` or `GenerationConfig`, which also say what
-    the options mean. Every option but the models can be given per call, too; unknown ones are
-    refused.
+    The models and all options of an answer are those of `EnsembleOptions`; every option but the
+    models can be given per call, too, and unknown ones are refused.
 
     Attributes:
-        drafter: The model that writes: a hub id, a folder, a GGUF file, a `ModelSpec`, or a loaded
-            `Member`. None takes the embedded pair.
-        verifiers: The models that check it, given the same way.
-        mode: How the models work together.
-        lookahead: Tokens the drafter writes ahead, or `auto`.
-        prompt_lookup: Whether the drafter tries what its prompt says after the same words.
-        method: How distributions are merged.
-        union_top_k: Tokens each model brings to a merge.
-        sharpening: What to do with a merged distribution that is too smooth.
-        sharpen_below: When it is too smooth.
-        prefix_threshold: When a token collects the mass of its continuations.
-        consensus_above: When models agree.
-        weights: One per model, drafter first.
-        max_tokens: Most tokens of an answer, in the drafter's tokens.
-        stop: Texts that end an answer. A call's own `stop` takes their place.
-        temperature: 0 is greedy.
-        top_p: Nucleus sampling.
-        top_k: Draw from the k best tokens.
-        min_p: Draw from tokens that are not much worse than the best.
-        repetition_penalty: Makes repetition less likely.
-        seed: Makes drawing repeatable.
         response_format: What answers must look like: a JSON schema, a regular expression, ...
-        template_args: Further arguments of the chat templates (`enable_thinking`, ...).
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    drafter: Any = None
-    verifiers: Any = None
-
-    mode: Mode | None = None
-    lookahead: int | Literal["auto"] | None = None
-    prompt_lookup: bool | None = None
-    method: Method | None = None
-    union_top_k: int | None = None
-    sharpening: Sharpening | None = None
-    sharpen_below: float | None = None
-    prefix_threshold: float | None = None
-    consensus_above: float | None = None
-    weights: tuple[float, ...] | None = None
-
-    max_tokens: int | None = None
-    stop: str | Sequence[str] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = None
     response_format: ResponseFormat | None = None
-    template_args: dict[str, Any] | None = None
 
     def __init__(self, **data: Any) -> None:
         for name in data.keys() - type(self).model_fields.keys():
@@ -140,25 +90,10 @@ class SafeLLM(CustomLLM, FunctionCallingLLM):
         super().__init__(**data)
         self._configs({})
 
-    @field_validator("drafter", mode="before")
-    @classmethod
-    def _read_drafter(cls, source: Any) -> Any:
-        if isinstance(source, Mapping):
-            return ModelSpec(**source)
-        # made a member once, not by every call
-        return loading.load_member(source) if isinstance(source, LoadedModel) else source
-
-    @field_validator("verifiers", mode="before")
-    @classmethod
-    def _read_verifiers(cls, sources: Any) -> Any:
-        if isinstance(sources, str | Mapping | ModelSpec | LoadedModel):
-            sources = [sources]
-        return None if sources is None else [cls._read_drafter(source) for source in sources]
-
     @field_serializer("drafter", "verifiers")
     def _without_weights(self, source: Any) -> Any:
         """Models as names, or as what they are loaded from."""
-        if isinstance(source, list):
+        if isinstance(source, tuple):
             return [self._without_weights(item) for item in source]
         if isinstance(source, ModelSpec):
             return source.model_dump(exclude_defaults=True)
@@ -180,7 +115,7 @@ class SafeLLM(CustomLLM, FunctionCallingLLM):
         return super().__deepcopy__({**(memo or {}), **shared})
 
     def _members(self) -> list[Any]:
-        return [s for s in self._sources() if not isinstance(s, str | ModelSpec)]
+        return [source for source in self.sources if is_member(source)]
 
     @classmethod
     def class_name(cls) -> str:
@@ -190,7 +125,7 @@ class SafeLLM(CustomLLM, FunctionCallingLLM):
     @property
     def metadata(self) -> LLMMetadata:
         """What callers plan with. Known without loading weights."""
-        cards = [loading.peek(source) for source in self._sources()]
+        cards = [loading.peek(source) for source in self.sources]
         return LLMMetadata(
             context_window=min(card.context_window for card in cards),
             num_output=self._configs({})[1].max_tokens,
@@ -386,13 +321,6 @@ class SafeLLM(CustomLLM, FunctionCallingLLM):
         by_tool = mode in (PydanticProgramMode.DEFAULT, PydanticProgramMode.FUNCTION)
         forced = {"tool_choice": "required"} if by_tool else {}
         return get_program_for_llm(output_cls, prompt, self, pydantic_program_mode=mode, **forced)
-
-    def _sources(self) -> list[Any]:
-        """All models, drafter first, as `load_engine` picks them."""
-        verifiers = self.verifiers
-        if verifiers is None:
-            verifiers = DEFAULT_VERIFIERS if self.drafter is None else ()
-        return [DEFAULT_DRAFTER if self.drafter is None else self.drafter, *verifiers]
 
     def _prompted(self, prompt: str, formatted: bool, kwargs: dict[str, Any]) -> Call:
         """The call that a prompt asks for. A formatted prompt holds the system prompt already."""

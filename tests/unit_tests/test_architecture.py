@@ -19,15 +19,16 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 
-EDGES = ("backends", "cli", "langchain", "llama_index", "loading", "tracing")
+EDGES = ("adapter", "backends", "cli", "langchain", "llama_index", "loading", "tracing")
 """Parts that know the outside world. The rest is the engine: pure code over bytes and numbers."""
 
 MAY_USE = {
     "backends": {"backends"},
     "loading": {"backends", "loading"},
     "cli": {"backends", "cli", "loading", "tracing"},
-    "langchain": {"backends", "langchain", "loading", "tracing"},
-    "llama_index": {"backends", "llama_index", "loading", "tracing"},
+    "adapter": {"backends", "loading"},
+    "langchain": {"adapter", "langchain", "loading", "tracing"},
+    "llama_index": {"adapter", "backends", "llama_index", "loading", "tracing"},
     "tracing": {"tracing"},
 }
 """Which edges each edge may import. What is not named here is the engine and may use none."""
