@@ -161,7 +161,8 @@ class GenerationConfig(StrictModel):
         top_p: Draw from the smallest set of tokens with at least this mass; 1 is off.
         top_k: Draw from the k most probable tokens; 0 is off.
         min_p: Draw from tokens with at least this share of the best one's probability; 0 is off.
-        repetition_penalty: Divides the odds of tokens already written; 1 is off.
+        repetition_penalty: Makes tokens that the answer holds already less likely, by the rule of
+            transformers; 1 is off. Tokens of the prompt are not counted, so answers may quote it.
         seed: Makes drawing repeatable. None draws a fresh one.
         response_format: What the answer must look like; needs the `structured` extra.
         tools: Functions the model may call.

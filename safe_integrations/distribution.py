@@ -32,6 +32,10 @@ class DenseDistribution:
         order = np.argsort(-self._logprobs, kind="stable")[:k]
         return [int(i) for i in order if self._logprobs[i] > -np.inf]
 
+    def logits(self) -> NDArray[np.float32]:
+        """Log-probabilities of all ids."""
+        return self._logprobs
+
     def dense(self) -> NDArray[np.float32]:
         """Log-probabilities of all ids."""
         return self._logprobs

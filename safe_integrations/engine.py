@@ -214,12 +214,14 @@ class _Run:
 
     def _generate(self) -> Drafted:
         start = len(self.text)
-        tokens = self._write_forced()
+        tokens: list[bytes] = []
         ahead = sum(step.expected is not None for step in self.draft)
-        wanted = len(tokens) + max(1, self._lookahead() - ahead)
-        wanted = min(wanted, len(tokens) + self.budget - len(self.view.ids))
-        while len(tokens) < wanted and END not in tokens:
-            tokens += self._draft_step(wanted - len(tokens))
+        wanted = max(1, self._lookahead() - ahead)
+        while wanted and END not in tokens and (room := self.budget - len(self.view.ids)) > 0:
+            forced = self._write_forced(room)
+            drafted = [] if forced else self._draft_step(min(wanted, room))
+            wanted -= len(drafted)
+            tokens += forced or drafted
         self.statistics.drafted += len(tokens)
         return Drafted(self.statistics.cycles, start, tuple(tokens))
 
@@ -239,7 +241,7 @@ class _Run:
             expected = self.drafter.shaped(expected, known + i)
             token_id = self._pick(expected)
             tokens.append(self._propose(token_id, expected))
-            if tokens[-1] == END or guess[i : i + 1] != [token_id]:
+            if tokens[-1] == END or guess[i : i + 1] != [token_id] or self._forced():
                 break
         self.lookup.learn(len(guess), len(tokens) - 1)
         return tokens
@@ -263,17 +265,20 @@ class _Run:
         self._append(token_id, token)
         return token
 
-    def _write_forced(self) -> list[bytes]:
-        """Drafts what the response format leaves no choice about, up to where a token may cross."""
+    def _write_forced(self, room: int) -> list[bytes]:
+        """Drafts what the response format leaves no choice about."""
+        return [self._propose(i, None) for i in self._forced()[:room]]
+
+    def _forced(self) -> list[int]:
+        """The only ids that may come next, up to where a token may cross; none where any may."""
         cursor, tokens = self.drafter.cursor, self.drafter.tokens
         if cursor is None:
             return []
         if cursor.finished(self.view.ids):
-            return [self._propose(tokens.end_id, None)]
+            return [tokens.end_id]
         forced = cursor.forced(self.view.ids)
         kept = max(0, tokens.settled(self.text + forced) - len(self.text))
-        room = self.budget - len(self.view.ids)
-        return [self._propose(i, None) for i in tokens.encode(forced[:kept])[:room]]
+        return tokens.encode(forced[:kept])
 
     # 2) Verify: one forward pass of every verifier; the walk stops where something is changed.
 

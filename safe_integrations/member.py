@@ -43,6 +43,10 @@ class Distribution(Protocol):
         """The k most probable ids, best first; fewer where fewer have any probability."""
         ...
 
+    def logits(self) -> NDArray[np.float32]:
+        """Logits of all ids, shape `[tokens.size]`; a model that has none gives `dense`."""
+        ...
+
     def dense(self) -> NDArray[np.float32]:
         """Log-probabilities of all ids, shape `[tokens.size]`."""
         ...

@@ -33,8 +33,8 @@ def shape(
 
     Args:
         distribution: What the model expects next.
-        history: Ids it has written in this answer; the penalty raises their probability to the
-            power `repetition_penalty`.
+        history: Ids it has written in this answer. The penalty divides their logits where they are
+            positive and multiplies them where they are negative, as transformers does.
         allowed: Which ids may come next; None for all.
         options: Sampling options.
 
@@ -44,17 +44,19 @@ def shape(
     Raises:
         GenerationError: Nothing is left that has any probability.
     """
-    logprobs = distribution.dense().astype(np.float64)
+    logits = distribution.logits().astype(np.float64)
     if allowed is not None:
-        logprobs[~allowed] = -np.inf
+        logits[~allowed] = -np.inf
     if options.repetition_penalty != 1 and history:
-        logprobs[np.unique(np.asarray(history))] *= options.repetition_penalty
+        seen = np.unique(np.asarray(history))
+        penalty = options.repetition_penalty
+        logits[seen] *= np.where(logits[seen] > 0, 1 / penalty, penalty)
     if options.temperature > 0:
-        logprobs /= options.temperature
-    best = logprobs.max()
+        logits /= options.temperature
+    best = logits.max()
     if best == -np.inf:
         raise GenerationError("a model has no token that may come next under the response format")
-    shifted = np.exp(logprobs - best)
+    shifted = np.exp(logits - best)
     probs: Floats = shifted / shifted.sum()
     if options.temperature > 0:
         probs = _truncate(probs, options)

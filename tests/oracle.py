@@ -17,10 +17,11 @@ import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import fsum, inf, prod
+from os.path import commonprefix
 
 import numpy as np
 
-from safe_integrations.config import EnsembleConfig, GenerationConfig
+from safe_integrations.config import Choice, EnsembleConfig, GenerationConfig
 from safe_integrations.member import Member
 from safe_integrations.messages import as_messages
 from safe_integrations.tokens import END
@@ -84,11 +85,16 @@ class Vocabulary:
 
     def settled(self, text: bytes, start: int) -> bool:
         """Whether no later text can change the token at `start` or the boundaries before it."""
-        hard = any(
-            text[i - 1 : i + 1] not in self.inside and text[i] & 0xC0 != 0x80  # not in a character
-            for i in range(start + 1, len(text))
-        )
+        hard = any(self.hard(text, i) for i in range(start + 1, len(text)))
         return hard or len(text) - start > RIGHT_CONTEXT
+
+    def settled_until(self, text: bytes) -> int:
+        """How much of a text is tokenised for good: up to a hard boundary, or some bytes short."""
+        return max(i for i in range(len(text)) if i == 0 or self.settled(text, i - 1))
+
+    def hard(self, text: bytes, i: int) -> bool:
+        """Whether no token can hold the bytes on both sides of a place, nor a character."""
+        return text[i - 1 : i + 1] not in self.inside and text[i] & 0xC0 != 0x80
 
 
 class Expectation:
@@ -136,7 +142,8 @@ class Oracle:
     Args:
         members: The models, drafter first.
         config: How they are merged; `lookahead` is not looked at.
-        options: How an answer is made: `max_tokens` and `stop`. Greedy only.
+        options: How an answer is made: `max_tokens`, `stop`, and a `Choice` as the response
+            format. Greedy only.
     """
 
     def __init__(
@@ -144,6 +151,9 @@ class Oracle:
     ) -> None:
         assert options.temperature == 0, "the oracle is greedy"
         self.config, self.options = config, options
+        form = options.response_format
+        assert form is None or isinstance(form, Choice), "the oracle knows no other format"
+        self.choices = None if form is None else [text.encode() for text in form.options]
         self.weights = config.weights or [1 / len(members)] * len(members)
         self.members = members[:1] if config.mode == "drafter-only" else members
         self.vocabularies = [Vocabulary(m) for m in self.members]
@@ -169,9 +179,42 @@ class Oracle:
         session = self.members[nth].start(self.prompts[nth])
         try:
             (row,) = session.score(ids, len(ids))
-            return Expectation(self.vocabularies[nth], row.dense())
+            return Expectation(self.vocabularies[nth], self._masked(nth, ids, row.dense()))
         finally:
             session.close()
+
+    # The response format
+
+    def _masked(self, nth: int, ids: Sequence[int], logprobs: np.ndarray) -> np.ndarray:
+        """Without what would leave the choices, normalised."""
+        if self.choices is None:
+            return logprobs
+        symbols = self.vocabularies[nth].symbols
+        text = b"".join(symbols[i] or b"" for i in ids)
+        probs = np.exp(np.asarray(logprobs, np.float64))
+        probs[[s is None or not self._may_follow(text, s) for s in symbols]] = 0
+        with np.errstate(divide="ignore"):
+            return np.log(probs / probs.sum())
+
+    def _may_follow(self, text: bytes, symbol: bytes) -> bool:
+        assert self.choices is not None
+        if symbol == END:
+            return text in self.choices
+        return any(choice.startswith(text + symbol) for choice in self.choices)
+
+    def _forced(self, ids: Sequence[int]) -> list[int]:
+        """The drafter's tokens of what must come next, as far as they are settled."""
+        if self.choices is None:
+            return []
+        text = self._text(ids)
+        open_choices = [choice for choice in self.choices if choice.startswith(text)]
+        if open_choices == [text]:
+            return [self.vocabularies[0].table.end_id]
+        forced = commonprefix(open_choices)
+        while len(forced) > len(text) and not _whole(forced):
+            forced = forced[:-1]
+        kept = max(len(text), self.vocabularies[0].settled_until(forced)) if forced else 0
+        return self.vocabularies[0].encode(forced[len(text) : kept])
 
     # One token
 
@@ -179,6 +222,9 @@ class Oracle:
         if len(self.ids) >= self.budget or not self._fits(self.ids):
             self.out.finish_reason = "length"
             return
+        forced = self._forced(self.ids)
+        if forced:
+            return self._accept(forced[0], "forced")
         if self.config.mode == "every-token":
             expected = self._ask(0, self.ids)
             self._ensemble(expected.best, [expected, *self._after(self._text(self.ids))])
@@ -196,6 +242,12 @@ class Oracle:
         end_id = self.vocabularies[0].table.end_id
         start = len(self._text(self.ids))
         while len(self.ids) + len(draft) < self.budget:
+            forced = self._forced(self.ids + draft)
+            if forced:
+                draft.append(forced[0])
+                if forced[0] == end_id:
+                    break
+                continue
             expected = self._ask(0, self.ids + draft)
             if expected.best != end_id and not self._fits([*self.ids, *draft, expected.best]):
                 break
@@ -370,3 +422,12 @@ class Oracle:
 
     def _text(self, ids: Sequence[int]) -> bytes:
         return b"".join(s for i in ids if (s := self._symbol(i)) != END)
+
+
+def _whole(text: bytes) -> bool:
+    """Whether no character is cut at the end."""
+    try:
+        text.decode()
+        return True
+    except UnicodeDecodeError:
+        return False

@@ -62,6 +62,7 @@ class LogitsDistribution:
 
     @cached_property
     def _logits(self) -> Logits:
+        """Folded when it is first needed: not every row is."""
         self._fold(self._raw)
         return self._raw
 
@@ -93,6 +94,10 @@ class LogitsDistribution:
         places = places[np.argsort(-candidates[places], kind="stable")]
         ids = _BLOCK * chosen[places // _BLOCK] + places % _BLOCK
         return [int(i) for i, v in zip(ids, candidates[places], strict=True) if v > -np.inf]
+
+    def logits(self) -> Logits:
+        """Logits of all ids."""
+        return self._logits
 
     def dense(self) -> Logits:
         """Log-probabilities of all ids."""

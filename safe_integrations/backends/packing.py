@@ -8,9 +8,11 @@ speed of one row. These are the operations that torch's own compiler uses when i
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors import safe_open
 
 _ROWS: Final = 5
 """The batch that weights are packed for; it serves 1 to 16 rows well."""
@@ -65,7 +67,33 @@ def pack(model: Any) -> bool:
     with torch.inference_mode():
         for parent, name, child in layers:
             setattr(parent, name, PackedLinear(child))
+    del layers, parent, child
+    _let_go_of_read_pages(model)
     return True
+
+
+def _let_go_of_read_pages(model: Any) -> None:
+    """Maps what is left of the weights file anew.
+
+    transformers maps the file into memory, and all that packing has read of it stays there for as
+    long as one tensor of the mapping is used, as the embedding is. Of a new mapping only those
+    rows of the embedding are read that are looked up.
+    """
+    file = Path(model.name_or_path) / "model.safetensors"
+    if not file.is_file():
+        return
+    with safe_open(file, framework="pt") as weights:
+        stored = set(weights.keys())
+        for name, parameter in model.named_parameters():
+            fresh = weights.get_tensor(name) if name in stored else None
+            if fresh is not None and _begin_alike(fresh, parameter):
+                parameter.data = fresh
+            else:
+                parameter.data = parameter.data.clone()
+
+
+def _begin_alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and a.dtype is b.dtype and torch.equal(a[:1], b[:1])
 
 
 def _packs(linear: torch.nn.Linear) -> bool:

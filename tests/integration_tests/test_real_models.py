@@ -13,6 +13,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from safe_integrations.backends.loading import LoadedModel
 from safe_integrations.backends.packing import PackedLinear
@@ -47,7 +48,7 @@ def model(request: pytest.FixtureRequest) -> LoadedModel:
 
 
 def greedy(
-    loaded: LoadedModel, member: TransformersMember, prompt: str, tokens: int
+    loaded: LoadedModel, member: TransformersMember, prompt: str, tokens: int, **options: object
 ) -> list[bytes]:
     """What transformers' own `generate` writes, as bytes."""
     ids = member.render(as_messages(prompt))
@@ -57,6 +58,7 @@ def greedy(
         max_new_tokens=tokens,
         do_sample=False,
         attention_mask=torch.ones_like(prompt_ids),
+        **options,
     )
     return [member.tokens.symbol(i) for i in out[0, len(ids) :].tolist()]
 
@@ -76,6 +78,18 @@ def test_a_model_verified_by_itself_writes_what_generate_writes(
     expected = greedy(model, member, prompt, SELF_TOKENS)
     assert written(SafeEngine(member), prompt, SELF_TOKENS) == expected
     assert written(SafeEngine(member, [load_member(model)]), prompt, SELF_TOKENS) == expected
+
+
+def test_the_repetition_penalty_is_that_of_transformers(model: LoadedModel) -> None:
+    member = load_member(model)
+    assert isinstance(member, TransformersMember)
+    ignored = len(member.render(as_messages(PROMPTS[0])))
+    rule = RepetitionPenaltyLogitsProcessor(1.3, prompt_ignore_length=ignored)
+    expected = greedy(model, member, PROMPTS[0], 40, logits_processor=[rule])
+    assert expected != greedy(model, member, PROMPTS[0], 40)
+    options = GenerationConfig(max_tokens=40, repetition_penalty=1.3)
+    for engine in (SafeEngine(member), SafeEngine(member, [load_member(model)])):
+        assert [p.written for p in engine.complete(PROMPTS[0], options).pieces] == expected
 
 
 def test_behind_the_sliding_window_it_still_writes_what_generate_writes(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
-from cases import World, configs, engine_of, options, worlds
+from cases import World, chance, configs, engine_of, options, worlds
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from oracle import Judged, Oracle, Outcome
 
-from safe_integrations.config import EnsembleConfig, GenerationConfig
+from safe_integrations.config import Choice, EnsembleConfig, GenerationConfig
 from safe_integrations.events import Drafted, Finished, TextDelta, Verified
 from safe_integrations.result import Result
 from safe_integrations.testing import ScriptedMember
@@ -87,9 +87,15 @@ def assert_same(outcome: Outcome, result: Result, text: str) -> None:
     seen[outcome.finish_reason] += 1
 
 
-def check(world: World, config: EnsembleConfig, options: GenerationConfig, other: int) -> None:
+def check(
+    world: World,
+    config: EnsembleConfig,
+    options: GenerationConfig,
+    other: int,
+    members: list[ScriptedMember] | None = None,
+) -> None:
     """The engine against the oracle, and against itself with another lookahead."""
-    members = world.members()
+    members = members or world.members()
     outcome = expected(members, config, options)
     for lookahead in {config.lookahead, other}:
         varied = config.model_copy(update={"lookahead": lookahead})
@@ -140,6 +146,42 @@ def test_drafter_alone_writes_what_the_oracle_writes(data: st.DataObject) -> Non
     world = data.draw(worlds())
     config = data.draw(configs(len(world.vocabularies), mode="drafter-only"))
     check(world, config, data.draw(options(world.plan)), data.draw(st.integers(1, 16)))
+
+
+@settings(ci, max_examples=300)
+@given(st.data())
+def test_under_a_constraint_it_writes_what_the_oracle_writes(data: st.DataObject) -> None:
+    """Only some texts are allowed: masks, forced text and forced ends, whatever the lookahead."""
+    world = data.draw(worlds())
+    texts = data.draw(choices(world.plan.decode()))
+    limits = data.draw(options(world.plan)).model_copy(
+        update={"response_format": Choice(options=tuple(texts))}
+    )
+    config = data.draw(configs(len(world.vocabularies)))
+    other = data.draw(st.integers(1, 16))
+    check(world, config, limits, other, [ready_for(m, texts) for m in world.members()])
+
+
+@st.composite
+def choices(draw: st.DrawFn, plan: str) -> list[str]:
+    """Texts that begin like the plan and go on with other parts of it."""
+    texts = set()
+    for _ in range(draw(st.integers(1, 4))):
+        kept, jump = draw(st.integers(1, len(plan))), draw(st.integers(0, len(plan) - 1))
+        texts.add(plan[:kept] + plan[jump : jump + draw(st.integers(0, 6))])
+    return sorted(texts)
+
+
+def ready_for(member: ScriptedMember, texts: list[str]) -> ScriptedMember:
+    """The same model, with some probability for every byte that may be needed."""
+    script, needed = member.script, sorted({bytes([b]) for t in texts for b in t.encode()})
+
+    def ready(text: bytes) -> dict[bytes, float]:
+        weights = {b: chance(7, text, b) / 100 for b in needed} | dict(script(text))
+        return {symbol: w / sum(weights.values()) for symbol, w in weights.items()}
+
+    member.script = ready
+    return member
 
 
 @settings(ci, max_examples=200)
@@ -195,5 +237,14 @@ def test_zero_verifiers_write_the_greedy_answer(data: st.DataObject) -> None:
 def test_random_worlds_were_not_tame() -> None:
     """All verdicts and both finish reasons came up often; else the worlds above prove little."""
     if seen:  # the tests above ran in this process
-        wanted = ("unsafe", "unanimous", "majority", "confirmed", "changed", "stop", "length")
+        wanted = (
+            "forced",
+            "unsafe",
+            "unanimous",
+            "majority",
+            "confirmed",
+            "changed",
+            "stop",
+            "length",
+        )
         assert {name: seen[name] for name in wanted if seen[name] < 200} == {}

@@ -163,6 +163,21 @@ def test_shaping_follows_the_textbook(options: dict[str, float], expected: list[
     np.testing.assert_allclose(np.exp(out.dense()), expected, atol=1e-6)
 
 
+class Raw(DenseDistribution):
+    """A distribution whose logits are not log-probabilities."""
+
+    def logits(self) -> np.ndarray:
+        return np.array([2, 1, 0, -1], np.float32)
+
+
+def test_the_penalty_divides_positive_logits_and_multiplies_negative_ones() -> None:
+    """The rule of transformers' RepetitionPenaltyLogitsProcessor, by hand: 2, 1, 0, -1."""
+    distribution = Raw(np.log(np.full(4, 0.25, np.float32)))
+    out = shape(distribution, [0, 0, 3], None, GenerationConfig(repetition_penalty=4.0))
+    expected = np.exp([0.5, 1, 0, -4])
+    np.testing.assert_allclose(np.exp(out.dense()), expected / expected.sum(), atol=1e-6)
+
+
 def test_what_the_constraint_forbids_has_no_probability() -> None:
     distribution = DenseDistribution(np.log(np.array(list(PROBS.values()), np.float32)))
     out = shape(distribution, [], np.array([False, True, False, True]), GenerationConfig())

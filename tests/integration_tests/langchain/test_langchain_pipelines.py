@@ -106,7 +106,7 @@ def test_an_agent_calls_two_real_tools_and_answers() -> None:
 
     turns = iter(["height_of", "metres_to_feet", "none"])
     agent = create_agent(
-        ChatSafe(max_tokens=80, repetition_penalty=4.0),
+        ChatSafe(max_tokens=80, repetition_penalty=1.2),
         [height_of, metres_to_feet],
         middleware=[_choose(turns)],
         system_prompt="You answer questions about buildings.",

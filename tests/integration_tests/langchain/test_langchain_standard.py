@@ -21,7 +21,7 @@ class TestChatSafeIntegration(ChatModelIntegrationTests):
     def chat_model_params(self) -> dict[str, Any]:
         # Left alone, 135M parameters repeat themselves for ever and never call a tool.
         return {
-            "repetition_penalty": 4.0,
+            "repetition_penalty": 1.2,
             "stop": ["\n\n", "\nUser:"],
             "timeout": 300,
             "eager_tools": True,
