@@ -297,9 +297,11 @@ class _Run:
         """Shows the text to the verifiers; shortens the draft where it overflows a window."""
         self.overflow = 0
         while True:
+            started = perf_counter()
             for model in self.verifiers:
                 model.look_at(self.text, self.unchanged, self.drafter)
             self.unchanged = len(self.text)
+            self.statistics.tokenise_seconds += perf_counter() - started
             if not self.draft or all(len(m.view.ids) <= m.room for m in self.verifiers):
                 return
             self._cut(self.draft.pop().start)
@@ -359,6 +361,7 @@ class _Run:
     def _ensemble(
         self, step: _Step, distributions: Sequence[Distribution], votes: tuple[Vote, ...] = ()
     ) -> Piece:
+        started = perf_counter()
         tables = [model.tokens for model in self.models]
         if self.options.temperature > 0:
             config = self.config.model_copy(update={"sharpening": "none"})
@@ -370,6 +373,8 @@ class _Run:
             merged = merge(tables, distributions, self.weights, self.config)
             winner = merged.winner(step.token)
             kept = Verdict.CONFIRMED
+        candidates = merged.candidates(winner)
+        self.statistics.ensemble_seconds += perf_counter() - started
         return Piece(
             step.start,
             step.start + (0 if winner == END else len(winner)),
@@ -377,7 +382,7 @@ class _Run:
             step.token,
             kept if winner == step.token else Verdict.CHANGED,
             votes,
-            merged.candidates(winner),
+            candidates,
         )
 
     def _ensemble_always(self) -> Verified:

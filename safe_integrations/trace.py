@@ -130,6 +130,8 @@ class Statistics:
         changed: Of the ensembled, those where something else was written.
         seconds: Wall time of the whole.
         first_token_seconds: Wall time until the first text could be shown; None if there was none.
+        tokenise_seconds: Wall time of tokenising the text for the verifiers.
+        ensemble_seconds: Wall time of merging distributions.
         models: One entry per model.
     """
 
@@ -142,6 +144,8 @@ class Statistics:
     changed: int = 0
     seconds: float = 0.0
     first_token_seconds: float | None = None
+    tokenise_seconds: float = 0.0
+    ensemble_seconds: float = 0.0
     models: list[ModelStatistics] = field(default_factory=list)
 
     @property
@@ -210,6 +214,8 @@ def statistics_payload(statistics: Statistics) -> dict[str, Any]:
         "overhead_seconds": round(statistics.overhead_seconds, 6),
         "first_token_seconds": statistics.first_token_seconds
         and round(statistics.first_token_seconds, 6),
+        "tokenise_seconds": round(statistics.tokenise_seconds, 6),
+        "ensemble_seconds": round(statistics.ensemble_seconds, 6),
         "models": [
             {
                 "name": m.name,

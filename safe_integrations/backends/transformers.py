@@ -95,6 +95,12 @@ class TransformersMember:
             while self._idle and sum(c.kv.nbytes for c in self._idle) > self._reuse_bytes:
                 self._idle.pop()
 
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that caches of finished prompts take, in bytes."""
+        with self._lock:
+            return sum(cached.kv.nbytes for cached in self._idle)
+
     def forget(self) -> None:
         """Drops the caches of finished prompts; sessions at work keep theirs."""
         with self._lock:

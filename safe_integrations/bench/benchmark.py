@@ -55,7 +55,7 @@ class Settings:
         toy_lengths: Tokens that the toys write.
     """
 
-    lengths: tuple[int, ...] = (50, 200, 1000)
+    lengths: tuple[int, ...] = (50, 200)
     repetitions: int = 3
     prompts: tuple[str, ...] = tuple(PROMPTS)
     ways: tuple[Way, ...] = WAYS

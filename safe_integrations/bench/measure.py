@@ -46,7 +46,14 @@ class Parts(NamedTuple):
 
     draft: float
     verify: float
+    ensemble: float
+    tokenise: float
     rest: float
+
+    @property
+    def outside(self) -> float:
+        """Everything but the models' forward passes."""
+        return self.ensemble + self.tokenise + self.rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +89,11 @@ class Run:
 
     @property
     def parts(self) -> Parts:
-        """Forward passes of the drafter, of the verifiers, and everything else."""
-        models = self.statistics.models if self.statistics else []
-        draft, verify = sum(m.seconds for m in models[:1]), sum(m.seconds for m in models[1:])
-        return Parts(draft, verify, self.seconds - draft - verify)
+        """Forward passes of the drafter and of the verifiers, merging, tokenising, the rest."""
+        s = self.statistics or Statistics()
+        draft, verify = sum(m.seconds for m in s.models[:1]), sum(m.seconds for m in s.models[1:])
+        known = (draft, verify, s.ensemble_seconds, s.tokenise_seconds)
+        return Parts(*known, self.seconds - sum(known))
 
     def seconds_for(self, count: int) -> float:
         """Wall time until `count` tokens were written."""

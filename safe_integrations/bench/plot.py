@@ -9,7 +9,13 @@ from typing import Any
 from safe_integrations.bench.benchmark import Cell, Report
 from safe_integrations.errors import InvalidArgumentError
 
-PARTS = (("draft", "#4477aa"), ("verify", "#ccbb44"), ("rest", "#ee6677"))
+PARTS = (
+    ("draft", "#4477aa"),
+    ("verify", "#ccbb44"),
+    ("ensemble", "#228833"),
+    ("tokenise", "#aa3377"),
+    ("rest", "#ee6677"),
+)
 
 
 def check_matplotlib() -> Any:

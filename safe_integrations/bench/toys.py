@@ -46,7 +46,7 @@ def engine_cost(length: int, clock: Clock = perf_counter) -> EngineCost:
     engine = toy_engine(length, clock)
     run = run_engine(engine, "safe", [Message("user", "Go.")], length, clock)
     assert run.statistics is not None
-    return EngineCost(length, run.tokens, run.statistics.ensembled, run.parts.rest)
+    return EngineCost(length, run.tokens, run.statistics.ensembled, run.parts.outside)
 
 
 def toy_engine(length: int, clock: Clock = perf_counter) -> SafeEngine:

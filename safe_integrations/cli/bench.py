@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.table import Table
@@ -14,13 +14,16 @@ from rich.table import Table
 from safe_integrations.cli import options as o
 from safe_integrations.cli.knobs import knobs
 from safe_integrations.cli.render import out, progress
-from safe_integrations.config import EnsembleConfig
+from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from safe_integrations.backends.loading import LoadedModel, ModelSpec
-    from safe_integrations.bench.benchmark import Cell, Contest, Report, Settings, Spread, Tell
+    from safe_integrations.backends.loading import ModelSpec
+    from safe_integrations.bench.benchmark import Cell, Contest, Report, Spread, Tell
     from safe_integrations.bench.measure import Run
+
+
+_FIRST_ANSWER: Final = 64  # tokens
 
 
 class PromptName(StrEnum):
@@ -52,7 +55,7 @@ PlotFile = Annotated[
 def bench(
     *,
     config: EnsembleConfig,
-    tokens: Tokens = [50, 200, 1000],  # noqa: B006 - Typer copies it
+    tokens: Tokens = [50, 200],  # noqa: B006 - Typer copies it
     repetitions: Repetitions = 3,
     prompt: Prompts = [PromptName.CHAT, PromptName.RAG],  # noqa: B006
     swapped: Swapped = True,
@@ -69,10 +72,10 @@ def bench(
     """Measure SAFE against its drafter alone and against ensembling at every token.
 
     Answers are greedy, prompts unread; all ways take turns. By default the embedded pair is
-    measured both ways round, which takes an hour or more on two cores.
+    measured both ways round, which takes about half an hour on two cores.
     """
     from safe_integrations.bench.benchmark import WAYS, Settings, benchmark
-    from safe_integrations.bench.machine import machine, peak_memory
+    from safe_integrations.bench.machine import machine
     from safe_integrations.bench.plot import check_matplotlib, plot
 
     if plot_file is not None:
@@ -85,21 +88,14 @@ def bench(
         prompts=tuple(dict.fromkeys(str(name) for name in prompt)),
         ways=(*WAYS, "drafter-only") if alone else WAYS,
     )
-    before = peak_memory()
+    contests: list[Contest] = []
+    memory: dict[str, int | None] = {}
     with progress(quiet) as tell:
-        chosen = o.models_of(drafter, verifier, dtype, device)
-        models = [] if overhead else _load(chosen, tell)
-        contests = list(_contests(models, o.named(chosen), config, swapped))
+        if not overhead:
+            specs = o.named(o.models_of(drafter, verifier, dtype, device))
+            contests, memory = _contests(specs, config, swapped, tell)
         described = machine() | {"config": config.model_dump(mode="json")}
-        loaded = peak_memory()
         report = benchmark(contests, settings, tell)
-    memory = {
-        "peak_bytes_before_loading": before,
-        "peak_bytes_after_loading": loaded,
-        "peak_bytes": peak_memory(),
-        "weights_bytes": {model.name: model.model.get_memory_footprint() for model in models},
-        "longest_caches_bytes": _cache_bytes(models, contests, settings),
-    }
     _show(report, memory)
     if json_file is not None:
         document = {"version": 1, "machine": described, "memory": memory, **report.to_dict()}
@@ -110,61 +106,44 @@ def bench(
         plot(report, plot_file)
 
 
-def _load(models: o.Models, tell: Tell) -> list[LoadedModel]:
-    from safe_integrations.backends import loading
-
-    specs = o.named(models)
-    if len(specs) < 2:
-        raise InvalidArgumentError("--verifier", None, "name at least one model to measure with")
-    return [loading.load_model(spec, tell) for spec in specs]
-
-
 def _contests(
-    models: Sequence[LoadedModel],
-    specs: Sequence[ModelSpec],
-    config: EnsembleConfig,
-    swapped: bool,
-) -> Iterator[Contest]:
-    """The ensemble as named, and the other way round where it is a pair.
+    specs: Sequence[ModelSpec], config: EnsembleConfig, swapped: bool, tell: Tell
+) -> tuple[list[Contest], dict[str, int | None]]:
+    """The ensemble as named, and the other way round where it is a pair; what it holds in memory.
 
-    The engine gets the models as users get them; `generate` has copies of its own.
+    The engine gets the models as users get them, and answers once before `generate` gets copies
+    of its own: so the memory is that of the ensemble.
     """
+    from safe_integrations.backends.loading import load_model
     from safe_integrations.bench.benchmark import Contest
+    from safe_integrations.bench.machine import peak_memory, resident_memory
+    from safe_integrations.bench.prompts import PROMPTS
     from safe_integrations.bench.rival import TransformersGenerate
     from safe_integrations.engine import SafeEngine
     from safe_integrations.loading import load_member
 
-    members = [load_member(spec) for spec in specs[: len(models)]]
-    rivals = [TransformersGenerate(model.model, model.tokenizer) for model in models]
-    if members:
-        yield Contest(SafeEngine(members[0], members[1:], config), rivals[0])
+    if len(specs) < 2:
+        raise InvalidArgumentError("--verifier", None, "name at least one model to measure with")
+    before = resident_memory()
+    members = [load_member(spec, tell) for spec in specs]
+    engine = SafeEngine(members[0], members[1:], config)
+    tell("answering once, to see how much memory it takes")
+    engine.complete(PROMPTS["rag"], GenerationConfig(max_tokens=_FIRST_ANSWER))
+    memory = {"before": before, "resident": resident_memory(), "peak": peak_memory()}
+    memory["caches"] = sum(getattr(member, "cache_bytes", 0) for member in members)
+    rivals = [load_model(spec, tell) for spec in specs]
+    memory["weights"] = sum(rival.model.get_memory_footprint() for rival in rivals)
+    alone = [TransformersGenerate(rival.model, rival.tokenizer) for rival in rivals]
+    contests = [Contest(engine, alone[0])]
     if len(members) == 2 and swapped:
-        yield Contest(SafeEngine(members[1], members[:1], config), rivals[1])
-
-
-def _cache_bytes(
-    models: Sequence[LoadedModel], contests: Sequence[Contest], settings: Settings
-) -> dict[str, int]:
-    """What the longest prompt and answer need in each model's cache, at most."""
-    from safe_integrations.bench.prompts import PROMPTS
-
-    found = {}
-    members = contests[0].engine.members if contests else ()
-    for loaded, member in zip(models, members, strict=True):
-        config = loaded.model.config.get_text_config()
-        heads = config.num_attention_heads
-        kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        width = (getattr(config, "head_dim", None) or config.hidden_size // heads) * kv_heads
-        per_token = 2 * config.num_hidden_layers * width * loaded.model.dtype.itemsize
-        prompt = max(len(member.render(PROMPTS[name])) for name in settings.prompts)
-        found[loaded.name] = per_token * (prompt + max(settings.lengths))
-    return found
+        contests.append(Contest(SafeEngine(members[1], members[:1], config), alone[1]))
+    return contests, memory
 
 
 # The report
 
 
-def _show(report: Report, memory: dict[str, Any]) -> None:
+def _show(report: Report, memory: dict[str, int | None]) -> None:
     console = out()
     tables = [_engine_costs(report)]
     if report.cells:
@@ -173,16 +152,9 @@ def _show(report: Report, memory: dict[str, Any]) -> None:
     for table in tables:
         console.print(table, soft_wrap=False)
         console.print()
-    if report.cells and memory["peak_bytes"] is not None:
-        sizes = {
-            name: sum(memory[name].values()) for name in ("weights_bytes", "longest_caches_bytes")
-        }
-        console.print(
-            f"peak memory {_mb(memory['peak_bytes'])}, {_mb(memory['peak_bytes_after_loading'])} "
-            f"when all was loaded, {_mb(memory['peak_bytes_before_loading'])} before; "
-            f"weights {_mb(sizes['weights_bytes'])}, longest caches "
-            f"{_mb(sizes['longest_caches_bytes'])}"
-        )
+    if memory:
+        sizes = ", ".join(f"{name} {_mb(size)}" for name, size in memory.items())
+        console.print(f"Memory of the first ensemble, after the rag prompt: {sizes}.")
     console.print(f"Medians of {report.settings.repetitions} repetitions, (lowest-highest).")
 
 
@@ -209,15 +181,17 @@ def _speeds(report: Report) -> Table:
 
 def _parts(report: Report) -> Table:
     """Where the time of SAFE goes: ms per token, and the share of the whole."""
+    from safe_integrations.bench.measure import Parts
+
     table = _table("Where the time of SAFE goes, in ms per token", "pair", "prompt", "tokens")
-    for name in ("draft", "verify", "rest", "accepted", "ensembled", "forwarded per token"):
+    for name in (*Parts._fields, "accepted", "ensembled", "forwarded per token"):
         table.add_column(name, justify="right")
     for cell in report.cells:
         table.add_row(
             cell.pair,
             cell.prompt,
             str(cell.length),
-            *(_part(cell, name) for name in ("draft", "verify", "rest")),
+            *(_part(cell, name) for name in Parts._fields),
             _share(cell, "acceptance"),
             _share(cell, "ensembled_ratio"),
             " + ".join(f"{count:.2f}" for count in cell.forwarded("safe")),

@@ -246,13 +246,17 @@ def test_the_command_reports_every_row_and_writes_json(
     for pair in ("left -> right", "right -> left"):
         rows = [line for line in result.stdout.splitlines() if pair in line]
         assert len(rows) == 2 * 2 + 1  # speeds and parts of both prompts, and first tokens
-    assert "SAFE / every token" in result.stdout and "peak memory" in result.stdout
+    assert "SAFE / every token" in result.stdout and "resident" in result.stdout
 
     document = json.loads(file.read_text())
     assert set(document) == {
         "version", "machine", "memory", "settings", "cells", "first_token_seconds", "engine_cost",
     }  # fmt: skip
-    assert set(document["memory"]["weights_bytes"]) == {"left", "right"}
+    assert set(document["memory"]) == {"before", "resident", "peak", "caches", "weights"}
+    assert document["memory"]["weights"] == sum(
+        model.model.get_memory_footprint() for model in toys.values()
+    )
+    assert document["memory"]["caches"] > 0
     assert document["machine"]["threads"] == torch.get_num_threads()
     assert len(document["cells"]) == 2 * 2
     for cell in document["cells"]:
