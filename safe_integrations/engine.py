@@ -11,13 +11,14 @@ import threading
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from math import exp
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
-from safe_integrations.drafting import AutoLookahead, PromptLookup
+from safe_integrations.drafting import MAX_LOOKAHEAD, AutoLookahead, PromptLookup
 from safe_integrations.ensemble import merge
 from safe_integrations.errors import (
     ContextWindowError,
@@ -175,7 +176,7 @@ class _Run:
         self.stream = TextStream(self.options.stop)
         self.budget = min(self.options.max_tokens, self.drafter.room)
         self.seed = secrets.randbits(64) if self.options.seed is None else self.options.seed
-        self.lookahead = AutoLookahead()
+        self.auto = AutoLookahead()
         self.lookup = PromptLookup(self.drafter.prompt)
 
     def events(self) -> Generator[Event, None, None]:
@@ -192,10 +193,9 @@ class _Run:
             else:
                 verified = self._verify()
             check_seconds = perf_counter() - started
-            changed = self._changed(verified.pieces)
-            self.lookahead.learn(
-                len(drafted.tokens), draft_seconds, len(verified.pieces), changed, check_seconds
-            )
+            if self.statistics.cycles > 1:  # the first one has read the prompt, too
+                judged = len(verified.pieces)
+                self.auto.learn(len(drafted.tokens), draft_seconds, judged, check_seconds)
             yield verified
             for piece in verified.pieces:
                 if piece.ensembled:
@@ -217,11 +217,14 @@ class _Run:
         tokens: list[bytes] = []
         ahead = sum(step.expected is not None for step in self.draft)
         wanted = max(1, self._lookahead() - ahead)
+        self.auto.start()
         while wanted and END not in tokens and (room := self.budget - len(self.view.ids)) > 0:
             forced = self._write_forced(room)
             drafted = [] if forced else self._draft_step(min(wanted, room))
             wanted -= len(drafted)
             tokens += forced or drafted
+            if self.config.lookahead == "auto" and drafted and not self._goes_on(len(drafted)):
+                break
         self.statistics.drafted += len(tokens)
         return Drafted(self.statistics.cycles, start, tuple(tokens))
 
@@ -229,7 +232,11 @@ class _Run:
         if self.config.mode == "every-token":
             return 1
         chosen = self.config.lookahead
-        return self.lookahead.choose() if chosen == "auto" else chosen
+        return MAX_LOOKAHEAD if chosen == "auto" else chosen
+
+    def _goes_on(self, drafted: int) -> bool:
+        last = self.draft[-drafted:]
+        return self.auto.goes_on(exp(s.expected.logprob(s.id)) for s in last if s.expected)
 
     def _draft_step(self, most: int) -> list[bytes]:
         """One forward pass of the drafter: a token, and as many guessed ones as prove right."""

@@ -78,7 +78,7 @@ def load_member(source: ModelSource, on_progress: Progress | None = None) -> Mem
         ModelError: The model cannot be found, read or used.
     """
     if isinstance(source, LoadedModel):
-        return _member(source, None)
+        return _member(source, ModelSpec(source=source.name))
     if isinstance(source, str):
         source = ModelSpec(source=source)
     if not isinstance(source, ModelSpec):
@@ -131,7 +131,7 @@ def _packed(loaded: LoadedModel, spec: ModelSpec) -> LoadedModel:
     return loaded
 
 
-def _member(loaded: LoadedModel, spec: ModelSpec | None) -> TransformersMember:
+def _member(loaded: LoadedModel, spec: ModelSpec) -> TransformersMember:
     from safe_integrations.backends.tokenizer import build_token_table, end_ids_of
     from safe_integrations.backends.transformers import TransformersMember
 
@@ -144,7 +144,14 @@ def _member(loaded: LoadedModel, spec: ModelSpec | None) -> TransformersMember:
         name=name,
     )
     window = context_window_of(model, spec)
-    return TransformersMember(model, tokens, _renderer(tokenizer), name=name, context_window=window)
+    return TransformersMember(
+        model,
+        tokens,
+        _renderer(tokenizer),
+        name=name,
+        context_window=window,
+        reuse_bytes=spec.reuse_bytes,
+    )
 
 
 def _renderer(tokenizer: Any) -> Render:

@@ -91,6 +91,16 @@ class CroppableCache(Cache):
         self._croppable = [CroppableLayer(window) for window in windows]
         super().__init__(layers=list(self._croppable))
 
+    def copy(self, length: int) -> CroppableCache:
+        """Another cache that holds the first `length` positions, at most those that this holds."""
+        copy = CroppableCache([layer.window for layer in self._croppable])
+        for old, new in zip(self._croppable, copy._croppable, strict=True):
+            if old.keys is not None and old.values is not None:
+                new.keys = _grown(old.keys, length, length)
+                new.values = _grown(old.values, length, length)
+                new.length, new.is_initialized = length, True
+        return copy
+
     def cut(self, length: int) -> None:
         """Forgets everything behind the first `length` positions."""
         for layer in self._croppable:

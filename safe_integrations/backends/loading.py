@@ -42,7 +42,9 @@ class ModelSpec(StrictModel):
         chat_template: A Jinja chat template instead of the model's own.
         context_window: Tokens to use at most. None takes what the model was built for.
         pack: Whether to pack float32 weights on a CPU for small batches: several times faster
-            checks for up to the size of the output layer in memory (docs/performance.md).
+            checks (docs/performance.md).
+        reuse_bytes: Memory for caches of finished prompts, in bytes: what a new prompt shares with
+            them is not computed again. 0 keeps none.
     """
 
     source: str = Field(min_length=1)
@@ -56,6 +58,7 @@ class ModelSpec(StrictModel):
     chat_template: str | None = None
     context_window: int | None = Field(default=None, ge=2)
     pack: bool = True
+    reuse_bytes: int = Field(default=1 << 30, ge=0)
 
     @model_validator(mode="after")
     def _one_placement(self) -> ModelSpec:

@@ -19,9 +19,6 @@ from safe_integrations.tokens import TokenTable
 
 Render = Callable[[Sequence[Message], Sequence[Tool], Mapping[str, Any]], list[int]]
 
-REUSE_BYTES: Final = 1 << 30
-"""Memory for caches of finished prompts, per model, unless said otherwise."""
-
 
 class TransformersMember:
     """One causal language model with its tokenizer.
@@ -50,7 +47,7 @@ class TransformersMember:
         *,
         name: str,
         context_window: int,
-        reuse_bytes: int = REUSE_BYTES,
+        reuse_bytes: int,
     ) -> None:
         self.name = name
         self.tokens = tokens
@@ -82,10 +79,12 @@ class TransformersMember:
                 key=lambda pair: pair[0],
                 default=(0, None),
             )
-            if cached is not None and shared > 0:
-                self._idle.remove(cached)
+            if cached is None or shared == 0:
+                cached = _Cached(CroppableCache(self._windows), [])
+            elif 2 * shared < len(cached.ids):  # most of it would be lost: leave it to others
+                cached = _Cached(cached.kv.copy(shared), cached.ids[:shared])
             else:
-                cached = _Cached(CroppableCache(self._windows))
+                self._idle.remove(cached)
         return TransformersSession(self, wanted, cached, min(shared, len(wanted) - 1))
 
     def give_back(self, cached: _Cached) -> None:
@@ -188,9 +187,9 @@ class TransformersSession:
 class _Cached:
     """A KV cache and the ids whose states it holds."""
 
-    def __init__(self, kv: CroppableCache) -> None:
+    def __init__(self, kv: CroppableCache, ids: list[int]) -> None:
         self.kv = kv
-        self.ids: list[int] = []
+        self.ids = ids
 
 
 def _common_prefix(a: list[int], b: list[int]) -> int:

@@ -209,6 +209,33 @@ def test_a_second_question_over_the_same_context_computes_only_what_is_new(
     assert second.text == fresh.text
 
 
+def test_caches_of_finished_prompts_stay_within_their_memory(smollm2: TransformersMember) -> None:
+    """The newest are kept; a limit of 0 keeps none."""
+
+    def member(limit: int) -> TransformersMember:
+        return TransformersMember(
+            smollm2._model, smollm2.tokens, smollm2.render,
+            name="m", context_window=8192, reuse_bytes=limit,
+        )  # fmt: skip
+
+    def computed(member: TransformersMember, prompt: str) -> int:
+        (m,) = SafeEngine(member).complete(prompt, GenerationConfig(max_tokens=2)).statistics.models
+        return m.prompt_tokens - m.reused_tokens
+
+    first, second = PROMPTS[:2]
+    roomy = member(1 << 30)
+    whole = [computed(roomy, first), computed(roomy, second)]
+    assert [computed(roomy, first), computed(roomy, second)] == [1, 1]
+    limit = int(0.6 * roomy.cache_bytes)  # room for either, not for both
+    tight = member(limit)
+    assert [computed(tight, first), computed(tight, second)] == whole
+    assert 0 < tight.cache_bytes <= limit
+    assert computed(tight, second) == 1 < computed(tight, first)
+    none = member(0)
+    assert computed(none, first) == computed(none, first) == whole[0]
+    assert none.cache_bytes == 0
+
+
 def test_nothing_accepted_is_forwarded_again(
     smollm2: TransformersMember, gemma3: TransformersMember
 ) -> None:
