@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -87,7 +89,8 @@ def load_member(source: ModelSource, on_progress: Progress | None = None) -> Mem
         slot = _slots.setdefault(source.model_dump_json(), _Slot())
     with slot.lock:
         if slot.member is None:
-            slot.member = _member(_packed(load_model(source, on_progress), source), source)
+            with _collecting_nothing():
+                slot.member = _member(_packed(load_model(source, on_progress), source), source)
         return slot.member
 
 
@@ -121,6 +124,21 @@ class _Slot:
 
 _guard: Final = threading.Lock()
 _slots: Final[dict[str, _Slot]] = {}
+
+
+@contextmanager
+def _collecting_nothing() -> Iterator[None]:
+    """Keeps the garbage collector from going through millions of lasting objects again and again.
+
+    Loading the default pair takes a quarter less time this way.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _packed(loaded: LoadedModel, spec: ModelSpec) -> LoadedModel:
