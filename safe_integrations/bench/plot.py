@@ -84,7 +84,8 @@ def _times(axes: Any, report: Report) -> None:
     axes.set_xticks(places, labels, fontsize="x-small", rotation=90)
     axes.set_ylabel("ms per token, reading the prompt included")
     axes.set_title("Where the time of SAFE goes")
-    axes.legend(fontsize="small")
+    axes.set_ylim(top=1.25 * axes.get_ylim()[1])  # room for the legend
+    axes.legend(fontsize="small", ncols=3, loc="upper right")
     axes.grid(alpha=0.3, axis="y")
 
 
