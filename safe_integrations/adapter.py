@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
-from typing import Any, Literal
+from typing import Any, Literal, Self
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
@@ -98,6 +98,24 @@ class EnsembleOptions(BaseModel):
     def sources(self) -> list[Any]:
         """All models, drafter first, as `load_engine` picks them."""
         return loading.with_defaults(self.drafter, self.verifiers)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Refuses to pickle weights."""
+        for member in self._members():
+            raise InvalidArgumentError(
+                "drafter or verifiers",
+                member,
+                "a loaded model cannot be pickled: name it, and each process will load it",
+            )
+        return super().__getstate__()
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """A copy that shares the models."""
+        shared = {id(member): member for member in self._members()}
+        return super().__deepcopy__({**(memo or {}), **shared})
+
+    def _members(self) -> list[Any]:
+        return [source for source in self.sources if is_member(source)]
 
 
 def is_member(source: Any) -> bool:

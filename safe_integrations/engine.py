@@ -284,6 +284,8 @@ class _Run:
         if cursor.finished(self.view.ids):
             return [tokens.end_id]
         forced = cursor.forced(self.view.ids)
+        if not forced:
+            return []
         kept = max(0, tokens.settled(self.text + forced) - len(self.text))
         return tokens.encode(forced[:kept])
 

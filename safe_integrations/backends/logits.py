@@ -83,7 +83,7 @@ class LogitsDistribution:
 
     def logprobs(self, token_ids: Sequence[int]) -> list[float]:
         """The same for several ids."""
-        return [float(self._logits[i]) - self._total for i in token_ids]
+        return [self.logprob(token_id) for token_id in token_ids]
 
     def top(self, k: int) -> list[int]:
         """The k most probable ids, best first: they are in the k blocks with the largest maxima."""

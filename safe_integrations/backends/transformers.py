@@ -91,14 +91,17 @@ class TransformersMember:
         """Takes in the cache of a finished session; forgets the oldest where memory is short."""
         with self._lock:
             self._idle.insert(0, cached)
-            while self._idle and sum(c.kv.nbytes for c in self._idle) > self._reuse_bytes:
+            while self._idle and self._idle_bytes() > self._reuse_bytes:
                 self._idle.pop()
 
     @property
     def cache_bytes(self) -> int:
         """Memory that caches of finished prompts take, in bytes."""
         with self._lock:
-            return sum(cached.kv.nbytes for cached in self._idle)
+            return self._idle_bytes()
+
+    def _idle_bytes(self) -> int:
+        return sum(cached.kv.nbytes for cached in self._idle)
 
     def forget(self) -> None:
         """Drops the caches of finished prompts; sessions at work keep theirs."""

@@ -37,7 +37,7 @@ from pydantic import (
 )
 
 from safe_integrations import __version__
-from safe_integrations.adapter import EnsembleOptions, identity_of, is_member, name_of
+from safe_integrations.adapter import EnsembleOptions, identity_of, name_of
 from safe_integrations.asynchronous import in_thread
 from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.engine import SafeEngine
@@ -473,27 +473,6 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
             generation_config({k: given[k] for k in GENERATION_OPTIONS}),
             given["timeout"],
         )
-
-    # Copies
-
-    def __getstate__(self) -> dict[Any, Any]:
-        """Refuses to pickle weights."""
-        for member in self._members():
-            raise InvalidArgumentError(
-                "drafter or verifiers",
-                member,
-                "a loaded model cannot be pickled: name it, and each process will load it",
-            )
-        return super().__getstate__()
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """A copy that shares the models."""
-        shared = {id(member): member for member in self._members()}
-        return super().__deepcopy__({**(memo or {}), **shared})
-
-    def _members(self) -> list[Any]:
-        models = (self.drafter, *(self.verifiers or ()))
-        return [model for model in models if is_member(model)]
 
 
 @dataclass(frozen=True)

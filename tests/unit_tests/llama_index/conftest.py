@@ -8,24 +8,15 @@ import llama_index.core
 import pytest
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
-from scripted_llms import Listener, hello_world
+from scripted_llms import hello_world
 
 from safe_integrations.llama_index import SafeLLM
+from tests.listening import listener as listener
 
 
 @pytest.fixture
 def llm() -> SafeLLM:
     return hello_world()
-
-
-@pytest.fixture
-def listener() -> Iterator[Listener]:
-    root = get_dispatcher()
-    before = list(root.event_handlers)
-    handler = Listener(seen=[])
-    root.add_event_handler(handler)
-    yield handler
-    root.event_handlers = before
 
 
 @pytest.fixture

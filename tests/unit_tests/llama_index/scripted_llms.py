@@ -7,9 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llama_index.core.instrumentation.event_handlers import BaseEventHandler
-from llama_index.core.instrumentation.events import BaseEvent
-
 from safe_integrations.llama_index import SafeLLM
 from safe_integrations.messages import Message
 from safe_integrations.testing import ScriptedMember, follows
@@ -71,15 +68,3 @@ class Slow(Model):
         if len(written) > 5:
             self.passed.set()
         return {b"a": 1.0}
-
-
-class Listener(BaseEventHandler):
-    """Keeps all events."""
-
-    seen: list[Any] = []
-
-    def handle(self, event: BaseEvent, **kwargs: Any) -> None:
-        self.seen.append(event)
-
-    def of(self, *kinds: type) -> list[Any]:
-        return [event for event in self.seen if isinstance(event, kinds)]

@@ -21,7 +21,7 @@ from llama_index.core.instrumentation.events.llm import (
 from llama_index.core.llms import ChatMessage
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.schema import TextNode
-from scripted_llms import Listener, Slow, says
+from scripted_llms import Slow, says
 from test_safe_llm import all_methods
 
 from safe_integrations import payloads
@@ -35,6 +35,7 @@ from safe_integrations.llama_index import (
     SafeVerification,
 )
 from safe_integrations.loading import load_engine
+from tests.listening import Listener
 
 LLM_START = (LLMChatStartEvent, LLMCompletionStartEvent)
 
