@@ -62,7 +62,7 @@ class EnsembleConfig(StrictModel):
     """
 
     mode: Mode = "safe"
-    lookahead: int | Literal["auto"] = 5
+    lookahead: int | Literal["auto"] = "auto"
     prompt_lookup: bool = True
     method: Method = "unite"
     union_top_k: int = Field(default=10, ge=1, le=1000)

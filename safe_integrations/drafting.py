@@ -8,9 +8,10 @@ from typing import Final
 MAX_LOOKAHEAD: Final = 16
 _FIRST: Final = 5
 _MEMORY: Final = 0.9
+_FADING: Final = 0.97
 _KEPT_ANYWAY: Final = 0.4
-_KEY: Final = 3
-_MOST_GUESSED: Final = 8
+_KEYS: Final = (3, 2, 1)
+_MOST_GUESSED: Final = MAX_LOOKAHEAD - 1
 
 
 class AutoLookahead:
@@ -42,7 +43,7 @@ class AutoLookahead:
             self._kept *= _KEPT_ANYWAY + (1 - _KEPT_ANYWAY) * probability
             self._length += 1
         step, token = self._drafted.value, self._written.value
-        if step is None or token is None:
+        if not step or not token:  # nothing measured yet, or models that do not tell their time
             return self._length < _FIRST
         return self._length < MAX_LOOKAHEAD and self._kept * token > step
 
@@ -51,9 +52,9 @@ class AutoLookahead:
 
         Args:
             drafted: Tokens drafted.
-            draft_seconds: Time that took.
+            draft_seconds: Time that took the drafter.
             judged: Drafted tokens that were judged: what was written.
-            check_seconds: Time that verifying took.
+            check_seconds: Time that verifying took the verifiers.
         """
         self._drafted.add(drafted, draft_seconds)
         self._written.add(judged, draft_seconds + check_seconds)
@@ -69,43 +70,102 @@ class _Mean:
         self._count = _MEMORY * self._count + count
         self._total = _MEMORY * self._total + total
 
+    def fade(self) -> None:
+        self._total *= _FADING
+
     @property
     def value(self) -> float | None:
         return self._total / self._count if self._count else None
 
 
 class PromptLookup:
-    """Guesses the next tokens by finding the last few of them in the prompt.
+    """Guesses the next tokens by finding the last few of them earlier in the prompt or the answer.
 
-    Answers over a context copy from it. The drafter checks a guess in one forward pass: a right one
-    saves steps, a wrong one changes nothing. Guessing pauses while it does not pay.
+    Answers copy from their context, and small models repeat themselves. The drafter checks a guess
+    in one forward pass: a right one saves steps, a wrong one changes nothing. How many tokens are
+    guessed depends on how often guesses after so many matching tokens were right, and on what a
+    further token in one pass costs, measured.
 
     Args:
         prompt: Token ids of the drafter's prompt.
     """
 
     def __init__(self, prompt: Sequence[int]) -> None:
-        self._prompt = list(prompt)
-        self._next = {tuple(prompt[i - _KEY : i]): i for i in range(_KEY, len(prompt))}
-        self._success = 1.0
+        self._prompt_length = len(prompt)
+        self._ids: list[int] = []
+        self._next: dict[tuple[int, ...], int] = {}  # last ids -> where they were followed up
+        self._rates = {n: _Rate() for n in _KEYS}
+        self._matched = 0  # ids that the last guess was found by
+        self._step = _Mean()  # seconds of a forward pass of one token
+        self._more = _Mean()  # seconds of every further token
+        self._read(prompt)
 
-    def guess(self, answer: Sequence[int], count: int) -> list[int]:
-        """Up to `count` ids that may follow; none where the last ids are not in the prompt.
+    def guess(self, answer: Sequence[int], judged: int, count: int) -> list[int]:
+        """Up to `count` ids that may follow; none where nothing is found, or where it does not pay.
 
         Args:
             answer: All generated ids.
+            judged: How many of them will stay.
             count: Most ids to guess.
         """
-        last = (*self._prompt[-_KEY:], *answer[-_KEY:])[-_KEY:]
-        at = self._next.get(last)
-        if at is None or count <= 0:
-            return []
-        if self._success < 0.5:
-            self._success += 0.1
-            return []
-        return self._prompt[at : at + min(count, _MOST_GUESSED)]
+        self._read(answer[len(self._ids) - self._prompt_length : judged])
+        self._matched = 0
+        last = (*self._ids[-_KEYS[0] :], *answer[judged:])
+        for n in _KEYS if count > 0 else ():
+            at = self._next.get(last[-n:])
+            if at is not None:
+                self._matched = n
+                return self._ids[at : at + min(count, self._worth(self._rates[n]))]
+        return []
 
-    def learn(self, guessed: int, right: int) -> None:
-        """Takes in how many of the guessed ids were right."""
+    def learn(self, guessed: int, right: int, seconds: float) -> None:
+        """Takes in what became of a guess.
+
+        Args:
+            guessed: Ids that were guessed.
+            right: How many of them were right.
+            seconds: Time of the forward pass that checked them, in the model.
+        """
         if guessed:
-            self._success = 0.5 * self._success + 0.5 * right / guessed
+            self._rates[self._matched].add(right, wrong=right < guessed)
+            if self._step.value is not None:
+                self._more.add(guessed, max(0.0, seconds - self._step.value))
+        else:
+            self._step.add(1, seconds)
+            if self._matched:  # found and not tried: doubt what speaks against it, to try it again
+                self._rates[self._matched].add(0, wrong=False)
+                self._more.fade()
+
+    def _worth(self, rate: _Rate) -> int:
+        """How many ids to guess: on while the chance that all are right is worth their time."""
+        step, more = self._step.value, self._more.value
+        if step is None or more is None:
+            return _MOST_GUESSED
+        chance, count = rate.value, 0
+        while count < _MOST_GUESSED and chance * step >= more:
+            chance *= rate.value
+            count += 1
+        return count
+
+    def _read(self, ids: Sequence[int]) -> None:
+        for token_id in ids:
+            at = len(self._ids)
+            for n in _KEYS:
+                if n <= at:
+                    self._next[tuple(self._ids[at - n :])] = at
+            self._ids.append(token_id)
+
+
+class _Rate:
+    """How often one more guessed token is right; it forgets."""
+
+    def __init__(self) -> None:
+        self._right = self._tried = 0.0
+
+    def add(self, right: int, wrong: bool) -> None:
+        self._right = _MEMORY * self._right + right
+        self._tried = _MEMORY * self._tried + right + wrong
+
+    @property
+    def value(self) -> float:
+        return (self._right + 1) / (self._tried + 2)

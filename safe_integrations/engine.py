@@ -183,19 +183,17 @@ class _Run:
         """The loop."""
         while True:
             self.statistics.cycles += 1
-            started = perf_counter()
+            began = self._model_seconds()
             drafted = self._generate()
-            draft_seconds = perf_counter() - started
             yield drafted
-            started = perf_counter()
             if self.config.mode == "every-token":
                 verified = self._ensemble_always()
             else:
                 verified = self._verify()
-            check_seconds = perf_counter() - started
             if self.statistics.cycles > 1:  # the first one has read the prompt, too
-                judged = len(verified.pieces)
-                self.auto.learn(len(drafted.tokens), draft_seconds, judged, check_seconds)
+                ended = self._model_seconds()
+                draft, check = (b - a for a, b in zip(began, ended, strict=True))
+                self.auto.learn(len(drafted.tokens), draft, len(verified.pieces), check)
             yield verified
             for piece in verified.pieces:
                 if piece.ensembled:
@@ -209,6 +207,10 @@ class _Run:
             if reason is not None:
                 yield self._finished(reason)
                 return
+
+    def _model_seconds(self) -> tuple[float, float]:
+        """Time in forward passes so far: of the drafter, of the verifiers."""
+        return self.drafter.seconds, sum(model.seconds for model in self.verifiers)
 
     # 1) Generate: the drafter writes up to `lookahead` tokens ahead of the last judged one.
 
@@ -242,7 +244,9 @@ class _Run:
         """One forward pass of the drafter: a token, and as many guessed ones as prove right."""
         ids = self.view.ids
         known = len(ids)
-        guess = self.lookup.guess(ids, most - 1) if self.config.prompt_lookup else []
+        judged = known - len(self.draft)
+        guess = self.lookup.guess(ids, judged, most - 1) if self.config.prompt_lookup else []
+        seconds = self.drafter.seconds
         tokens: list[bytes] = []
         for i, expected in enumerate(self.drafter.score([*ids, *guess], known)):
             expected = self.drafter.shaped(expected, known + i)
@@ -250,7 +254,8 @@ class _Run:
             tokens.append(self._propose(token_id, expected))
             if tokens[-1] == END or guess[i : i + 1] != [token_id] or self._forced():
                 break
-        self.lookup.learn(len(guess), len(tokens) - 1)
+        if known:  # the first pass has read the prompt, too
+            self.lookup.learn(len(guess), len(tokens) - 1, self.drafter.seconds - seconds)
         return tokens
 
     def _pick(self, expected: Distribution) -> int:

@@ -52,6 +52,11 @@ class Participant:
         except Exception as error:
             raise GenerationError(f"{self.name} failed while generating: {error}") from error
 
+    @property
+    def seconds(self) -> float:
+        """Wall time that it has spent in forward passes so far."""
+        return self._session.work.seconds
+
     def shaped(self, expected: Distribution, count: int) -> Distribution:
         """How an expectation takes part: under the constraint and the sampling options.
 

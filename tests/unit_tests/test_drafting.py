@@ -53,21 +53,74 @@ def test_a_copied_answer_takes_fewer_drafter_passes() -> None:
     assert with_lookup.models[0].forward_passes < 0.6 * without.models[0].forward_passes
 
 
-def test_a_guess_is_what_followed_the_last_three_ids() -> None:
+def test_an_answer_that_repeats_itself_takes_fewer_drafter_passes() -> None:
+    """Nothing of it stands in the prompt."""
+    verse = b"row, row, row your boat, gently down the stream; "
+
+    def passes(lookup: bool) -> int:
+        drafter = Reader("a", [], follows(4 * verse))
+        config = EnsembleConfig(lookahead=8, prompt_lookup=lookup)
+        result = SafeEngine(drafter, [], config).complete("?", GenerationConfig(max_tokens=196))
+        assert result.text == 4 * verse.decode()
+        return result.statistics.models[0].forward_passes
+
+    assert passes(lookup=True) < 0.4 * passes(lookup=False)
+
+
+def test_a_guess_is_what_followed_the_last_ids() -> None:
     lookup = PromptLookup([1, 2, 3, 4, 5, 6, 1, 2])
-    assert lookup.guess([3], 2) == [4, 5]
-    assert lookup.guess([9, 1, 2, 3], 9) == [4, 5, 6, 1, 2]
-    assert lookup.guess([2, 3, 4], 0) == []
-    assert lookup.guess([9], 4) == []
-    assert PromptLookup([]).guess([], 4) == []
+    assert lookup.guess([3], 0, 2) == [4, 5]
+    assert lookup.guess([9, 1, 2, 3], 0, 9) == [4, 5, 6, 1, 2]
+    assert lookup.guess([2, 3, 4], 0, 0) == []
+    assert lookup.guess([9], 0, 4) == []
+    assert PromptLookup([]).guess([], 0, 4) == []
 
 
-def test_wrong_guesses_pause_the_guessing_for_a_while() -> None:
-    lookup = PromptLookup([1, 2, 3, 4])
-    lookup.learn(guessed=4, right=0)
-    lookup.learn(guessed=4, right=0)
-    guesses = [bool(lookup.guess([1, 2, 3], 1)) for _ in range(5)]
-    assert guesses == [False, False, False, True, True]
+def test_a_longer_match_goes_before_a_later_one() -> None:
+    lookup = PromptLookup([1, 2, 3, 4, 9, 2, 3, 5, 9, 3, 6])
+    assert lookup.guess([1, 2, 3], 0, 1) == [4]
+    assert lookup.guess([7, 2, 3], 0, 1) == [5]
+    assert lookup.guess([7, 8, 3], 0, 1) == [6]
+
+
+def test_only_what_will_stay_of_the_answer_is_looked_up() -> None:
+    """A rejected draft must not be found again."""
+    lookup = PromptLookup([0])
+    assert lookup.guess([1, 2, 3, 1], 0, 9) == []
+    assert lookup.guess([1, 5, 6, 1], 3, 9) == [5, 6]
+    assert lookup.guess([1, 5, 6, 1, 7, 1], 6, 9) == [7, 1]
+
+
+def guessed(lookup: PromptLookup) -> int:
+    return len(lookup.guess([0], 0, 99))
+
+
+def test_guesses_are_as_long_as_they_pay() -> None:
+    """By hand: a step takes 1 s, a further token 0.1 s."""
+    lookup = PromptLookup(range(100))
+    assert guessed(lookup) == MAX_LOOKAHEAD - 1  # nothing is known yet
+    lookup.learn(guessed=4, right=4, seconds=9.0)
+    lookup.learn(guessed=0, right=0, seconds=1.0)
+    assert guessed(lookup) == MAX_LOOKAHEAD - 1
+    lookup.learn(guessed=1, right=0, seconds=1.1)
+    # right: 4 * 0.9 * 0.9, tried: one more; on while ((3.24 + 1) / (4.24 + 2))^n >= 0.1
+    assert guessed(lookup) == 5
+    for _ in range(9):
+        lookup.learn(guessed=1, right=0, seconds=1.1)
+    # right: 3.24 * 0.9^9 = 1.26, tried: 7.77; 2.26 / 9.77 = 0.23, and 0.23^2 < 0.1
+    assert guessed(lookup) == 1
+
+
+def test_guesses_that_do_not_pay_are_tried_again_after_a_while() -> None:
+    lookup = PromptLookup(range(100))
+    assert guessed(lookup)
+    lookup.learn(guessed=0, right=0, seconds=1.0)
+    lookup.learn(guessed=1, right=0, seconds=3.0)  # a further token costs two steps
+    pause = 0
+    while not guessed(lookup):
+        lookup.learn(guessed=0, right=0, seconds=1.0)
+        pause += 1
+    assert 20 < pause < 80
 
 
 def drafts(step: float, check: float, judged: int, probability: float) -> int:
@@ -89,8 +142,11 @@ def test_auto_drafts_on_while_another_token_is_worth_its_time() -> None:
     assert drafts(step=1, check=5, judged=5, probability=0.0) == 1
 
 
-def test_auto_begins_with_five() -> None:
+@pytest.mark.parametrize("timed", [True, False], ids=["nothing measured", "no time told"])
+def test_auto_begins_with_five(timed: bool) -> None:
     auto = AutoLookahead()
+    if not timed:
+        auto.learn(9, 0.0, 9, 0.0)
     auto.start()
     assert [auto.goes_on([0.1]) for _ in range(5)] == [True] * 4 + [False]
 

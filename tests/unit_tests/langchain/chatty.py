@@ -56,8 +56,9 @@ class Chatty(ScriptedMember):
         self.conversations.append(messages)
         self.tools.append(tools)
         self.template_args.append(template_args)
-        # the first id says which conversation it is, so that sessions of several threads differ
-        return [len(self.conversations) - 1, *(0 for _ in messages)]
+        # the first id says which conversation it is, so that sessions of several threads differ;
+        # the others are those of no token, so that nothing of the answer is found in the prompt
+        return [len(self.conversations) - 1, *range(-len(messages), 0)]
 
     def start(self, prompt: Sequence[int]) -> ScriptedSession:
         answer = self.reply(self.conversations[prompt[0]]).encode()
