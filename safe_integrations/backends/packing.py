@@ -8,6 +8,7 @@ speed of one row. These are the operations that torch's own compiler uses when i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,19 +18,23 @@ from safetensors import safe_open
 _ROWS: Final = 5
 """The batch that weights are packed for; it serves 1 to 16 rows well."""
 
+_BATCH: Final = 64 << 20
+"""Weights to have in memory twice while they are packed, in bytes, or one layer if it is larger."""
+
 
 class PackedLinear(torch.nn.Module):
     """A linear layer with packed float32 weights, for inference only.
 
     Args:
-        linear: The layer to stand in for. It is not changed.
+        weight: The weights of the layer to stand in for. They are read once and not kept.
+        bias: Its bias.
     """
 
-    def __init__(self, linear: torch.nn.Linear) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.nn.Parameter | None) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.bias = linear.bias
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS)
+        self.out_features, self.in_features = weight.shape
+        self.bias = bias
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """The same as `torch.nn.Linear`, but for rounding."""
@@ -45,7 +50,7 @@ def pack(model: Any) -> bool:
     A model elsewhere or of another type, or a torch without these operations, is left as it is.
 
     Args:
-        model: A model that nobody else uses.
+        model: A model as it was loaded, that nobody else uses.
 
     Returns:
         Whether the layers were packed.
@@ -58,38 +63,55 @@ def pack(model: Any) -> bool:
     ]
     if {(c.weight.device.type, c.weight.dtype) for *_, c in layers} != {("cpu", torch.float32)}:
         return False
-    if not _packs(min((c for *_, c in layers), key=lambda linear: linear.weight.numel())):
+    layers.sort(key=lambda layer: layer[2].weight.numel())
+    if not _packs(layers[0][2]):
         return False
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     with torch.inference_mode():
-        for parent, name, child in layers:
-            setattr(parent, name, PackedLinear(child))
-    del layers, parent, child
-    _let_go_of_read_pages(model)
+        while layers:  # the largest first: the others' room is still free while it is there twice
+            batch = [layers.pop()]
+            while layers and sum(linear.weight.nbytes for *_, linear in batch) < _BATCH:
+                batch.append(layers.pop())
+            read = {names[id(linear.weight)]: linear.weight for *_, linear in batch}
+            fresh = _mapped_anew(model, read)
+            for parent, attribute, linear in batch:
+                weight = fresh.get(names[id(linear.weight)], linear.weight)
+                setattr(parent, attribute, PackedLinear(weight, linear.bias))
+    kept = dict(model.named_parameters())
+    fresh = _mapped_anew(model, kept)
+    for name, parameter in kept.items():
+        parameter.data = fresh[name] if name in fresh else parameter.data.clone()
     return True
 
 
-def _let_go_of_read_pages(model: Any) -> None:
-    """Maps what is left of the weights file anew.
+def _mapped_anew(model: Any, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Parameters of a model once more, in a new mapping of its weights file.
 
-    transformers maps the file into memory, and all that packing has read of it stays there for as
-    long as one tensor of the mapping is used, as the embedding is. Of a new mapping only those
-    rows of the embedding are read that are looked up.
+    transformers maps the file into memory, and all that is read of it stays there for as long as
+    one tensor of the mapping is used, as the embedding is. So packing reads a few layers at a time
+    from a mapping of their own, that goes with them; and of the embedding's new mapping only those
+    rows are read that are looked up.
+
+    Returns:
+        Those that are in the file as they are in the model.
     """
     file = Path(model.name_or_path) / "model.safetensors"
     if not file.is_file():
-        return
+        return {}
     with safe_open(file, framework="pt") as weights:
-        stored = set(weights.keys())
-        for name, parameter in model.named_parameters():
-            fresh = weights.get_tensor(name) if name in stored else None
-            if fresh is not None and _begin_alike(fresh, parameter):
-                parameter.data = fresh
-            else:
-                parameter.data = parameter.data.clone()
+        stored = parameters.keys() & set(weights.keys())
+        fresh = {name: weights.get_tensor(name) for name in stored}
+    return {name: tensor for name, tensor in fresh.items() if _alike(tensor, parameters[name])}
 
 
-def _begin_alike(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape == b.shape and a.dtype is b.dtype and torch.equal(a[:1], b[:1])
+def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors are the same, by their first and last row: all would have to be read."""
+    return (
+        a.shape == b.shape
+        and a.dtype is b.dtype
+        and torch.equal(a[:1], b[:1])
+        and torch.equal(a[-1:], b[-1:])
+    )
 
 
 def _packs(linear: torch.nn.Linear) -> bool:
@@ -97,6 +119,7 @@ def _packs(linear: torch.nn.Linear) -> bool:
     inputs = torch.linspace(-1, 1, linear.in_features).repeat(2, 1)
     try:
         with torch.inference_mode():
-            return torch.allclose(PackedLinear(linear)(inputs), linear(inputs), atol=1e-3)
+            packed = PackedLinear(linear.weight, linear.bias)
+            return torch.allclose(packed(inputs), linear(inputs), atol=1e-3)
     except (RuntimeError, AttributeError, NotImplementedError):
         return False

@@ -15,8 +15,9 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from safe_integrations.backends.loading import LoadedModel
-from safe_integrations.backends.packing import PackedLinear
+from safe_integrations.backends.embedded import EMBEDDED
+from safe_integrations.backends.loading import LoadedModel, ModelSpec, load_model
+from safe_integrations.backends.packing import PackedLinear, pack
 from safe_integrations.backends.transformers import TransformersMember
 from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.engine import SafeEngine
@@ -169,6 +170,23 @@ def test_packed_weights_give_the_same_distributions(model: LoadedModel) -> None:
         ours = plain.start(ids).score(answer, len(answer) - rows)
         for a, b in zip(theirs, ours, strict=True):
             np.testing.assert_allclose(np.exp(a.dense()), np.exp(b.dense()), atol=NOISE)
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_packing_takes_what_the_model_holds_not_what_its_file_says(name: str) -> None:
+    """It reads the file where both are the same; a layer and an embedding changed since stay so."""
+    model = load_model(ModelSpec(source=name, device="cpu")).model
+    layer = model.model.layers[0]
+    with torch.inference_mode():
+        layer.mlp.up_proj.weight *= 2
+        model.model.embed_tokens.weight[0] += 1
+        ids = torch.arange(9)[None]
+        expected = layer.mlp.up_proj.weight.clone(), model(ids).logits
+        assert pack(model)
+        assert isinstance(layer.mlp.up_proj, PackedLinear)
+        columns = layer.mlp.up_proj(torch.eye(expected[0].shape[1])).T
+        torch.testing.assert_close(columns, expected[0])
+        torch.testing.assert_close(model(ids).logits, expected[1], atol=1e-2, rtol=0)
 
 
 def test_threads_that_share_the_models_do_not_disturb_each_other(
