@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -90,7 +92,7 @@ def load_member(source: ModelSource, on_progress: Progress | None = None) -> Mem
     with slot.lock:
         if slot.member is None:
             with _collecting_nothing():
-                slot.member = _member(_packed(load_model(source, on_progress), source), source)
+                slot.member = _loaded_member(source, on_progress)
         return slot.member
 
 
@@ -141,12 +143,24 @@ def _collecting_nothing() -> Iterator[None]:
             gc.enable()
 
 
-def _packed(loaded: LoadedModel, spec: ModelSpec) -> LoadedModel:
+def _loaded_member(spec: ModelSpec, on_progress: Progress | None) -> TransformersMember:
     from safe_integrations.backends.packing import pack
 
+    loaded = load_model(spec, on_progress)
+    member = _member(loaded, spec)
+    _return_free_memory()  # before the weights are read: what they take is never free again
     if spec.pack:
         pack(loaded.model)
-    return loaded
+    return member
+
+
+def _return_free_memory() -> None:
+    """Has glibc return what it holds free to the system: building tokenizers leaves plenty.
+
+    Other C libraries cannot be told to.
+    """
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
 
 
 def _member(loaded: LoadedModel, spec: ModelSpec) -> TransformersMember:

@@ -173,6 +173,11 @@ def _load(where: str, options: dict[str, Any], spec: ModelSpec) -> tuple[Any, An
 
     options = options | {"trust_remote_code": spec.trust_remote_code}
     tokenizer = AutoTokenizer.from_pretrained(where, **options)
+    if not spec.trust_remote_code:  # foreign code may want them
+        # Python copies of what transformers has built the fast tokenizer from, and does not need
+        # again: half a million tuples for Gemma, more memory than the tokenizer itself takes.
+        for table in ("_vocab", "_merges"):
+            vars(tokenizer).pop(table, None)
     if spec.chat_template is not None:
         tokenizer.chat_template = spec.chat_template
     device_map = spec.device_map

@@ -196,13 +196,11 @@ def test_profile_and_tracing_parameters() -> None:
 def test_one_process_loads_once(monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[str] = []
 
-    def load_model(spec: ModelSpec, on_progress: Any = None) -> Any:
+    def loaded_member(spec: ModelSpec, on_progress: Any = None) -> Any:
         loads.append(spec.source)
-        return spec
+        return Chatty(spec.source)
 
-    monkeypatch.setattr(loading, "load_model", load_model)
-    monkeypatch.setattr(loading, "_packed", lambda loaded, spec: loaded)
-    monkeypatch.setattr(loading, "_member", lambda loaded, spec: Chatty(spec.source))
+    monkeypatch.setattr(loading, "_loaded_member", loaded_member)
     monkeypatch.setattr(loading, "_slots", {})
     models = [ChatSafe(drafter="a", verifiers=["b"], lookahead=n) for n in (2, 3)]
     threads = [threading.Thread(target=m.invoke, args=("hi",)) for m in models * 2]
