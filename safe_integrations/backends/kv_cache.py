@@ -130,6 +130,18 @@ def layer_windows(config: PretrainedConfig, name: str) -> list[int | None]:
     return [arguments_of_layer.get("sliding_window") for arguments_of_layer in arguments]
 
 
+def reads_in_parts(config: PretrainedConfig) -> bool:
+    """Whether a model sees the same in a prompt that it reads in parts.
+
+    Not with dynamic or LongRoPE positions: there the length of what is read decides how all of it
+    is rotated.
+    """
+    rope = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    of_layer_types = [kind for kind in rope.values() if isinstance(kind, dict)]
+    kinds = {kind.get("rope_type") for kind in [rope, *of_layer_types]}
+    return not kinds & {"dynamic", "longrope"}
+
+
 def _grown(states: torch.Tensor, used: int, needed: int) -> torch.Tensor:
     capacity = needed + needed // 8 + _SPARE
     grown = states.new_empty((*states.shape[:2], capacity, states.shape[3]))

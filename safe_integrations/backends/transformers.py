@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
@@ -10,7 +11,7 @@ from typing import Any, Final
 
 import torch
 
-from safe_integrations.backends.kv_cache import CroppableCache, layer_windows
+from safe_integrations.backends.kv_cache import CroppableCache, layer_windows, reads_in_parts
 from safe_integrations.backends.logits import Fold, Logits, LogitsDistribution
 from safe_integrations.config import Tool
 from safe_integrations.member import Work
@@ -18,6 +19,13 @@ from safe_integrations.messages import Message
 from safe_integrations.tokens import TokenTable
 
 Render = Callable[[Sequence[Message], Sequence[Tool], Mapping[str, Any]], list[int]]
+
+_PART: Final = 256
+"""Tokens of a prompt to read at a time on a CPU.
+
+What a pass needs beside weights and caches grows with its length, attention masks with the square.
+Models with sliding windows even get faster: most of a long prompt's mask is outside of the window.
+"""
 
 
 class TransformersMember:
@@ -56,6 +64,8 @@ class TransformersMember:
         self._device = model.device  # a search through all parameters, each time it is asked
         self._render = render
         self._windows = layer_windows(model.config, name)
+        in_parts = self._device.type == "cpu" and reads_in_parts(model.config)
+        self._part = _PART if in_parts else sys.maxsize
         self._reuse_bytes = reuse_bytes
         self._lock = threading.Lock()
         self._idle: list[_Cached] = []
@@ -109,7 +119,7 @@ class TransformersMember:
             self._idle.clear()
 
     def forward(self, ids: Sequence[int], kv: CroppableCache, rows: int) -> tuple[Logits, float]:
-        """One forward pass.
+        """One forward pass; a long prompt is read in parts.
 
         Args:
             ids: New token ids.
@@ -122,7 +132,12 @@ class TransformersMember:
         """
         with self._lock, torch.inference_mode():
             batch = torch.tensor([list(ids)], device=self._device)
+            whole_parts = (len(ids) - rows) // self._part * self._part
             started = perf_counter()
+            for at in range(0, whole_parts, self._part):
+                part = batch[:, at : at + self._part]
+                self._model(input_ids=part, past_key_values=kv, use_cache=True, logits_to_keep=1)
+            batch = batch[:, whole_parts:]
             logits = self._model(
                 input_ids=batch, past_key_values=kv, use_cache=True, logits_to_keep=rows
             ).logits[0, -rows:]

@@ -13,9 +13,10 @@ import threading
 import numpy as np
 import pytest
 import torch
-from transformers import RepetitionPenaltyLogitsProcessor
+from transformers import AutoConfig, RepetitionPenaltyLogitsProcessor
 
 from safe_integrations.backends.embedded import EMBEDDED
+from safe_integrations.backends.kv_cache import reads_in_parts
 from safe_integrations.backends.loading import LoadedModel, ModelSpec, load_model
 from safe_integrations.backends.packing import PackedLinear, pack
 from safe_integrations.backends.transformers import TransformersMember
@@ -170,6 +171,45 @@ def test_packed_weights_give_the_same_distributions(model: LoadedModel) -> None:
         ours = plain.start(ids).score(answer, len(answer) - rows)
         for a, b in zip(theirs, ours, strict=True):
             np.testing.assert_allclose(np.exp(a.dense()), np.exp(b.dense()), atol=NOISE)
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_a_prompt_that_is_read_in_parts_gives_the_same_distributions(
+    model: LoadedModel, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member = load_member(model)
+    assert isinstance(member, TransformersMember)
+    ids = member.render(as_messages(LONG))
+    passes: list[int] = []
+    handle = model.model.register_forward_pre_hook(
+        lambda _, __, given: passes.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
+    scored = []
+    for part in (len(ids), 97):
+        monkeypatch.setattr(member, "_part", part)
+        scored.append(member.start(ids[: len(ids) - rows]).score(ids[len(ids) - rows :], 0))
+    handle.remove()
+    assert passes[:3] == [len(ids), 97, 97] and sum(passes[1:]) == len(ids)
+    for whole, parts in zip(*scored, strict=True):
+        np.testing.assert_allclose(np.exp(whole.dense()), np.exp(parts.dense()), atol=NOISE)
+
+
+@pytest.mark.parametrize(
+    ("name", "rope", "expected"),
+    [
+        ("llama", {"rope_type": "default", "rope_theta": 1e4}, True),
+        ("llama", {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}, False),
+        ("gemma3_text", {"full_attention": {"rope_type": "dynamic"}}, False),
+        ("gpt2", None, True),
+    ],
+)
+def test_what_a_prompts_length_changes_is_read_whole(
+    name: str, rope: dict[str, object] | None, expected: bool
+) -> None:
+    config = AutoConfig.for_model(name)
+    if rope is not None:
+        config.rope_parameters = rope
+    assert reads_in_parts(config) is expected
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
