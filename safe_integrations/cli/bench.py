@@ -115,6 +115,7 @@ def _contests(
     of its own: so the memory is that of the ensemble.
     """
     from safe_integrations.backends.loading import load_model
+    from safe_integrations.backends.transformers import TransformersMember  # noqa: F401
     from safe_integrations.bench.benchmark import Contest
     from safe_integrations.bench.machine import peak_memory, resident_memory
     from safe_integrations.bench.prompts import PROMPTS
@@ -124,12 +125,12 @@ def _contests(
 
     if len(specs) < 2:
         raise InvalidArgumentError("--verifier", None, "name at least one model to measure with")
-    before = resident_memory()
+    memory = {"libraries": resident_memory()}  # torch and transformers, imported above
     members = [load_member(spec, tell) for spec in specs]
     engine = SafeEngine(members[0], members[1:], config)
     tell("answering once, to see how much memory it takes")
     engine.complete(PROMPTS["rag"], GenerationConfig(max_tokens=_FIRST_ANSWER))
-    memory = {"before": before, "resident": resident_memory(), "peak": peak_memory()}
+    memory |= {"resident": resident_memory(), "peak": peak_memory()}
     memory["caches"] = sum(getattr(member, "cache_bytes", 0) for member in members)
     rivals = [load_model(spec, tell) for spec in specs]
     memory["weights"] = sum(rival.model.get_memory_footprint() for rival in rivals)

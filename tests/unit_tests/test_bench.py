@@ -252,7 +252,7 @@ def test_the_command_reports_every_row_and_writes_json(
     assert set(document) == {
         "version", "machine", "memory", "settings", "cells", "first_token_seconds", "engine_cost",
     }  # fmt: skip
-    assert set(document["memory"]) == {"before", "resident", "peak", "caches", "weights"}
+    assert set(document["memory"]) == {"libraries", "resident", "peak", "caches", "weights"}
     assert document["memory"]["weights"] == sum(
         model.model.get_memory_footprint() for model in toys.values()
     )
