@@ -32,7 +32,7 @@ class EnsembleOptions(BaseModel):
         verifiers: The models that check it, given the same way.
         mode: How the models work together.
         lookahead: Tokens the drafter writes ahead, or `auto`.
-        prompt_lookup: Whether the drafter tries what its prompt says after the same words.
+        prompt_lookup: Whether the drafter tries what followed the same words before.
         method: How distributions are merged.
         union_top_k: Tokens each model brings to a merge.
         sharpening: What to do with a merged distribution that is too smooth.

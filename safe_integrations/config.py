@@ -45,11 +45,11 @@ class EnsembleConfig(StrictModel):
     Attributes:
         mode: `safe` ensembles where it is safe and needed; `every-token` is the baseline that
             ensembles always; `drafter-only` never asks a verifier.
-        lookahead: Tokens the drafter writes ahead of the last judged one (n, section 3.1), 1 to
-            64, or `auto` to choose by what was measured. It changes the speed, not the text
-            (docs/how-it-works.md).
-        prompt_lookup: Whether the drafter tries what follows the same words in its prompt. It
-            changes the speed, not the text.
+        lookahead: Tokens the drafter writes ahead of the last judged one (n, section 3.1; 5 in the
+            paper), 1 to 64, or `auto` to choose by what was measured. It changes the speed, not
+            the text (docs/how-it-works.md).
+        prompt_lookup: Whether the drafter tries what followed the same words in its prompt or its
+            answer. It changes the speed, not the text.
         method: `unite` merges the union of each model's top tokens, `gac` the whole vocabularies.
         union_top_k: Tokens that each model brings to the union (`unite` only).
         sharpening: What to do with a merged distribution that is too smooth (section 3.3).

@@ -34,7 +34,7 @@ ORACLE_PROMPTS = int(os.environ.get("SAFE_EVAL_ORACLE", "1"))
 ORACLE_TOKENS = int(os.environ.get("SAFE_EVAL_ORACLE_TOKENS", "16"))
 WINDOW_PROMPTS = int(os.environ.get("SAFE_EVAL_LOOKAHEAD", "2"))
 WINDOW_TOKENS = int(os.environ.get("SAFE_EVAL_LOOKAHEAD_TOKENS", "24"))
-LOOKAHEADS = (3, 5, 8, 16) if WINDOW_PROMPTS > 2 else (3, 8)
+LOOKAHEADS = (3, 5, 8, 16, "auto") if WINDOW_PROMPTS > 2 else (3, "auto")
 
 NOISE = 1e-4
 """What batching differently may do to a float32 probability; closer decisions may flip."""
