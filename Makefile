@@ -45,7 +45,8 @@ eval: $(STAMP)
 # Speed, side by side with transformers' generate; results in docs/performance.md.
 bench: $(STAMP)
 	$(BIN)/safe-integrations bench --repetitions 2 --json docs/performance/short.json --plot docs/images/performance.png
-	$(BIN)/safe-integrations bench --tokens 1000 --repetitions 1 --json docs/performance/long.json
+	$(BIN)/safe-integrations bench --tokens 1000 --repetitions 1 --prompt chat --json docs/performance/long-chat.json
+	$(BIN)/safe-integrations bench --tokens 1000 --repetitions 1 --prompt rag --json docs/performance/long-rag.json
 
 # A LangChain and a LlamaIndex pipeline traced into a real Arize Phoenix on loopback.
 trace-check: $(STAMP) .phoenix/bin/phoenix

@@ -163,7 +163,9 @@ class GenerationConfig(StrictModel):
         min_p: Draw from tokens with at least this share of the best one's probability; 0 is off.
         repetition_penalty: Makes tokens that the answer holds already less likely, by the rule of
             transformers; 1 is off. Tokens of the prompt are not counted, so answers may quote it.
-        seed: Makes drawing repeatable. None draws a fresh one.
+        seed: Makes drawing repeatable. None draws a fresh one. What is computed together depends
+            on measured time, and rounding on that: a decision that hangs on the last bits may
+            still flip. `lookahead=5` and `prompt_lookup=False` leave time out of it.
         response_format: What the answer must look like; needs the `structured` extra.
         tools: Functions the model may call.
         tool_choice: `auto`, `none`, `required`, or the name of the tool to call. The last two are

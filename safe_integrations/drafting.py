@@ -139,7 +139,9 @@ class PromptLookup:
     def _worth(self, rate: _Rate) -> int:
         """How many ids to guess: on while the chance that all are right is worth their time."""
         step, more = self._step.value, self._more.value
-        if step is None or more is None:
+        if step is None:
+            return 0
+        if more is None:
             return _MOST_GUESSED
         chance, count = rate.value, 0
         while count < _MOST_GUESSED and chance * step >= more:

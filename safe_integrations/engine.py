@@ -183,14 +183,14 @@ class _Run:
         """The loop."""
         while True:
             self.statistics.cycles += 1
-            began = self._model_seconds()
+            began, read = self._model_seconds(), all(model.has_read for model in self.models)
             drafted = self._generate()
             yield drafted
             if self.config.mode == "every-token":
                 verified = self._ensemble_always()
             else:
                 verified = self._verify()
-            if self.statistics.cycles > 1:  # the first one has read the prompt, too
+            if read:
                 ended = self._model_seconds()
                 draft, check = (b - a for a, b in zip(began, ended, strict=True))
                 self.auto.learn(len(drafted.tokens), draft, len(verified.pieces), check)
@@ -246,7 +246,7 @@ class _Run:
         known = len(ids)
         judged = known - len(self.draft)
         guess = self.lookup.guess(ids, judged, most - 1) if self.config.prompt_lookup else []
-        seconds = self.drafter.seconds
+        seconds, read = self.drafter.seconds, self.drafter.has_read
         tokens: list[bytes] = []
         for i, expected in enumerate(self.drafter.score([*ids, *guess], known)):
             expected = self.drafter.shaped(expected, known + i)
@@ -254,7 +254,7 @@ class _Run:
             tokens.append(self._propose(token_id, expected))
             if tokens[-1] == END or guess[i : i + 1] != [token_id] or self._forced():
                 break
-        if known:  # the first pass has read the prompt, too
+        if read:
             self.lookup.learn(len(guess), len(tokens) - 1, self.drafter.seconds - seconds)
         return tokens
 

@@ -53,6 +53,11 @@ class Participant:
             raise GenerationError(f"{self.name} failed while generating: {error}") from error
 
     @property
+    def has_read(self) -> bool:
+        """Whether it has read its prompt; that pass says nothing about what a token costs."""
+        return self._session.work.passes > 0
+
+    @property
     def seconds(self) -> float:
         """Wall time that it has spent in forward passes so far."""
         return self._session.work.seconds

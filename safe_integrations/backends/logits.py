@@ -89,9 +89,8 @@ class LogitsDistribution:
         references = self._fold.references
         if references is not None:
             ours = row.view(_PARTS, -1).log_softmax(-1).view(-1)[references].numpy()
-            total = float(np.logaddexp.reduce(self._logits[references] - ours))
-            if total == total:  # not so where a model gives -inf to what we look at
-                return total
+            if (ours > -1e3).all():  # not so where a model masks what we look at: it would cancel
+                return float(np.logaddexp.reduce(self._logits[references] - ours))
         return float(self._logits[self.best]) - float(row.log_softmax(-1)[self.best])
 
     def logprob(self, token_id: int) -> float:

@@ -67,17 +67,24 @@ def test_an_answer_that_repeats_itself_takes_fewer_drafter_passes() -> None:
     assert passes(lookup=True) < 0.4 * passes(lookup=False)
 
 
+def measured(prompt: Sequence[int]) -> PromptLookup:
+    """One that knows what a step takes: 1 s."""
+    lookup = PromptLookup(prompt)
+    lookup.learn(guessed=0, right=0, seconds=1.0)
+    return lookup
+
+
 def test_a_guess_is_what_followed_the_last_ids() -> None:
-    lookup = PromptLookup([1, 2, 3, 4, 5, 6, 1, 2])
+    lookup = measured([1, 2, 3, 4, 5, 6, 1, 2])
     assert lookup.guess([3], 0, 2) == [4, 5]
     assert lookup.guess([9, 1, 2, 3], 0, 9) == [4, 5, 6, 1, 2]
     assert lookup.guess([2, 3, 4], 0, 0) == []
     assert lookup.guess([9], 0, 4) == []
-    assert PromptLookup([]).guess([], 0, 4) == []
+    assert measured([]).guess([], 0, 4) == []
 
 
 def test_a_longer_match_goes_before_a_later_one() -> None:
-    lookup = PromptLookup([1, 2, 3, 4, 9, 2, 3, 5, 9, 3, 6])
+    lookup = measured([1, 2, 3, 4, 9, 2, 3, 5, 9, 3, 6])
     assert lookup.guess([1, 2, 3], 0, 1) == [4]
     assert lookup.guess([7, 2, 3], 0, 1) == [5]
     assert lookup.guess([7, 8, 3], 0, 1) == [6]
@@ -85,7 +92,7 @@ def test_a_longer_match_goes_before_a_later_one() -> None:
 
 def test_only_what_will_stay_of_the_answer_is_looked_up() -> None:
     """A rejected draft must not be found again."""
-    lookup = PromptLookup([0])
+    lookup = measured([0])
     assert lookup.guess([1, 2, 3, 1], 0, 9) == []
     assert lookup.guess([1, 5, 6, 1], 3, 9) == [5, 6]
     assert lookup.guess([1, 5, 6, 1, 7, 1], 6, 9) == [7, 1]
@@ -98,23 +105,24 @@ def guessed(lookup: PromptLookup) -> int:
 def test_guesses_are_as_long_as_they_pay() -> None:
     """By hand: a step takes 1 s, a further token 0.1 s."""
     lookup = PromptLookup(range(100))
-    assert guessed(lookup) == MAX_LOOKAHEAD - 1  # nothing is known yet
-    lookup.learn(guessed=4, right=4, seconds=9.0)
+    assert guessed(lookup) == 0  # a plain step first, to compare with
     lookup.learn(guessed=0, right=0, seconds=1.0)
-    assert guessed(lookup) == MAX_LOOKAHEAD - 1
+    assert guessed(lookup) == MAX_LOOKAHEAD - 1  # a long one, to see what a token costs
+    lookup.learn(guessed=4, right=4, seconds=1.4)
+    # on while ((4 + 1) / (4 + 2))^n >= 0.1
+    assert guessed(lookup) == 12
     lookup.learn(guessed=1, right=0, seconds=1.1)
-    # right: 4 * 0.9 * 0.9, tried: one more; on while ((3.24 + 1) / (4.24 + 2))^n >= 0.1
-    assert guessed(lookup) == 5
+    # right: 4 * 0.9, tried: one more; on while ((3.6 + 1) / (4.6 + 2))^n >= 0.1
+    assert guessed(lookup) == 6
     for _ in range(9):
         lookup.learn(guessed=1, right=0, seconds=1.1)
-    # right: 3.24 * 0.9^9 = 1.26, tried: 7.77; 2.26 / 9.77 = 0.23, and 0.23^2 < 0.1
+    # right: 3.6 * 0.9^9 = 1.39, tried: 7.91; 2.39 / 9.91 = 0.24, and 0.24^2 < 0.1
     assert guessed(lookup) == 1
 
 
 def test_guesses_that_do_not_pay_are_tried_again_after_a_while() -> None:
-    lookup = PromptLookup(range(100))
+    lookup = measured(range(100))
     assert guessed(lookup)
-    lookup.learn(guessed=0, right=0, seconds=1.0)
     lookup.learn(guessed=1, right=0, seconds=3.0)  # a further token costs two steps
     pause = 0
     while not guessed(lookup):

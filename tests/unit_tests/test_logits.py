@@ -1,0 +1,41 @@
+"""Logits as a distribution: what is read in parts and in blocks is what reading all of it gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from safe_integrations.backends.logits import Fold, LogitsDistribution
+from safe_integrations.tokens import END, TokenTable
+
+FIRSTS = slice(0, None, 10)  # the first id of each of 32 parts of 320
+
+
+def table(size: int) -> TokenTable:
+    """Ids 3 and 7 are silent, id 5 stands for the same bytes as id 4, the last one ends."""
+    symbols: list[bytes | None] = [f"<{i}>".encode() for i in range(size)]
+    symbols[3] = symbols[7] = None
+    symbols[5] = symbols[4]
+    symbols[-1] = END
+    return TokenTable(symbols, {size - 1}, lambda text: [4])
+
+
+@pytest.mark.parametrize("size", [320, 333], ids=["equal parts", "no equal parts"])
+@pytest.mark.parametrize("masked", [None, -np.inf, np.finfo(np.float32).min])
+def test_probabilities_are_those_of_a_softmax_over_canonical_ids(
+    size: int, masked: float | None
+) -> None:
+    """A model may mask ids; -inf must not become NaN, nor a large number cancel."""
+    logits = np.random.default_rng(7).normal(0, 8, size).astype(np.float32)
+    if masked is not None:
+        logits[FIRSTS] = masked
+    weights = np.exp(logits.astype(np.float64))
+    weights[4] += weights[5]
+    weights[[3, 5, 7]] = 0
+    expected = weights / weights.sum()
+    distribution = LogitsDistribution(logits.copy(), Fold(table(size)))
+    got = np.exp([distribution.logprob(i) for i in range(size)])
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-9)
+    assert distribution.best == expected.argmax()
+    order = np.argsort(-expected, kind="stable")[:10]
+    assert distribution.top(10) == order.tolist()
