@@ -134,7 +134,8 @@ def test_a_seed_repeats_a_text_and_other_seeds_differ() -> None:
     first = [text(seed) for seed in range(20)]
     assert len(set(first)) > 10
     assert [text(seed) for seed in reversed(range(20))] == first[::-1]
-    assert len({text(None) for _ in range(20)}) > 10
+    # no text is drawn more often than every other time: once in 2**99 runs all are the same
+    assert len({text(None) for _ in range(100)}) > 1
 
 
 PROBS = {b"a": 0.5, b"b": 0.25, b"c": 0.15, b"d": 0.1}
