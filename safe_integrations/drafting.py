@@ -118,16 +118,17 @@ class PromptLookup:
                 return self._ids[at : at + min(count, self._worth(self._rates[n]))]
         return []
 
-    def learn(self, guessed: int, right: int, seconds: float) -> None:
+    def learn(self, guessed: int, right: int, wrong: bool, seconds: float) -> None:
         """Takes in what became of a guess.
 
         Args:
             guessed: Ids that were guessed.
             right: How many of them were right.
+            wrong: Whether the next was not; a response format may leave it open.
             seconds: Time of the forward pass that checked them, in the model.
         """
         if guessed:
-            self._rates[self._matched].add(right, wrong=right < guessed)
+            self._rates[self._matched].add(right, wrong)
             if self._step.value is not None:
                 self._more.add(guessed, max(0.0, seconds - self._step.value))
         else:

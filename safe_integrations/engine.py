@@ -248,14 +248,17 @@ class _Run:
         guess = self.lookup.guess(ids, judged, most - 1) if self.config.prompt_lookup else []
         seconds, read = self.drafter.seconds, self.drafter.has_read
         tokens: list[bytes] = []
+        right = 0
         for i, expected in enumerate(self.drafter.score([*ids, *guess], known)):
             expected = self.drafter.shaped(expected, known + i)
             token_id = self._pick(expected)
             tokens.append(self._propose(token_id, expected))
-            if tokens[-1] == END or guess[i : i + 1] != [token_id] or self._forced():
+            wrong = i < len(guess) and guess[i] != token_id
+            right += i < len(guess) and not wrong
+            if tokens[-1] == END or wrong or self._forced():
                 break
         if read:
-            self.lookup.learn(len(guess), len(tokens) - 1, self.drafter.seconds - seconds)
+            self.lookup.learn(len(guess), right, wrong, self.drafter.seconds - seconds)
         return tokens
 
     def _pick(self, expected: Distribution) -> int:

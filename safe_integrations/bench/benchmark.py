@@ -18,6 +18,7 @@ from safe_integrations.bench.measure import (
     ratio,
     run_alone,
     run_engine,
+    writing_ratio,
 )
 from safe_integrations.bench.prompts import AGAIN, PROMPTS
 from safe_integrations.bench.toys import LENGTHS, EngineCost, engine_cost
@@ -94,9 +95,11 @@ class Cell:
         values = [value(run) for run in self.runs(way)]
         return Spread.of(values) if values else None
 
-    def ratio(self, way: Way, reference: Way) -> Spread | None:
+    def ratio(
+        self, way: Way, reference: Way, by: Callable[[Run, Run], float] = ratio
+    ) -> Spread | None:
         """How fast one way is as a multiple of another, compared within each repetition."""
-        values = [ratio(r[way], r[reference]) for r in self.rounds if {way, reference} <= set(r)]
+        values = [by(r[way], r[reference]) for r in self.rounds if {way, reference} <= set(r)]
         return Spread.of(values) if values else None
 
     def forwarded(self, way: Way) -> list[float]:
@@ -117,12 +120,14 @@ class Cell:
         speeds = {way: self.over(way, lambda run: run.speed) for way in self.rounds[0]}
         against: tuple[Way, ...] = ("generate", "every-token")
         ratios = {f"safe/{other}": self.ratio("safe", other) for other in against}
+        writing = {f"safe/{other}": self.ratio("safe", other, writing_ratio) for other in against}
         return {
             "pair": self.pair,
             "prompt": self.prompt,
             "length": self.length,
             "tokens_per_second": {way: s and asdict(s) for way, s in speeds.items()},
             "ratios": {name: s and asdict(s) for name, s in ratios.items()},
+            "writing_ratios": {name: s and asdict(s) for name, s in writing.items()},
             "forwarded_per_token": {way: self.forwarded(way) for way in self.rounds[0]},
             "repetitions": [[run.to_dict() for run in ways.values()] for ways in self.rounds],
         }

@@ -88,6 +88,12 @@ class Run:
         return self.tokens / self.seconds
 
     @property
+    def writing_speed(self) -> float:
+        """Tokens per second behind the first text; `speed` where nothing is behind it."""
+        (tokens, seconds), *more = self.marks
+        return (self.tokens - tokens) / (self.seconds - seconds) if more else self.speed
+
+    @property
     def parts(self) -> Parts:
         """Forward passes of the drafter and of the verifiers, merging, tokenising, the rest."""
         s = self.statistics or Statistics()
@@ -106,6 +112,7 @@ class Run:
             "tokens": self.tokens,
             "seconds": round(self.seconds, 6),
             "first_token_seconds": round(self.first_token_seconds, 6),
+            "writing_speed": round(self.writing_speed, 6),
             "parts": self.statistics and {k: round(v, 6) for k, v in self.parts._asdict().items()},
             "statistics": self.statistics and statistics_payload(self.statistics),
         }
@@ -119,6 +126,11 @@ def ratio(run: Run, reference: Run) -> float:
     """
     count = min(run.tokens, reference.tokens)
     return reference.seconds_for(count) / run.seconds_for(count)
+
+
+def writing_ratio(run: Run, reference: Run) -> float:
+    """How fast a run was behind its first text, as a multiple of another one."""
+    return run.writing_speed / reference.writing_speed
 
 
 def run_alone(alone: Alone, prompt: Sequence[int], count: int, clock: Clock = perf_counter) -> Run:

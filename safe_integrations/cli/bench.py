@@ -148,7 +148,13 @@ def _show(report: Report, memory: dict[str, int | None]) -> None:
     console = out()
     tables = [_engine_costs(report)]
     if report.cells:
-        tables = [_speeds(report), _parts(report), _first_tokens(report), *tables]
+        tables = [
+            _speeds(report, "Tokens per second, and ratios"),
+            _speeds(report, "The same behind the first text", behind_first_text=True),
+            _parts(report),
+            _first_tokens(report),
+            *tables,
+        ]
     tables = [table for table in tables if table.row_count]
     for table in tables:
         console.print(table, soft_wrap=False)
@@ -159,13 +165,18 @@ def _show(report: Report, memory: dict[str, int | None]) -> None:
     console.print(f"Medians of {report.settings.repetitions} repetitions, (lowest-highest).")
 
 
-def _speeds(report: Report) -> Table:
-    from safe_integrations.bench.measure import TITLES
+def _speeds(report: Report, title: str, *, behind_first_text: bool = False) -> Table:
+    from safe_integrations.bench.measure import TITLES, ratio, writing_ratio
 
-    table = _table("Tokens per second, and ratios", "pair", "prompt", "tokens")
+    table = _table(title, "pair", "prompt", "tokens")
     ways = report.settings.ways
     for name in (*(TITLES[way] for way in ways), "SAFE / drafter", "SAFE / every token"):
         table.add_column(name, justify="right")
+    by = writing_ratio if behind_first_text else ratio
+
+    def speed(run: Run) -> float:
+        return run.writing_speed if behind_first_text else run.speed
+
     for cell in report.cells:
         written = cell.over("safe", lambda run: run.tokens)
         ended = written and written.median < cell.length
@@ -173,9 +184,9 @@ def _speeds(report: Report) -> Table:
             cell.pair,
             cell.prompt,
             f"{cell.length}" + (f" ({written.median:.0f} written)" if written and ended else ""),
-            *(_spread(cell.over(way, lambda run: run.speed), ".1f") for way in ways),
-            _spread(cell.ratio("safe", "generate"), ".2f"),
-            _spread(cell.ratio("safe", "every-token"), ".2f"),
+            *(_spread(cell.over(way, speed), ".1f") for way in ways),
+            _spread(cell.ratio("safe", "generate", by), ".2f"),
+            _spread(cell.ratio("safe", "every-token", by), ".2f"),
         )
     return table
 

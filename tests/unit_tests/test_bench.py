@@ -18,7 +18,14 @@ from typer.testing import CliRunner
 from safe_integrations.backends import loading
 from safe_integrations.backends.loading import LoadedModel
 from safe_integrations.bench import benchmark as b
-from safe_integrations.bench.measure import Run, first_token_seconds, ratio, run_alone, run_engine
+from safe_integrations.bench.measure import (
+    Run,
+    first_token_seconds,
+    ratio,
+    run_alone,
+    run_engine,
+    writing_ratio,
+)
 from safe_integrations.bench.prompts import AGAIN, CONTEXT, PROMPTS
 from safe_integrations.bench.rival import TransformersGenerate
 from safe_integrations.bench.toys import engine_cost, toy_engine
@@ -94,6 +101,14 @@ def test_a_run_between_marks_takes_as_long_as_the_next_mark() -> None:
     run = Run("safe", ((3, 1.0), (9, 2.0)), 1.0)
     assert [run.seconds_for(n) for n in (1, 3, 4, 9)] == [1.0, 1.0, 2.0, 2.0]
     assert (run.tokens, run.seconds, run.speed) == (9, 2.0, 4.5)
+
+
+def test_the_writing_speed_leaves_the_prompt_out() -> None:
+    run = Run("safe", ((3, 10.0), (5, 11.0), (9, 12.0)), 10.0)
+    assert run.writing_speed == 3
+    assert Run("safe", ((3, 1.5),), 1.5).writing_speed == 2  # nothing behind the first text
+    slow, fast = steady("safe", 10, 0.2, prompt=5), steady("generate", 1000, 0.1, prompt=1)
+    assert writing_ratio(slow, fast) == pytest.approx(0.5)
 
 
 def test_ratios_are_formed_within_a_repetition() -> None:
@@ -245,7 +260,7 @@ def test_the_command_reports_every_row_and_writes_json(
     assert result.exit_code == 0, result.output
     for pair in ("left -> right", "right -> left"):
         rows = [line for line in result.stdout.splitlines() if pair in line]
-        assert len(rows) == 2 * 2 + 1  # speeds and parts of both prompts, and first tokens
+        assert len(rows) == 3 * 2 + 1  # speeds and parts of both prompts, and first tokens
     assert "SAFE / every token" in result.stdout and "resident" in result.stdout
 
     document = json.loads(file.read_text())
@@ -265,7 +280,8 @@ def test_the_command_reports_every_row_and_writes_json(
             assert {run["way"] for run in runs} == {*b.WAYS, "drafter-only"}
             (whole,) = (run["tokens"] for run in runs if run["way"] == "generate")
             assert whole == cell["length"]
-        assert set(cell["ratios"]["safe/generate"]) == {"median", "low", "high"}
+        for ratios in (cell["ratios"], cell["writing_ratios"]):
+            assert set(ratios["safe/generate"]) == {"median", "low", "high"}
 
 
 def test_overhead_needs_no_models(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from safe_integrations.config import EnsembleConfig, GenerationConfig
+from safe_integrations.config import EnsembleConfig, GenerationConfig, Regex
 from safe_integrations.drafting import MAX_LOOKAHEAD, AutoLookahead, PromptLookup
 from safe_integrations.engine import SafeEngine
 from safe_integrations.messages import Message
@@ -67,10 +67,30 @@ def test_an_answer_that_repeats_itself_takes_fewer_drafter_passes() -> None:
     assert passes(lookup=True) < 0.4 * passes(lookup=False)
 
 
+def test_a_guess_that_forced_text_cuts_short_was_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the digits are drafted, and all but the first are guessed."""
+    pytest.importorskip("llguidance")
+    learned: list[tuple[int, bool]] = []
+    learn = PromptLookup.learn
+
+    def spy(self: PromptLookup, guessed: int, right: int, wrong: bool, seconds: float) -> None:
+        learned.append((right, wrong))
+        learn(self, guessed, right, wrong, seconds)
+
+    monkeypatch.setattr(PromptLookup, "learn", spy)
+    text = 4 * "1 yes "
+    options = GenerationConfig(max_tokens=40, response_format=Regex(pattern="([1-4] yes ){4}"))
+    engine = SafeEngine(Reader("a", [], follows(text.encode())), [], EnsembleConfig(lookahead=8))
+    assert engine.complete(f"Copy: {text}", options).text == text
+    # the first digit is not guessed: no step was measured yet
+    assert learned[1:4] == [(1, False)] * 3
+    assert not any(wrong for _, wrong in learned)
+
+
 def measured(prompt: Sequence[int]) -> PromptLookup:
     """One that knows what a step takes: 1 s."""
     lookup = PromptLookup(prompt)
-    lookup.learn(guessed=0, right=0, seconds=1.0)
+    lookup.learn(guessed=0, right=0, wrong=False, seconds=1.0)
     return lookup
 
 
@@ -106,16 +126,16 @@ def test_guesses_are_as_long_as_they_pay() -> None:
     """By hand: a step takes 1 s, a further token 0.1 s."""
     lookup = PromptLookup(range(100))
     assert guessed(lookup) == 0  # a plain step first, to compare with
-    lookup.learn(guessed=0, right=0, seconds=1.0)
+    lookup.learn(guessed=0, right=0, wrong=False, seconds=1.0)
     assert guessed(lookup) == MAX_LOOKAHEAD - 1  # a long one, to see what a token costs
-    lookup.learn(guessed=4, right=4, seconds=1.4)
+    lookup.learn(guessed=4, right=4, wrong=False, seconds=1.4)
     # on while ((4 + 1) / (4 + 2))^n >= 0.1
     assert guessed(lookup) == 12
-    lookup.learn(guessed=1, right=0, seconds=1.1)
+    lookup.learn(guessed=1, right=0, wrong=True, seconds=1.1)
     # right: 4 * 0.9, tried: one more; on while ((3.6 + 1) / (4.6 + 2))^n >= 0.1
     assert guessed(lookup) == 6
     for _ in range(9):
-        lookup.learn(guessed=1, right=0, seconds=1.1)
+        lookup.learn(guessed=1, right=0, wrong=True, seconds=1.1)
     # right: 3.6 * 0.9^9 = 1.39, tried: 7.91; 2.39 / 9.91 = 0.24, and 0.24^2 < 0.1
     assert guessed(lookup) == 1
 
@@ -123,10 +143,10 @@ def test_guesses_are_as_long_as_they_pay() -> None:
 def test_guesses_that_do_not_pay_are_tried_again_after_a_while() -> None:
     lookup = measured(range(100))
     assert guessed(lookup)
-    lookup.learn(guessed=1, right=0, seconds=3.0)  # a further token costs two steps
+    lookup.learn(guessed=1, right=0, wrong=True, seconds=3.0)  # a further token costs two steps
     pause = 0
     while not guessed(lookup):
-        lookup.learn(guessed=0, right=0, seconds=1.0)
+        lookup.learn(guessed=0, right=0, wrong=False, seconds=1.0)
         pause += 1
     assert 20 < pause < 80
 
