@@ -2,8 +2,7 @@
 
 Every forward pass sweeps the caches of a CPU with the model's weights, so what comes right behind
 it pays for each number and each instruction it touches. numpy's small operations cost a third of
-torch's there; torch's log_softmax over a large vocabulary, which uses several cores, is the one
-exception.
+torch's there; the exceptions go through a large vocabulary in parts, on several cores.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ class Fold:
         tokens: The model's tokens as bytes.
 
     Attributes:
-        references: An id with a logit in each part of a row that has any; None where a row cannot
-            be cut into equal parts.
+        column: A place in the parts of a row where all of them have a logit; None where there is
+            none, or where a row cannot be cut into equal parts.
     """
 
     def __init__(self, tokens: TokenTable) -> None:
@@ -46,11 +45,12 @@ class Fold:
             self._rounds.append(np.array(pairs, np.intp).T)
             by_canonical = {c: ids for c, ids in by_canonical.items() if ids}
         self._gone = np.array([*tokens.silent, *(alias for alias, _ in tokens.aliases)], np.intp)
-        self.references: NDArray[np.intp] | None = None
+        self.column: int | None = None
         if tokens.size % _PARTS == 0:
-            kept = np.delete(np.arange(tokens.size), self._gone)
-            _, firsts = np.unique(kept // (tokens.size // _PARTS), return_index=True)
-            self.references = kept[firsts]
+            silent = np.zeros(tokens.size, bool)
+            silent[self._gone] = True
+            columns = np.flatnonzero(~silent.reshape(_PARTS, -1).any(axis=0))
+            self.column = int(columns[0]) if len(columns) else None
 
     def __call__(self, logits: Logits) -> None:
         """Folds one row in place, shape `[tokens.size]`."""
@@ -86,11 +86,12 @@ class LogitsDistribution:
     def _total(self) -> float:
         """Logarithm of the sum of all exponentials."""
         row = torch.from_numpy(self._logits)
-        references = self._fold.references
-        if references is not None:
-            ours = row.view(_PARTS, -1).log_softmax(-1).view(-1)[references].numpy()
-            if (ours > -1e3).all():  # not so where a model masks what we look at: it would cancel
-                return float(np.logaddexp.reduce(self._logits[references] - ours))
+        column = self._fold.column
+        if column is not None:
+            ours = row.view(_PARTS, -1).log_softmax(-1).numpy()[:, column]
+            if ours.min() > -1e3:  # not so where a model masks what we look at: it would cancel
+                theirs = self._logits.reshape(_PARTS, -1)[:, column]
+                return float(np.logaddexp.reduce(theirs - ours))
         return float(self._logits[self.best]) - float(row.log_softmax(-1)[self.best])
 
     def logprob(self, token_id: int) -> float:
@@ -104,7 +105,7 @@ class LogitsDistribution:
     def top(self, k: int) -> list[int]:
         """The k most probable ids, best first: they are in the k blocks with the largest maxima."""
         blocks = _in_blocks(self._logits)
-        chosen = _largest(blocks.max(axis=1), k)
+        chosen = _largest(torch.from_numpy(blocks).amax(1).numpy(), k)
         candidates = blocks[chosen].ravel()
         places = _largest(candidates, k)
         places = places[np.argsort(-candidates[places], kind="stable")]

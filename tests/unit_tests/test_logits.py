@@ -8,7 +8,7 @@ import pytest
 from safe_integrations.backends.logits import Fold, LogitsDistribution
 from safe_integrations.tokens import END, TokenTable
 
-FIRSTS = slice(0, None, 10)  # the first id of each of 32 parts of 320
+COLUMNS = [n for n in range(320) if n % 10 < 3]  # the first three of each of 32 parts of 320
 
 
 def table(size: int) -> TokenTable:
@@ -28,7 +28,7 @@ def test_probabilities_are_those_of_a_softmax_over_canonical_ids(
     """A model may mask ids; -inf must not become NaN, nor a large number cancel."""
     logits = np.random.default_rng(7).normal(0, 8, size).astype(np.float32)
     if masked is not None:
-        logits[FIRSTS] = masked
+        logits[COLUMNS] = masked
     weights = np.exp(logits.astype(np.float64))
     weights[4] += weights[5]
     weights[[3, 5, 7]] = 0
