@@ -44,7 +44,7 @@ eval: $(STAMP)
 
 # Speed, side by side with transformers' generate; results in docs/performance.md.
 bench: $(STAMP)
-	$(BIN)/safe-integrations bench --repetitions 2 --json docs/performance/short.json --plot docs/images/performance.png
+	$(BIN)/safe-integrations bench --json docs/performance/short.json --plot docs/images/performance.png
 	$(BIN)/safe-integrations bench --tokens 1000 --repetitions 1 --prompt chat --json docs/performance/long-chat.json
 	$(BIN)/safe-integrations bench --tokens 1000 --repetitions 1 --prompt rag --json docs/performance/long-rag.json
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from rich.table import Table
 
 from safe_integrations.cli import options as o
 from safe_integrations.cli.knobs import knobs
@@ -19,8 +18,7 @@ from safe_integrations.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from safe_integrations.backends.loading import ModelSpec
-    from safe_integrations.bench.benchmark import Cell, Contest, Report, Spread, Tell
-    from safe_integrations.bench.measure import Run
+    from safe_integrations.bench.benchmark import Contest, Report, Tell
 
 
 _FIRST_ANSWER: Final = 64  # tokens
@@ -141,119 +139,20 @@ def _contests(
     return contests, memory
 
 
-# The report
-
-
 def _show(report: Report, memory: dict[str, int | None]) -> None:
+    from safe_integrations.cli.bench_tables import tables
+
     console = out()
-    tables = [_engine_costs(report)]
-    if report.cells:
-        tables = [
-            _speeds(report, "Tokens per second, and ratios"),
-            _speeds(report, "The same behind the first text", behind_first_text=True),
-            _parts(report),
-            _first_tokens(report),
-            *tables,
-        ]
-    tables = [table for table in tables if table.row_count]
-    for table in tables:
+    for table in tables(report):
         console.print(table, soft_wrap=False)
         console.print()
     if memory:
         sizes = ", ".join(f"{name} {_mb(size)}" for name, size in memory.items())
         console.print(f"Memory of the first ensemble, after the rag prompt: {sizes}.")
-    console.print(f"Medians of {report.settings.repetitions} repetitions, (lowest-highest).")
-
-
-def _speeds(report: Report, title: str, *, behind_first_text: bool = False) -> Table:
-    from safe_integrations.bench.measure import TITLES, ratio, writing_ratio
-
-    table = _table(title, "pair", "prompt", "tokens")
-    ways = report.settings.ways
-    for name in (*(TITLES[way] for way in ways), "SAFE / drafter", "SAFE / every token"):
-        table.add_column(name, justify="right")
-    by = writing_ratio if behind_first_text else ratio
-
-    def speed(run: Run) -> float:
-        return run.writing_speed if behind_first_text else run.speed
-
-    for cell in report.cells:
-        written = cell.over("safe", lambda run: run.tokens)
-        ended = written and written.median < cell.length
-        table.add_row(
-            cell.pair,
-            cell.prompt,
-            f"{cell.length}" + (f" ({written.median:.0f} written)" if written and ended else ""),
-            *(_spread(cell.over(way, speed), ".1f") for way in ways),
-            _spread(cell.ratio("safe", "generate", by), ".2f"),
-            _spread(cell.ratio("safe", "every-token", by), ".2f"),
-        )
-    return table
-
-
-def _parts(report: Report) -> Table:
-    """Where the time of SAFE goes: ms per token, and the share of the whole."""
-    from safe_integrations.bench.measure import Parts
-
-    table = _table("Where the time of SAFE goes, in ms per token", "pair", "prompt", "tokens")
-    for name in (*Parts._fields, "accepted", "ensembled", "forwarded per token"):
-        table.add_column(name, justify="right")
-    for cell in report.cells:
-        table.add_row(
-            cell.pair,
-            cell.prompt,
-            str(cell.length),
-            *(_part(cell, name) for name in Parts._fields),
-            _share(cell, "acceptance"),
-            _share(cell, "ensembled_ratio"),
-            " + ".join(f"{count:.2f}" for count in cell.forwarded("safe")),
-        )
-    return table
-
-
-def _part(cell: Cell, name: str) -> str:
-    def seconds(run: Run) -> float:
-        return float(getattr(run.parts, name))
-
-    per_token = cell.over("safe", lambda run: 1000 * seconds(run) / run.tokens)
-    share = cell.over("safe", lambda run: seconds(run) / run.seconds)
-    return f"{_spread(per_token, '.1f')} {share.median:.1%}" if share else "-"
-
-
-def _share(cell: Cell, name: str) -> str:
-    found = cell.over("safe", lambda run: float(getattr(run.statistics, name)))
-    return f"{found.median:.0%}" if found else "-"
-
-
-def _first_tokens(report: Report) -> Table:
-    table = _table("Seconds to the first text of the rag prompt", "pair")
-    for name in ("new", "second question", "second / new"):
-        table.add_column(name, justify="right")
-    for pair in dict.fromkeys(first.pair for first in report.first_tokens):
-        cold, again, share = report.first_token(pair)
-        table.add_row(pair, _spread(cold, ".2f"), _spread(again, ".2f"), _spread(share, ".3f"))
-    return table
-
-
-def _engine_costs(report: Report) -> Table:
-    table = _table("The engine itself, on toys without weights", "tokens")
-    table.add_column("ms per token", justify="right")
-    for length in report.settings.toy_lengths:
-        table.add_row(str(length), _spread(report.cost(length), ".3f"))
-    return table
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for name in columns:
-        table.add_column(name, no_wrap=name != "pair")
-    return table
-
-
-def _spread(spread: Spread | None, form: str) -> str:
-    if spread is None:
-        return "-"
-    return f"{spread.median:{form}} ({spread.low:{form}}-{spread.high:{form}})"
+    console.print(
+        f"Medians of {report.settings.repetitions} repetitions, ± half the distance from the "
+        "lowest to the highest."
+    )
 
 
 def _mb(count: int | None) -> str:
