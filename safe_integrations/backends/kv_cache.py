@@ -136,10 +136,28 @@ def reads_in_parts(config: PretrainedConfig) -> bool:
     Not with dynamic or LongRoPE positions: there the length of what is read decides how all of it
     is rotated.
     """
+    return not {kind.get("rope_type") for kind in _rope(config)} & {"dynamic", "longrope"}
+
+
+def rope_switch(config: PretrainedConfig) -> int | None:
+    """Tokens from which on a model rotates all positions another way (LongRoPE), or None.
+
+    Keys from before the switch are of no use behind it, nor the other way round.
+    """
+    text_config = config.get_text_config(decoder=True)
+    top = getattr(text_config, "original_max_position_embeddings", None)
+    lengths = [
+        kind.get("original_max_position_embeddings", top)
+        for kind in _rope(config)
+        if kind.get("rope_type") == "longrope"
+    ]
+    return min((length for length in lengths if length), default=None)
+
+
+def _rope(config: PretrainedConfig) -> list[dict[str, Any]]:
+    """How positions are rotated: one set of parameters, or one per type of layer beside it."""
     rope = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
-    of_layer_types = [kind for kind in rope.values() if isinstance(kind, dict)]
-    kinds = {kind.get("rope_type") for kind in [rope, *of_layer_types]}
-    return not kinds & {"dynamic", "longrope"}
+    return [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
 
 
 def _grown(states: torch.Tensor, used: int, needed: int) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from types import MappingProxyType
@@ -11,7 +12,12 @@ from typing import Any, Final
 
 import torch
 
-from safe_integrations.backends.kv_cache import CroppableCache, layer_windows, reads_in_parts
+from safe_integrations.backends.kv_cache import (
+    CroppableCache,
+    layer_windows,
+    reads_in_parts,
+    rope_switch,
+)
 from safe_integrations.backends.logits import Fold, Logits, LogitsDistribution
 from safe_integrations.config import Tool
 from safe_integrations.member import Work
@@ -66,9 +72,11 @@ class TransformersMember:
         self._windows = layer_windows(model.config, name)
         in_parts = self._device.type == "cpu" and reads_in_parts(model.config)
         self._part = _PART if in_parts else sys.maxsize
+        self._rope_switch = rope_switch(model.config)
         self._reuse_bytes = reuse_bytes
         self._lock = threading.Lock()
         self._idle: list[_Cached] = []
+        self._returned: deque[_Cached] = deque()
         self.fold: Final = Fold(tokens)
 
     def render(
@@ -84,6 +92,7 @@ class TransformersMember:
         """Opens a session on a prompt, on the best cache that is idle."""
         wanted = list(prompt)
         with self._lock:
+            self._sort_in()
             shared, cached = max(
                 ((_common_prefix(c.ids, wanted), c) for c in self._idle),
                 key=lambda pair: pair[0],
@@ -92,22 +101,36 @@ class TransformersMember:
             if cached is None or shared == 0:
                 cached = _Cached(CroppableCache(self._windows), [])
             elif 2 * shared < len(cached.ids):  # most of it would be lost: leave it to others
-                cached = _Cached(cached.kv.copy(shared), cached.ids[:shared])
+                cached = _Cached(cached.kv.copy(shared), cached.ids[:shared], cached.stretched)
             else:
                 self._idle.remove(cached)
         return TransformersSession(self, wanted, cached, min(shared, len(wanted) - 1))
 
     def give_back(self, cached: _Cached) -> None:
-        """Takes in the cache of a finished session; forgets the oldest where memory is short."""
-        with self._lock:
-            self._idle.insert(0, cached)
-            while self._idle and self._idle_bytes() > self._reuse_bytes:
-                self._idle.pop()
+        """Takes in the cache of a finished session; forgets the oldest where memory is short.
+
+        It never waits: the garbage collector may close a session that nobody holds any more in the
+        middle of a forward pass, on the thread that computes it.
+        """
+        self._returned.append(cached)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._sort_in()
+            finally:
+                self._lock.release()
+
+    def _sort_in(self) -> None:
+        """Takes in what was given back. The caller holds the lock."""
+        while self._returned:
+            self._idle.insert(0, self._returned.popleft())
+        while self._idle and self._idle_bytes() > self._reuse_bytes:
+            self._idle.pop()
 
     @property
     def cache_bytes(self) -> int:
         """Memory that caches of finished prompts take, in bytes."""
         with self._lock:
+            self._sort_in()
             return self._idle_bytes()
 
     def _idle_bytes(self) -> int:
@@ -116,7 +139,12 @@ class TransformersMember:
     def forget(self) -> None:
         """Drops the caches of finished prompts; sessions at work keep theirs."""
         with self._lock:
+            self._returned.clear()
             self._idle.clear()
+
+    def stretches(self, length: int) -> bool:
+        """Whether the model rotates positions its other way for so many tokens (LongRoPE)."""
+        return self._rope_switch is not None and length > self._rope_switch
 
     def forward(self, ids: Sequence[int], kv: CroppableCache, rows: int) -> tuple[Logits, float]:
         """One forward pass; a long prompt is read in parts.
@@ -167,6 +195,9 @@ class TransformersSession:
         rows_start = len(cached.ids) - len(self._rows)
         if first < rows_start:  # its row is gone: forward that token once more
             kept = min(kept, first)
+        if self._member.stretches(len(wanted)) != cached.stretched:  # no key is right any more
+            kept = 0
+            cached.stretched = not cached.stretched
         self._cut(kept)
         new = wanted[kept:]
         if new:
@@ -203,9 +234,10 @@ class TransformersSession:
 class _Cached:
     """A KV cache and the ids whose states it holds."""
 
-    def __init__(self, kv: CroppableCache, ids: list[int]) -> None:
+    def __init__(self, kv: CroppableCache, ids: list[int], stretched: bool = False) -> None:
         self.kv = kv
         self.ids = ids
+        self.stretched = stretched
 
 
 def _common_prefix(a: list[int], b: list[int]) -> int:

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from toy_models import toy_model
 from typer.testing import CliRunner
 
 from safe_integrations.backends import loading
@@ -198,28 +197,6 @@ def test_toys_agree_confirm_and_change() -> None:
 
 
 # with models of transformers
-
-
-def toy_model(name: str, size: int) -> LoadedModel:
-    """A random model with a tokenizer trained on the context."""
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=["<eos>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    inner.train_from_iterator([CONTEXT], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>")
-    torch.manual_seed(size)
-    config = LlamaConfig(
-        vocab_size=size, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=8192,
-        bos_token_id=None, eos_token_id=0, pad_token_id=None,
-    )  # fmt: skip
-    return LoadedModel(LlamaForCausalLM(config).eval(), tokenizer, name)
 
 
 @pytest.fixture(scope="module")
