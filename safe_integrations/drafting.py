@@ -144,8 +144,9 @@ class PromptLookup:
             return 0
         if more is None:
             return _MOST_GUESSED
+        cost = more / step if step else 0.5  # nothing is known of models that tell no time
         chance, count = rate.value, 0
-        while count < _MOST_GUESSED and chance * step >= more:
+        while count < _MOST_GUESSED and chance >= cost:
             chance *= rate.value
             count += 1
         return count

@@ -20,9 +20,7 @@ import numpy as np
 from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.drafting import MAX_LOOKAHEAD, AutoLookahead, PromptLookup
 from safe_integrations.ensemble import merge
-from safe_integrations.errors import (
-    ContextWindowError,
-)
+from safe_integrations.errors import ContextWindowError, InvalidArgumentError
 from safe_integrations.events import (
     Drafted,
     Ensembled,
@@ -110,6 +108,9 @@ class SafeEngine:
             member.render(conversation, options.tools, options.template_args) for member in members
         ]
         for member, prompt in zip(members, prompts, strict=True):
+            if not prompt:
+                remedy = f"{member.name} writes them without any token; check its chat template"
+                raise InvalidArgumentError("messages", messages, remedy)
             if len(prompt) >= member.context_window:
                 raise ContextWindowError(member.name, len(prompt), member.context_window)
         return self._events(members, prompts, options, constraint, cancel)
@@ -177,7 +178,8 @@ class _Run:
         self.budget = min(self.options.max_tokens, self.drafter.room)
         self.seed = secrets.randbits(64) if self.options.seed is None else self.options.seed
         self.auto = AutoLookahead()
-        self.lookup = PromptLookup(self.drafter.prompt)
+        self.guesses = self.config.prompt_lookup and self.config.mode != "every-token"
+        self.lookup = PromptLookup(self.drafter.prompt if self.guesses else ())
 
     def events(self) -> Generator[Event, None, None]:
         """The loop."""
@@ -245,7 +247,7 @@ class _Run:
         ids = self.view.ids
         known = len(ids)
         judged = known - len(self.draft)
-        guess = self.lookup.guess(ids, judged, most - 1) if self.config.prompt_lookup else []
+        guess = self.lookup.guess(ids, judged, most - 1) if self.guesses else []
         seconds, read = self.drafter.seconds, self.drafter.has_read
         tokens: list[bytes] = []
         right = 0
@@ -404,21 +406,20 @@ class _Run:
 
     def _ensemble_always(self) -> Verified:
         """The baseline: ensembles after the text as each model tokenises it, checking nothing."""
-        *forced, step = self.draft
-        pieces = [self._judge(s, None) for s in forced]
-        if step.expected is None:
-            return self._commit([*pieces, self._judge(step, None)])
-        self._cut(step.start)
-        self._look()
-        if self.overflow:
-            return self._commit(pieces)
+        step = self.draft[-1]  # what lies before it is forced
+        if step.expected is not None:
+            self._cut(step.start)
+            self._look()
+        if step.expected is None or self.overflow:
+            return self._commit([self._judge(s, None) for s in self.draft])
+        forced = [self._judge(s, None) for s in self.draft[:-1]]
         distributions = [step.expected]
         for model in self.verifiers:
             count = len(model.view.ids)
             (expected,) = model.score(model.view.ids, count)
             distributions.append(model.shaped(expected, count))
         self._append(step.id, step.token)
-        return self._commit([*pieces, self._ensemble(step, distributions)])
+        return self._commit([*forced, self._ensemble(step, distributions)])
 
     # Bookkeeping
 

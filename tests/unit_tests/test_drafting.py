@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from random import Random
 
 import pytest
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig, Regex
+from safe_integrations.distribution import DenseDistribution
 from safe_integrations.drafting import MAX_LOOKAHEAD, AutoLookahead, PromptLookup
 from safe_integrations.engine import SafeEngine
 from safe_integrations.messages import Message
 from safe_integrations.result import Result
-from safe_integrations.testing import ScriptedMember, follows
+from safe_integrations.testing import ScriptedMember, ScriptedSession, follows
 
 COPIED = b"the quick brown fox jumps over the lazy dog and runs"
 SPEEDS = [
@@ -42,6 +44,42 @@ def test_speed_settings_do_not_change_the_text(temperature: float) -> None:
         prompt = f"Copy: {COPIED.decode()} and {COPIED.decode()}"
         results = [answer(config, options, prompt) for config in SPEEDS]
         assert len({(r.text, r.finish_reason, r.pieces) for r in results}) == 1
+
+
+class Moody(Reader):
+    """One whose passes take any time between nothing and a second."""
+
+    def start(self, prompt: Sequence[int]) -> ScriptedSession:
+        return MoodySession(self, Random(sum(prompt)))
+
+
+class MoodySession(ScriptedSession):
+    def __init__(self, member: ScriptedMember, random: Random) -> None:
+        super().__init__(member)
+        self._random = random
+
+    def score(self, ids: Sequence[int], since: int) -> Sequence[DenseDistribution]:
+        self.work.seconds += self._random.random() ** 4
+        return super().score(ids, since)
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_time_decides_what_is_computed_and_not_what_is_written(temperature: float) -> None:
+    def result(config: EnsembleConfig, kind: type[Reader], seed: int) -> Result:
+        drafter = kind("a", [b" fox", b"the "], follows(COPIED, sure=0.7))
+        verifier = kind("b", [b"qu", b"own"], follows(COPIED.replace(b"lazy", b"late")))
+        options = GenerationConfig(max_tokens=40, temperature=temperature, seed=seed)
+        return SafeEngine(drafter, [verifier], config).complete(
+            f"{COPIED.decode()} {seed}", options
+        )
+
+    drafted = set()
+    for seed in range(8):
+        plain = result(EnsembleConfig(lookahead=1, prompt_lookup=False), Reader, seed)
+        timed = result(EnsembleConfig(lookahead="auto"), Moody, seed)
+        assert (timed.text, timed.pieces) == (plain.text, plain.pieces)
+        drafted.add(timed.statistics.drafted / timed.statistics.cycles)
+    assert len(drafted) > 4, "time decided nothing"
 
 
 def test_a_copied_answer_takes_fewer_drafter_passes() -> None:

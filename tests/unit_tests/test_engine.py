@@ -8,9 +8,14 @@ from typing import Any
 
 import pytest
 
-from safe_integrations.config import EnsembleConfig, GenerationConfig
+from safe_integrations.config import EnsembleConfig, GenerationConfig, Regex
 from safe_integrations.engine import SafeEngine
-from safe_integrations.errors import ContextWindowError, GenerationCancelled, GenerationError
+from safe_integrations.errors import (
+    ContextWindowError,
+    GenerationCancelled,
+    GenerationError,
+    InvalidArgumentError,
+)
 from safe_integrations.events import Drafted, Ensembled, Finished, TextDelta, Verified
 from safe_integrations.testing import ScriptedMember, ScriptedSession, follows
 from safe_integrations.tokens import END
@@ -395,3 +400,34 @@ def test_one_engine_serves_several_generations_at_once() -> None:
         for i, event in enumerate(pair):
             texts[i] += event.text if isinstance(event, TextDelta) else ""
     assert texts == ["Hi there?", "Hi there?"]
+
+
+class Mute(ScriptedMember):
+    """A chat template that writes nothing."""
+
+    def render(self, *_: Any) -> list[int]:
+        return []
+
+
+@pytest.mark.parametrize("mute", [0, 1], ids=["drafter", "verifier"])
+def test_a_prompt_without_any_token_is_refused(mute: int) -> None:
+    """There is nothing to go on from: drafting would never end."""
+    members = [
+        (Mute if nth == mute else ScriptedMember)(f"m{nth}", [], follows(b"abc")) for nth in (0, 1)
+    ]
+    with pytest.raises(InvalidArgumentError, match=f"messages=.*m{mute}.*chat template"):
+        SafeEngine(members[0], members[1:]).generate("")
+
+
+def test_the_baseline_tells_only_what_is_left_of_forced_text() -> None:
+    """Forced text that does not fit a verifier's window is cut, and must not be reported."""
+    pytest.importorskip("llguidance")
+    text = b"abcdefghij"
+    options = GenerationConfig(max_tokens=30, response_format=Regex(pattern="abcdefghi[j-k]"))
+    drafter = ScriptedMember("a", [], follows(text))
+    verifier = ScriptedMember("b", [], follows(text), context_window=1 + 4)
+    engine = SafeEngine(drafter, [verifier], EnsembleConfig(mode="every-token"))
+    result = engine.complete("x", options)
+    assert (result.text, result.finish_reason) == ("abcd", "length")
+    assert b"".join(piece.written for piece in result.pieces) == b"abcd"
+    assert result.statistics.judged == len(result.pieces) == result.statistics.tokens == 4
