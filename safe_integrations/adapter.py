@@ -29,7 +29,8 @@ class EnsembleOptions(BaseModel):
     Attributes:
         drafter: The model that writes: a hub id, a folder, a GGUF file, a `ModelSpec`, or a loaded
             `Member`. None takes the embedded pair.
-        verifiers: The models that check it, given the same way.
+        verifiers: The models that check it, given the same way. None takes the default verifier
+            for the default drafter, and none at all for one that is named: it then writes alone.
         mode: How the models work together.
         lookahead: Tokens the drafter writes ahead, or `auto`.
         prompt_lookup: Whether the drafter tries what followed the same words before.

@@ -78,7 +78,7 @@ class Piece:
         proposed: The drafter's token for this place. Differs from `written` when CHANGED.
         verdict: Why it stands.
         votes: One per model, drafter first. Empty where nobody was asked.
-        candidates: Best first. Empty where nothing was ensembled.
+        candidates: Best first. Empty where nothing was merged.
     """
 
     start: int
@@ -91,7 +91,10 @@ class Piece:
 
     @property
     def ensembled(self) -> bool:
-        """Whether the models' distributions were merged here."""
+        """Whether merging decided this piece.
+
+        A drawn token that was ACCEPTED does not count, although merging told that it may stay.
+        """
         return self.verdict in ENSEMBLED
 
 
@@ -126,7 +129,7 @@ class Statistics:
         drafted: Tokens the drafter proposed, rejected ones included.
         judged: Drafted tokens that were looked at.
         unsafe: Of these, kept because a boundary would have been cut.
-        ensembled: Of these, ensembled.
+        ensembled: Of these, ensembled (see `Piece.ensembled`).
         changed: Of the ensembled, those where something else was written.
         seconds: Wall time of the whole.
         first_token_seconds: Wall time until the first text could be shown; None if there was none.

@@ -1,4 +1,4 @@
-"""What the engine is measured against: `generate` of transformers, on the same loaded model."""
+"""What the engine is measured against: `generate` of transformers, on a model of its own."""
 
 from __future__ import annotations
 

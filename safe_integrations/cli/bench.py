@@ -19,6 +19,7 @@ from safe_integrations.errors import InvalidArgumentError
 if TYPE_CHECKING:
     from safe_integrations.backends.loading import ModelSpec
     from safe_integrations.bench.benchmark import Contest, Report, Tell
+    from safe_integrations.messages import Message
 
 
 _FIRST_ANSWER: Final = 64  # tokens
@@ -69,12 +70,14 @@ def bench(
 ) -> None:
     """Measure SAFE against its drafter alone and against ensembling at every token.
 
-    Answers are greedy, prompts unread; all ways take turns. By default the embedded pair is
-    measured both ways round, which takes about half an hour on two cores.
+    Answers are greedy, prompts unread; all ways take turns. `generate` gets a copy of every model,
+    so it takes twice their memory. By default the embedded pair is measured both ways round, which
+    takes about a quarter of an hour on two cores.
     """
     from safe_integrations.bench.benchmark import WAYS, Settings, benchmark
     from safe_integrations.bench.machine import machine
     from safe_integrations.bench.plot import check_matplotlib, plot
+    from safe_integrations.bench.prompts import PROMPTS
 
     if plot_file is not None:
         if overhead:
@@ -91,7 +94,9 @@ def bench(
     with progress(quiet) as tell:
         if not overhead:
             specs = o.named(o.models_of(drafter, verifier, dtype, device))
-            contests, memory = _contests(specs, config, swapped, tell)
+            contests, memory = _contests(
+                specs, config, swapped, PROMPTS[settings.prompts[-1]], tell
+            )
         described = machine() | {"config": config.model_dump(mode="json")}
         report = benchmark(contests, settings, tell)
     _show(report, memory)
@@ -105,7 +110,11 @@ def bench(
 
 
 def _contests(
-    specs: Sequence[ModelSpec], config: EnsembleConfig, swapped: bool, tell: Tell
+    specs: Sequence[ModelSpec],
+    config: EnsembleConfig,
+    swapped: bool,
+    question: Sequence[Message],
+    tell: Tell,
 ) -> tuple[list[Contest], dict[str, int | None]]:
     """The ensemble as named, and the other way round where it is a pair; what it holds in memory.
 
@@ -116,7 +125,6 @@ def _contests(
     from safe_integrations.backends.transformers import TransformersMember  # noqa: F401
     from safe_integrations.bench.benchmark import Contest
     from safe_integrations.bench.machine import peak_memory, resident_memory
-    from safe_integrations.bench.prompts import PROMPTS
     from safe_integrations.bench.rival import TransformersGenerate
     from safe_integrations.engine import SafeEngine
     from safe_integrations.loading import load_member
@@ -127,7 +135,7 @@ def _contests(
     members = [load_member(spec, tell) for spec in specs]
     engine = SafeEngine(members[0], members[1:], config)
     tell("answering once, to see how much memory it takes")
-    engine.complete(PROMPTS["rag"], GenerationConfig(max_tokens=_FIRST_ANSWER))
+    engine.complete(question, GenerationConfig(max_tokens=_FIRST_ANSWER))
     memory |= {"resident": resident_memory(), "peak": peak_memory()}
     memory["caches"] = sum(getattr(member, "cache_bytes", 0) for member in members)
     rivals = [load_model(spec, tell) for spec in specs]
@@ -148,7 +156,8 @@ def _show(report: Report, memory: dict[str, int | None]) -> None:
         console.print()
     if memory:
         sizes = ", ".join(f"{name} {_mb(size)}" for name, size in memory.items())
-        console.print(f"Memory of the first ensemble, after the rag prompt: {sizes}.")
+        prompt = report.settings.prompts[-1]
+        console.print(f"Memory of the first ensemble, after the {prompt} prompt: {sizes}.")
     console.print(
         f"Medians of {report.settings.repetitions} repetitions, ± half the distance from the "
         "lowest to the highest."
