@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import prod
 from typing import Final
 
 MAX_LOOKAHEAD: Final = 16
@@ -26,11 +27,15 @@ class AutoLookahead:
     def __init__(self) -> None:
         self._drafted = _Mean()  # seconds per token
         self._written = _Mean()
-        self.start()
+        self.start(())
 
-    def start(self) -> None:
-        """A new draft begins."""
-        self._kept = 1.0
+    def start(self, pending: Iterable[float]) -> None:
+        """A new draft begins.
+
+        Args:
+            pending: What the drafter gave the tokens before it that are not judged yet.
+        """
+        self._kept = prod(map(_kept, pending))
         self._length = 0
 
     def goes_on(self, probabilities: Iterable[float]) -> bool:
@@ -40,7 +45,7 @@ class AutoLookahead:
             probabilities: What the drafter gave each of the tokens that it has just drafted.
         """
         for probability in probabilities:
-            self._kept *= _KEPT_ANYWAY + (1 - _KEPT_ANYWAY) * probability
+            self._kept *= _kept(probability)
             self._length += 1
         step, token = self._drafted.value, self._written.value
         if not step or not token:  # nothing measured yet, or models that do not tell their time
@@ -58,6 +63,11 @@ class AutoLookahead:
         """
         self._drafted.add(drafted, draft_seconds)
         self._written.add(judged, draft_seconds + check_seconds)
+
+
+def _kept(probability: float) -> float:
+    """How often a token is kept that the drafter gives a probability."""
+    return _KEPT_ANYWAY + (1 - _KEPT_ANYWAY) * probability
 
 
 class _Mean:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import exp
@@ -221,14 +221,15 @@ class _Run:
         tokens: list[bytes] = []
         ahead = sum(step.expected is not None for step in self.draft)
         wanted = max(1, self._lookahead() - ahead)
-        self.auto.start()
+        self.auto.start(self._probabilities(len(self.draft)))
         while wanted and END not in tokens and (room := self.budget - len(self.view.ids)) > 0:
             forced = self._write_forced(room)
             drafted = [] if forced else self._draft_step(min(wanted, room))
             wanted -= len(drafted)
             tokens += forced or drafted
-            if self.config.lookahead == "auto" and drafted and not self._goes_on(len(drafted)):
-                break
+            if self.config.lookahead == "auto" and drafted:
+                if not self.auto.goes_on(self._probabilities(len(drafted))):
+                    break
         self.statistics.drafted += len(tokens)
         return Drafted(self.statistics.cycles, start, tuple(tokens))
 
@@ -238,9 +239,10 @@ class _Run:
         chosen = self.config.lookahead
         return MAX_LOOKAHEAD if chosen == "auto" else chosen
 
-    def _goes_on(self, drafted: int) -> bool:
-        last = self.draft[-drafted:]
-        return self.auto.goes_on(exp(s.expected.logprob(s.id)) for s in last if s.expected)
+    def _probabilities(self, last: int) -> Iterator[float]:
+        """What the drafter gave the last tokens of the draft, forced ones left out."""
+        steps = self.draft[len(self.draft) - last :]
+        return (exp(step.expected.logprob(step.id)) for step in steps if step.expected)
 
     def _draft_step(self, most: int) -> list[bytes]:
         """One forward pass of the drafter: a token, and as many guessed ones as prove right."""

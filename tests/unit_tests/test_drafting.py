@@ -194,7 +194,7 @@ def drafts(step: float, check: float, judged: int, probability: float) -> int:
     auto = AutoLookahead()
     for _ in range(60):
         auto.learn(5, 5 * step, judged, check)
-    auto.start()
+    auto.start(())
     return next(n for n in range(1, 99) if not auto.goes_on([probability]))
 
 
@@ -213,14 +213,24 @@ def test_auto_begins_with_five(timed: bool) -> None:
     auto = AutoLookahead()
     if not timed:
         auto.learn(9, 0.0, 9, 0.0)
-    auto.start()
+    auto.start(())
     assert [auto.goes_on([0.1]) for _ in range(5)] == [True] * 4 + [False]
+
+
+def test_what_waits_for_a_verdict_counts() -> None:
+    """By hand: a token costs 2 steps, so on while the chance that all are kept is above 1/2."""
+    auto = AutoLookahead()
+    auto.learn(5, 5, 5, 5)
+    auto.start([0.5])  # 0.7
+    assert not auto.goes_on([0.5])  # 0.49
+    auto.start([])
+    assert auto.goes_on([0.5])
 
 
 def test_a_new_draft_begins_anew() -> None:
     auto = AutoLookahead()
     auto.learn(5, 5, 5, 5)
-    auto.start()
+    auto.start(())
     assert not auto.goes_on([0.5, 0.5])
-    auto.start()
+    auto.start(())
     assert auto.goes_on([0.5])
