@@ -41,8 +41,8 @@ class ModelSpec(StrictModel):
         trust_remote_code: Whether to run code that comes with the model.
         chat_template: A Jinja chat template instead of the model's own.
         context_window: Tokens to use at most. None takes what the model was built for.
-        pack: Whether to pack float32 weights on a CPU for small batches: several times faster
-            checks (docs/performance.md).
+        pack: Whether to pack weights on a CPU for small batches: faster passes, and several
+            rows at the price of one (docs/performance.md).
         reuse_bytes: Memory for caches of finished prompts, in bytes: what a new prompt shares with
             them is not computed again. 0 keeps none.
     """

@@ -18,12 +18,15 @@ from safetensors import safe_open
 _ROWS: Final = 5
 """The batch that weights are packed for; it serves 1 to 16 rows well."""
 
+_TOLERANCE: Final = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+"""How far a packed layer may be off, absolute and relative, by the type of its weights."""
+
 _BATCH: Final = 64 << 20
 """Weights to have in memory twice while they are packed, in bytes, or one layer if it is larger."""
 
 
 class PackedLinear(torch.nn.Module):
-    """A linear layer with packed float32 weights, for inference only.
+    """A linear layer with packed weights, for inference only.
 
     Args:
         weight: The weights of the layer to stand in for. They are read once and not kept.
@@ -45,9 +48,10 @@ class PackedLinear(torch.nn.Module):
 
 
 def pack(model: Any) -> bool:
-    """Packs the linear layers of a float32 model on the CPU, in place.
+    """Packs the linear layers of a model on the CPU, in place.
 
-    A model elsewhere or of another type, or a torch without these operations, is left as it is.
+    A model elsewhere or with layers of several types, or a torch or a CPU without these operations,
+    is left as it is.
 
     Args:
         model: A model as it was loaded, that nobody else uses.
@@ -61,7 +65,7 @@ def pack(model: Any) -> bool:
         for name, child in parent.named_children()
         if type(child) is torch.nn.Linear
     ]
-    if {(c.weight.device.type, c.weight.dtype) for *_, c in layers} != {("cpu", torch.float32)}:
+    if len({(c.weight.device, c.weight.dtype) for *_, c in layers}) != 1:
         return False
     layers.sort(key=lambda layer: layer[2].weight.numel())
     if not _packs(layers[0][2]):
@@ -116,10 +120,14 @@ def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def _packs(linear: torch.nn.Linear) -> bool:
     """Whether packing one layer works here and gives the same."""
-    inputs = torch.linspace(-1, 1, linear.in_features).repeat(2, 1)
+    weight = linear.weight
+    if weight.device.type != "cpu" or weight.dtype not in _TOLERANCE:
+        return False
+    inputs = torch.linspace(-1, 1, linear.in_features, dtype=weight.dtype).repeat(2, 1)
+    tolerance = _TOLERANCE[weight.dtype]
     try:
         with torch.inference_mode():
-            packed = PackedLinear(linear.weight, linear.bias)
-            return torch.allclose(packed(inputs), linear(inputs), atol=1e-3)
+            packed = PackedLinear(weight, linear.bias)
+            return torch.allclose(packed(inputs), linear(inputs), atol=tolerance, rtol=tolerance)
     except (RuntimeError, AttributeError, NotImplementedError):
         return False
