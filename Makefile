@@ -45,6 +45,7 @@ eval: $(STAMP)
 # Speed, side by side with transformers' generate; results in docs/performance.md.
 bench: $(STAMP)
 	$(BIN)/safe-integrations bench --json docs/performance/short.json --plot docs/images/performance.png
+	$(BIN)/safe-integrations bench --dtype bfloat16 --json docs/performance/bfloat16.json
 	$(BIN)/safe-integrations bench --tokens 1000 --repetitions 1 --prompt chat --json docs/performance/long-chat.json
 	$(BIN)/safe-integrations bench --tokens 1000 --repetitions 1 --prompt rag --json docs/performance/long-rag.json
 

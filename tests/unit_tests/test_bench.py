@@ -234,6 +234,7 @@ def test_the_command_reports_every_row_and_writes_json(
     result = invoke(
         "--drafter", str(tmp_path / "left"), "--verifier", str(tmp_path / "right"),
         "--tokens", "4", "--tokens", "4", "--repetitions", "1", "--alone", "--json", str(file),
+        "--dtype", "float32",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     for pair in ("left -> right", "right -> left"):
@@ -253,6 +254,7 @@ def test_the_command_reports_every_row_and_writes_json(
     )
     assert document["memory"]["caches"] > 0
     assert document["machine"]["threads"] == torch.get_num_threads()
+    assert document["machine"]["dtype"] == "float32"
     assert len(document["cells"]) == 2 * 2
     for cell in document["cells"]:
         assert len(cell["repetitions"]) == 1
