@@ -17,6 +17,7 @@ from safe_integrations.backends.loading import (
     ModelCard,
     ModelSpec,
     context_window_of,
+    folder_of,
     load_model,
 )
 from safe_integrations.config import EnsembleConfig, Tool
@@ -150,7 +151,7 @@ def _loaded_member(spec: ModelSpec, on_progress: Progress | None) -> Transformer
     member = _member(loaded, spec)
     _return_free_memory()  # before the weights are read: what they take is never free again
     if spec.pack:
-        pack(loaded.model)
+        pack(loaded.model, folder_of(loaded.model.name_or_path, spec.revision))
     return member
 
 

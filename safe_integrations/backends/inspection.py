@@ -87,7 +87,7 @@ def _inspect(spec: ModelSpec, role: str, tell: Callable[[str], None]) -> ModelRe
     )
     stored = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     dtype = stored if spec.dtype == "auto" else spec.dtype
-    on_disk = _weights_on_disk(where)
+    on_disk = _weights_on_disk(loading.folder_of(where, spec.revision))
     heads = text_config.num_attention_heads
     kv_heads = getattr(text_config, "num_key_value_heads", None) or heads
     head_dim = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
@@ -126,15 +126,9 @@ def _read(where: str, options: dict[str, Any], spec: ModelSpec) -> tuple[Any, An
     return config, generation, tokenizer
 
 
-def _weights_on_disk(where: str) -> int | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    folder = Path(where)
-    if not folder.is_dir():
-        cached = try_to_load_from_cache(where, "config.json")
-        if not isinstance(cached, str):
-            return None
-        folder = Path(cached).parent
+def _weights_on_disk(folder: Path | None) -> int | None:
+    if folder is None:
+        return None
     for pattern in ("*.safetensors", "*.bin"):
         if sizes := [path.stat().st_size for path in folder.glob(pattern)]:
             return sum(sizes)

@@ -237,6 +237,16 @@ def locate(spec: ModelSpec, tell: Progress) -> tuple[str, dict[str, Any]]:
     return spec.source, options
 
 
+def folder_of(where: str, revision: str | None = None) -> Path | None:
+    """The folder with a model's files: a folder itself, or what the hub's local cache has."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(where).is_dir():
+        return Path(where)
+    cached = try_to_load_from_cache(where, "config.json", revision=revision)
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
 def _hub_options(spec: ModelSpec) -> dict[str, Any]:
     """Asks the hub once, without retries, so that later calls need not find out that it is away."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache

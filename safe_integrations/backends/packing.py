@@ -9,11 +9,12 @@ speed of one row. These are the operations that torch's own compiler uses when i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 _ROWS: Final = 5
 """The batch that weights are packed for; it serves 1 to 16 rows well."""
@@ -47,7 +48,7 @@ class PackedLinear(torch.nn.Module):
         return output
 
 
-def pack(model: Any) -> bool:
+def pack(model: Any, folder: Path | None = None) -> bool:
     """Packs the linear layers of a model on the CPU, in place.
 
     A model elsewhere or with layers of several types, or a torch or a CPU without these operations,
@@ -55,6 +56,8 @@ def pack(model: Any) -> bool:
 
     Args:
         model: A model as it was loaded, that nobody else uses.
+        folder: Where the files lie that it was loaded from. With them its weights are never in
+            memory twice.
 
     Returns:
         Whether the layers were packed.
@@ -77,34 +80,36 @@ def pack(model: Any) -> bool:
             while layers and sum(linear.weight.nbytes for *_, linear in batch) < _BATCH:
                 batch.append(layers.pop())
             read = {names[id(linear.weight)]: linear.weight for *_, linear in batch}
-            fresh = _mapped_anew(model, read)
+            fresh = _mapped_anew(read, folder)
             for parent, attribute, linear in batch:
                 weight = fresh.get(names[id(linear.weight)], linear.weight)
                 setattr(parent, attribute, PackedLinear(weight, linear.bias))
     kept = dict(model.named_parameters())
-    fresh = _mapped_anew(model, kept)
+    fresh = _mapped_anew(kept, folder)
     for name, parameter in kept.items():
         parameter.data = fresh[name] if name in fresh else parameter.data.clone()
     return True
 
 
-def _mapped_anew(model: Any, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Parameters of a model once more, in a new mapping of its weights file.
+def _mapped_anew(
+    parameters: Mapping[str, torch.Tensor], folder: Path | None
+) -> dict[str, torch.Tensor]:
+    """Parameters of a model once more, in a new mapping of its weights files.
 
-    transformers maps the file into memory, and all that is read of it stays there for as long as
+    transformers maps a file into memory, and all that is read of it stays there for as long as
     one tensor of the mapping is used, as the embedding is. So packing reads a few layers at a time
     from a mapping of their own, that goes with them; and of the embedding's new mapping only those
     rows are read that are looked up.
 
     Returns:
-        Those that are in the file as they are in the model.
+        Those that are in a file as they are in the model. Files that cannot be read are none of
+        its own.
     """
-    file = Path(model.name_or_path) / "model.safetensors"
-    if not file.is_file():
-        return {}
-    with safe_open(file, framework="pt") as weights:
-        stored = parameters.keys() & set(weights.keys())
-        fresh = {name: weights.get_tensor(name) for name in stored}
+    fresh: dict[str, torch.Tensor] = {}
+    for file in folder.glob("*.safetensors") if folder is not None else ():
+        with suppress(SafetensorError), safe_open(file, framework="pt") as weights:
+            stored = parameters.keys() & set(weights.keys())
+            fresh |= {name: weights.get_tensor(name) for name in stored}
     return {name: tensor for name, tensor in fresh.items() if _alike(tensor, parameters[name])}
 
 

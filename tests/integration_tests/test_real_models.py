@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -222,7 +223,7 @@ def test_packing_takes_what_the_model_holds_not_what_its_file_says(name: str) ->
         model.model.embed_tokens.weight[0] += 1
         ids = torch.arange(9)[None]
         expected = layer.mlp.up_proj.weight.clone(), model(ids).logits
-        assert pack(model)
+        assert pack(model, Path(model.name_or_path))
         assert isinstance(layer.mlp.up_proj, PackedLinear)
         columns = layer.mlp.up_proj(torch.eye(expected[0].shape[1])).T
         torch.testing.assert_close(columns, expected[0])

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from toy_models import toy_model
 
+from safe_integrations.backends.loading import ModelSpec
 from safe_integrations.backends.packing import PackedLinear, pack
+from safe_integrations.backends.transformers import TransformersMember
+from safe_integrations.loading import load_member
 
 SIZE = 400
 NOISE = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}
@@ -47,3 +53,53 @@ def test_a_type_that_cannot_be_packed_stays_as_it_is() -> None:
     model = toy_model("double", SIZE).model.double()
     assert not pack(model)
     assert model(torch.arange(5)[None]).logits.dtype is torch.float64
+
+
+def mapped_from(tensor: torch.Tensor) -> Path | None:
+    """The file that a tensor is mapped from; None where it has memory of its own."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        region, _, _, _, _, *name = line.split(maxsplit=5)
+        start, end = (int(address, 16) for address in region.split("-"))
+        if start <= tensor.data_ptr() < end:
+            return Path(name[0]) if name and name[0].startswith("/") else None
+    raise AssertionError("the tensor is nowhere")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shards", ["one", "several"])
+@pytest.mark.parametrize("revision", [None, "old"])
+@pytest.mark.parametrize("where", ["folder", "hub"])
+def test_of_the_embedding_only_what_is_looked_up_is_read(
+    where: str,
+    revision: str | None,
+    shards: str,
+    dtype: torch.dtype,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Packed layers take the place of the file's; the rest stays mapped, wherever it came from."""
+    if not supported(dtype):
+        pytest.skip(f"this CPU does not multiply {dtype}")
+    name = f"org/{tmp_path.name}"  # another one each time: models stay loaded
+    repository = tmp_path / f"models--{name.replace('/', '--')}"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    model, tokenizer, _ = toy_model(name, SIZE)
+    model.to(dtype).save_pretrained(
+        snapshot, max_shard_size="30KB" if shards == "several" else "1GB"
+    )
+    tokenizer.save_pretrained(snapshot)
+    assert (len(list(snapshot.glob("*.safetensors"))) > 1) == (shards == "several")
+    (snapshot / "consolidated.safetensors").write_text("not fetched: no file of the model")
+    (repository / "refs").mkdir()
+    (repository / "refs" / (revision or "main")).write_text(snapshot.name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+
+    source = str(snapshot) if where == "folder" else name
+    member = load_member(ModelSpec(source=source, revision=revision, device="cpu"))
+    assert isinstance(member, TransformersMember)
+    assert isinstance(member._model.lm_head, PackedLinear)
+    embedding = member._model.get_input_embeddings().weight
+    assert torch.equal(embedding, model.get_input_embeddings().weight)
+    file = mapped_from(embedding)
+    assert file is not None and file.parent == snapshot
