@@ -74,25 +74,38 @@ def pack(model: Any, folder: Path | None = None) -> bool:
     if not _packs(layers[0][2]):
         return False
     names = {id(parameter): name for name, parameter in model.named_parameters()}
+    files = {} if folder is None else _files_of_parameters(folder)
     with torch.inference_mode():
         while layers:  # the largest first: the others' room is still free while it is there twice
             batch = [layers.pop()]
             while layers and sum(linear.weight.nbytes for *_, linear in batch) < _BATCH:
                 batch.append(layers.pop())
             read = {names[id(linear.weight)]: linear.weight for *_, linear in batch}
-            fresh = _mapped_anew(read, folder)
+            fresh = _mapped_anew(read, files)
             for parent, attribute, linear in batch:
                 weight = fresh.get(names[id(linear.weight)], linear.weight)
                 setattr(parent, attribute, PackedLinear(weight, linear.bias))
     kept = dict(model.named_parameters())
-    fresh = _mapped_anew(kept, folder)
+    fresh = _mapped_anew(kept, files)
     for name, parameter in kept.items():
         parameter.data = fresh[name] if name in fresh else parameter.data.clone()
     return True
 
 
+def _files_of_parameters(folder: Path) -> dict[str, Path]:
+    """Which weights file of a folder holds which parameter.
+
+    A file that cannot be read is none of those that the model was loaded from.
+    """
+    files: dict[str, Path] = {}
+    for file in folder.glob("*.safetensors"):
+        with suppress(SafetensorError), safe_open(file, framework="pt") as weights:
+            files |= dict.fromkeys(weights.keys(), file)
+    return files
+
+
 def _mapped_anew(
-    parameters: Mapping[str, torch.Tensor], folder: Path | None
+    parameters: Mapping[str, torch.Tensor], files: Mapping[str, Path]
 ) -> dict[str, torch.Tensor]:
     """Parameters of a model once more, in a new mapping of its weights files.
 
@@ -102,14 +115,13 @@ def _mapped_anew(
     rows are read that are looked up.
 
     Returns:
-        Those that are in a file as they are in the model. Files that cannot be read are none of
-        its own.
+        Those that are in a file as they are in the model.
     """
     fresh: dict[str, torch.Tensor] = {}
-    for file in folder.glob("*.safetensors") if folder is not None else ():
-        with suppress(SafetensorError), safe_open(file, framework="pt") as weights:
-            stored = parameters.keys() & set(weights.keys())
-            fresh |= {name: weights.get_tensor(name) for name in stored}
+    stored = parameters.keys() & files.keys()
+    for file in {files[name] for name in stored}:
+        with safe_open(file, framework="pt") as weights:
+            fresh |= {name: weights.get_tensor(name) for name in stored if files[name] == file}
     return {name: tensor for name, tensor in fresh.items() if _alike(tensor, parameters[name])}
 
 
