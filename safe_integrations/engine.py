@@ -221,15 +221,16 @@ class _Run:
         tokens: list[bytes] = []
         ahead = sum(step.expected is not None for step in self.draft)
         wanted = max(1, self._lookahead() - ahead)
-        self.auto.start(self._probabilities(len(self.draft)))
+        chooses = self.config.lookahead == "auto"
+        if chooses:
+            self.auto.start(self._probabilities(len(self.draft)))
         while wanted and END not in tokens and (room := self.budget - len(self.view.ids)) > 0:
             forced = self._write_forced(room)
             drafted = [] if forced else self._draft_step(min(wanted, room))
             wanted -= len(drafted)
             tokens += forced or drafted
-            if self.config.lookahead == "auto" and drafted:
-                if not self.auto.goes_on(self._probabilities(len(drafted))):
-                    break
+            if chooses and drafted and not self.auto.goes_on(self._probabilities(len(drafted))):
+                break
         self.statistics.drafted += len(tokens)
         return Drafted(self.statistics.cycles, start, tuple(tokens))
 

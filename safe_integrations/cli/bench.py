@@ -97,8 +97,10 @@ def bench(
             contests, memory = _contests(
                 specs, config, swapped, PROMPTS[settings.prompts[-1]], tell
             )
-        described = machine() | {"dtype": dtype or "auto"}
-        described["config"] = config.model_dump(mode="json")
+        described = machine() | {
+            "dtype": dtype or "auto",
+            "config": config.model_dump(mode="json"),
+        }
         report = benchmark(contests, settings, tell)
     _show(report, memory)
     if json_file is not None:
