@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from safe_integrations.config import EnsembleConfig as EnsembleConfig
     from safe_integrations.config import GenerationConfig as GenerationConfig
-    from safe_integrations.engine import SafeEngine as SafeEngine
+    from safe_integrations.engine.loop import SafeEngine as SafeEngine
     from safe_integrations.errors import SafeError as SafeError
-    from safe_integrations.loading import load_engine as load_engine
     from safe_integrations.messages import Message as Message
-    from safe_integrations.result import Result as Result
+    from safe_integrations.models.load import load_engine as load_engine
+    from safe_integrations.report.result import Result as Result
 
 __version__: Final = "0.1.0"
 
@@ -20,10 +20,10 @@ _HOMES: Final = {
     "EnsembleConfig": "config",
     "GenerationConfig": "config",
     "Message": "messages",
-    "Result": "result",
-    "SafeEngine": "engine",
+    "Result": "report.result",
+    "SafeEngine": "engine.loop",
     "SafeError": "errors",
-    "load_engine": "loading",
+    "load_engine": "models.load",
 }
 __all__ = [*_HOMES]
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from safe_integrations.config import Tool
-from safe_integrations.distribution import DenseDistribution
-from safe_integrations.member import Work
+from safe_integrations.engine.distribution import DenseDistribution
+from safe_integrations.engine.model import Work
+from safe_integrations.engine.tokens import END, TokenTable
 from safe_integrations.messages import Message
-from safe_integrations.tokens import END, TokenTable
 
 Script = Callable[[bytes], Mapping[bytes, float]]
 """The text generated so far -> the probability of every next symbol that has any."""

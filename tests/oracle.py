@@ -22,9 +22,9 @@ from os.path import commonprefix
 import numpy as np
 
 from safe_integrations.config import Choice, EnsembleConfig, GenerationConfig
-from safe_integrations.member import Member
+from safe_integrations.engine.model import Member
+from safe_integrations.engine.tokens import END
 from safe_integrations.messages import as_messages
-from safe_integrations.tokens import END
 
 RIGHT_CONTEXT = 48
 """Bytes after which a token counts as settled even where no boundary is hard."""

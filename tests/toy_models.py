@@ -11,8 +11,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from safe_integrations.backends.loading import LoadedModel
 from safe_integrations.bench.prompts import CONTEXT
+from safe_integrations.models.loading import LoadedModel
 
 SHAPE = {
     "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,

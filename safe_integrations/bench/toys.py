@@ -9,8 +9,8 @@ from time import perf_counter
 from typing import Final
 
 from safe_integrations.bench.measure import Clock, run_engine
-from safe_integrations.distribution import DenseDistribution
-from safe_integrations.engine import SafeEngine
+from safe_integrations.engine.distribution import DenseDistribution
+from safe_integrations.engine.loop import SafeEngine
 from safe_integrations.messages import Message
 from safe_integrations.testing import Script, ScriptedMember, ScriptedSession
 

@@ -17,9 +17,9 @@ from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from safe_integrations.backends.loading import ModelSpec
     from safe_integrations.bench.benchmark import Contest, Report, Tell
     from safe_integrations.messages import Message
+    from safe_integrations.models.loading import ModelSpec
 
 
 _FIRST_ANSWER: Final = 64  # tokens
@@ -124,13 +124,13 @@ def _contests(
     The engine gets the models as users get them, and answers once before `generate` gets copies
     of its own: so the memory is that of the ensemble.
     """
-    from safe_integrations.backends.loading import load_model
-    from safe_integrations.backends.transformers import TransformersMember  # noqa: F401
     from safe_integrations.bench.benchmark import Contest
     from safe_integrations.bench.machine import peak_memory, resident_memory
     from safe_integrations.bench.rival import TransformersGenerate
-    from safe_integrations.engine import SafeEngine
-    from safe_integrations.loading import load_member
+    from safe_integrations.engine.loop import SafeEngine
+    from safe_integrations.models.load import load_member
+    from safe_integrations.models.loading import load_model
+    from safe_integrations.models.transformers.member import TransformersMember  # noqa: F401
 
     if len(specs) < 2:
         raise InvalidArgumentError("--verifier", None, "name at least one model to measure with")

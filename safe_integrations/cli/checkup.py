@@ -10,8 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-from safe_integrations.segments import Segmentation
-from safe_integrations.tokens import TokenTable
+from safe_integrations.engine.segments import Segmentation
+from safe_integrations.engine.tokens import TokenTable
 
 PACKAGES: Final = ("torch", "transformers", "numpy", "pydantic")
 EXTRAS: Final = ("langchain-core", "llama-index-core", "llguidance", "opentelemetry-api")
@@ -66,14 +66,14 @@ def installed(packages: Sequence[str]) -> dict[str, str | None]:
 
 def embedded() -> dict[str, bool]:
     """The models that pip installs, and whether each is there."""
-    from safe_integrations.backends.embedded import EMBEDDED, is_installed
+    from safe_integrations.models.embedded import EMBEDDED, is_installed
 
     return {name: is_installed(name) for name in EMBEDDED}
 
 
 def conversions() -> tuple[Path, int, int]:
     """Where GGUF files are converted to, how many are there, and their bytes."""
-    from safe_integrations.backends.gguf import cache_dir, is_intact
+    from safe_integrations.models.transformers.gguf import cache_dir, is_intact
 
     root = cache_dir() / "gguf"
     folders = [folder for folder in root.glob("*/") if is_intact(folder)]

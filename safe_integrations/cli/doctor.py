@@ -37,8 +37,8 @@ def doctor(
 
 def _examine(models: o.Models, quiet: bool) -> dict[str, Any]:
     """Everything that is found out, as JSON-safe data."""
-    from safe_integrations.backends import inspection
     from safe_integrations.cli import checkup
+    from safe_integrations.models import inspection
 
     with progress(quiet) as tell:
         found = [

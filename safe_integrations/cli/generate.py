@@ -28,7 +28,7 @@ def generate(
 
     The answer goes to stdout as it is written, everything about it to stderr.
     """
-    from safe_integrations.result import Result
+    from safe_integrations.report.result import Result
 
     messages = o.messages_of(prompt, system)
     options = o.with_format(options, json_schema, regex)

@@ -17,8 +17,8 @@ from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.messages import Message
 
 if TYPE_CHECKING:
-    from safe_integrations.backends.loading import ModelSpec
-    from safe_integrations.engine import SafeEngine
+    from safe_integrations.engine.loop import SafeEngine
+    from safe_integrations.models.loading import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def models_of(
     """
     if (drafter, verifiers or None, dtype, device) == (None, None, None, None):
         return Models(None, None)
-    from safe_integrations.backends.embedded import DEFAULT_DRAFTER, DEFAULT_VERIFIERS
+    from safe_integrations.models.embedded import DEFAULT_DRAFTER, DEFAULT_VERIFIERS
 
     if not verifiers:
         verifiers = [] if drafter else list(DEFAULT_VERIFIERS)
@@ -137,7 +137,7 @@ def models_of(
 
 def _spec(named: str, dtype: str | None, device: str | None) -> ModelSpec:
     """Reads the name of a model; `repository:file.gguf` is one of the files of a repository."""
-    from safe_integrations.backends.loading import ModelSpec
+    from safe_integrations.models.loading import ModelSpec
 
     given: dict[str, Any] = {"dtype": dtype, "device": device}
     repository, colon, file = named.rpartition(":")
@@ -150,7 +150,7 @@ def _spec(named: str, dtype: str | None, device: str | None) -> ModelSpec:
 
 def open_engine(models: Models, config: EnsembleConfig, quiet: bool) -> SafeEngine:
     """Loads the models that were named, or the default pair."""
-    from safe_integrations import loading
+    from safe_integrations.models import load as loading
 
     with progress(quiet) as tell:
         return loading.load_engine(
@@ -160,7 +160,7 @@ def open_engine(models: Models, config: EnsembleConfig, quiet: bool) -> SafeEngi
 
 def named(models: Models) -> list[ModelSpec]:
     """What would be loaded, drafter first; the embedded pair where nothing was named."""
-    from safe_integrations.backends.embedded import DEFAULT_DRAFTER, DEFAULT_VERIFIERS
+    from safe_integrations.models.embedded import DEFAULT_DRAFTER, DEFAULT_VERIFIERS
 
     if models.drafter is None:
         return [_spec(name, None, None) for name in (DEFAULT_DRAFTER, *DEFAULT_VERIFIERS)]

@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from safe_integrations.events import Event, Finished, TextDelta, Verified
-from safe_integrations.result import Result
-from safe_integrations.spans import SpanReader, spans
-from safe_integrations.trace import Statistics, Verdict
+from safe_integrations.engine.events import Event, Finished, TextDelta, Verified
+from safe_integrations.engine.trace import Statistics, Verdict
+from safe_integrations.report.characters import SpanReader, spans
+from safe_integrations.report.result import Result
 
 STYLES: Final = {
     Verdict.CONFIRMED: "underline cyan",

@@ -11,14 +11,14 @@ from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.utils.json import parse_partial_json
 
-from safe_integrations import payloads
+from safe_integrations.calls.stream import ToolCallStream
+from safe_integrations.calls.types import InvalidToolCall, ToolCallDelta
 from safe_integrations.config import GenerationConfig
+from safe_integrations.engine.events import Event, Finished, TextDelta, Verified
+from safe_integrations.engine.trace import Statistics
 from safe_integrations.errors import InvalidArgumentError
-from safe_integrations.events import Event, Finished, TextDelta, Verified
-from safe_integrations.result import Result
-from safe_integrations.tools.stream import ToolCallStream
-from safe_integrations.tools.types import InvalidToolCall, ToolCallDelta
-from safe_integrations.trace import Statistics
+from safe_integrations.report import payloads
+from safe_integrations.report.result import Result
 
 PROVIDER: Final = "safe"
 """How LangChain and its tracers call this package."""

@@ -37,16 +37,16 @@ from pydantic import (
 )
 
 from safe_integrations import __version__
-from safe_integrations.adapter import EnsembleOptions, identity_of, name_of
-from safe_integrations.asynchronous import in_thread
+from safe_integrations.adapters.request import EnsembleOptions, identity_of, name_of
+from safe_integrations.adapters.threads import in_thread
 from safe_integrations.config import EnsembleConfig, GenerationConfig
-from safe_integrations.engine import SafeEngine
+from safe_integrations.engine.events import Event
+from safe_integrations.engine.loop import SafeEngine
 from safe_integrations.errors import (
     ContextWindowError,
     GenerationCancelled,
     InvalidArgumentError,
 )
-from safe_integrations.events import Event
 from safe_integrations.langchain.answer import PROVIDER, Answer
 from safe_integrations.langchain.errors import SafeContextOverflowError, SafeTimeoutError
 from safe_integrations.langchain.events import NOTE, Listeners
@@ -61,8 +61,8 @@ from safe_integrations.langchain.options import (
 from safe_integrations.langchain.options import tool_choice as read_tool_choice
 from safe_integrations.langchain.structured import Method as StructuredMethod
 from safe_integrations.langchain.structured import structured
-from safe_integrations.loading import load_engine
-from safe_integrations.tracing import generation_span
+from safe_integrations.models.load import load_engine
+from safe_integrations.report.tracing import generation_span
 
 M = TypeVar("M", CallbackManager, AsyncCallbackManager)
 

@@ -21,8 +21,8 @@ from langchain_core.callbacks import (
 )
 from langchain_core.callbacks.base import BaseCallbackManager
 
-from safe_integrations import payloads
-from safe_integrations.events import Ensembled, Event, Verified
+from safe_integrations.engine.events import Ensembled, Event, Verified
+from safe_integrations.report import payloads
 
 NOTE: Final = "safe_listeners"
 """Name of the private keyword argument."""

@@ -17,12 +17,12 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 
-from safe_integrations import payloads
 from safe_integrations.config import Tool
+from safe_integrations.engine.events import Event, Finished, TextDelta, Verified
 from safe_integrations.errors import InvalidArgumentError
-from safe_integrations.events import Event, Finished, TextDelta, Verified
 from safe_integrations.llama_index.events import Started
-from safe_integrations.result import Result
+from safe_integrations.report import payloads
+from safe_integrations.report.result import Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Answer:
         self._calls: list[ToolCallBlock] = []
         self._stream = None
         if tools:
-            from safe_integrations.tools.stream import ToolCallStream
+            from safe_integrations.calls.stream import ToolCallStream
 
             self._stream = ToolCallStream(tools)
 

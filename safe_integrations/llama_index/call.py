@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from safe_integrations.asynchronous import in_thread
+from safe_integrations.adapters.threads import in_thread
 from safe_integrations.config import GenerationConfig
-from safe_integrations.events import Event
+from safe_integrations.engine.events import Event
 from safe_integrations.llama_index.answer import Answer, Chunk
 from safe_integrations.llama_index.events import Reporter, Started
 from safe_integrations.messages import Message
-from safe_integrations.tracing import GenerationSpan
+from safe_integrations.report.tracing import GenerationSpan
 
 if TYPE_CHECKING:
-    from safe_integrations.engine import SafeEngine
+    from safe_integrations.engine.loop import SafeEngine
 
 T = TypeVar("T")
 _Happening = tuple[datetime, Event | Started]

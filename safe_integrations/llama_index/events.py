@@ -17,8 +17,8 @@ from llama_index_instrumentation.dispatcher import active_instrument_tags, instr
 from llama_index_instrumentation.span import active_span_id
 from pydantic import Field
 
-from safe_integrations import payloads
-from safe_integrations.events import Ensembled, Event, Finished, Verified
+from safe_integrations.engine.events import Ensembled, Event, Finished, Verified
+from safe_integrations.report import payloads
 
 _dispatcher = get_dispatcher(__name__)
 

@@ -30,9 +30,7 @@ from llama_index.core.llms.utils import parse_partial_json
 from llama_index_instrumentation.dispatcher import DISPATCHER_SPAN_DECORATED_ATTR
 from pydantic import ConfigDict, field_serializer
 
-from safe_integrations import loading, tracing
-from safe_integrations.adapter import EnsembleOptions
-from safe_integrations.backends.loading import ModelSpec
+from safe_integrations.adapters.request import EnsembleOptions
 from safe_integrations.config import (
     EnsembleConfig,
     GenerationConfig,
@@ -48,6 +46,9 @@ from safe_integrations.llama_index.messages import (
     tool_spec,
 )
 from safe_integrations.messages import Message
+from safe_integrations.models import load as loading
+from safe_integrations.models.loading import ModelSpec
+from safe_integrations.report import tracing
 
 if TYPE_CHECKING:
     from llama_index.core.prompts import PromptTemplate

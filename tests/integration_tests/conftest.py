@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from safe_integrations.backends.loading import LoadedModel, ModelSpec, load_model
-from safe_integrations.backends.transformers import TransformersMember
-from safe_integrations.loading import load_member
+from safe_integrations.models.load import load_member
+from safe_integrations.models.loading import LoadedModel, ModelSpec, load_model
+from safe_integrations.models.transformers.member import TransformersMember
 
 
 @pytest.fixture(scope="session")

@@ -11,20 +11,20 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from safe_integrations.backends import embedded
-from safe_integrations.backends.loading import (
+from safe_integrations.engine.segments import Segmentation
+from safe_integrations.engine.tokens import TokenTable
+from safe_integrations.errors import InvalidArgumentError, ModelLoadError, ModelNotFoundError
+from safe_integrations.messages import Message
+from safe_integrations.models import embedded
+from safe_integrations.models.loading import (
     LoadedModel,
     ModelSpec,
     context_window_of,
     load_model,
     quiet,
 )
-from safe_integrations.backends.rendering import render
-from safe_integrations.backends.tokenizer import build_token_table, end_ids_of
-from safe_integrations.errors import InvalidArgumentError, ModelLoadError, ModelNotFoundError
-from safe_integrations.messages import Message
-from safe_integrations.segments import Segmentation
-from safe_integrations.tokens import TokenTable
+from safe_integrations.models.rendering import render
+from safe_integrations.models.tokenizer import build_token_table, end_ids_of
 
 NAMES = embedded.EMBEDDED
 

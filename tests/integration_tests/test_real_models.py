@@ -16,16 +16,16 @@ import pytest
 import torch
 from transformers import AutoConfig, RepetitionPenaltyLogitsProcessor
 
-from safe_integrations.backends.embedded import EMBEDDED
-from safe_integrations.backends.kv_cache import reads_in_parts
-from safe_integrations.backends.loading import LoadedModel, ModelSpec, load_model
-from safe_integrations.backends.packing import PackedLinear, pack
-from safe_integrations.backends.transformers import TransformersMember
 from safe_integrations.config import EnsembleConfig, GenerationConfig
-from safe_integrations.engine import SafeEngine
-from safe_integrations.loading import load_member
+from safe_integrations.engine.loop import SafeEngine
+from safe_integrations.engine.tokens import END
 from safe_integrations.messages import as_messages
-from safe_integrations.tokens import END
+from safe_integrations.models.embedded import EMBEDDED
+from safe_integrations.models.load import load_member
+from safe_integrations.models.loading import LoadedModel, ModelSpec, load_model
+from safe_integrations.models.transformers.kv_cache import reads_in_parts
+from safe_integrations.models.transformers.member import TransformersMember
+from safe_integrations.models.transformers.packing import PackedLinear, pack
 from tests.oracle import Oracle
 from tests.prompts import PROMPTS
 

@@ -26,9 +26,9 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from safe_integrations import tracing
 from safe_integrations.langchain import ChatSafe
 from safe_integrations.llama_index import SafeLLM
+from safe_integrations.report import tracing
 
 PROJECT = "safe-integrations"
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning")

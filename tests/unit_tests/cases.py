@@ -11,9 +11,9 @@ from typing import Any
 from hypothesis import strategies as st
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
-from safe_integrations.engine import SafeEngine
+from safe_integrations.engine.loop import SafeEngine
+from safe_integrations.engine.tokens import END
 from safe_integrations.testing import Script, ScriptedMember
-from safe_integrations.tokens import END
 
 ATOMS = [c.encode() for c in ("a", "b", "c", " ", "\n", "é", "中", "😀", "e\u0301")]
 

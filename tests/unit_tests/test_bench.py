@@ -15,8 +15,6 @@ import torch
 from toy_models import toy_model
 from typer.testing import CliRunner
 
-from safe_integrations.backends import loading
-from safe_integrations.backends.loading import LoadedModel
 from safe_integrations.bench import benchmark as b
 from safe_integrations.bench.measure import (
     Run,
@@ -31,9 +29,11 @@ from safe_integrations.bench.rival import TransformersGenerate
 from safe_integrations.bench.toys import engine_cost, toy_engine
 from safe_integrations.cli.app import app
 from safe_integrations.config import GenerationConfig
-from safe_integrations.engine import SafeEngine
-from safe_integrations.loading import load_member
+from safe_integrations.engine.loop import SafeEngine
 from safe_integrations.messages import Message
+from safe_integrations.models import loading
+from safe_integrations.models.load import load_member
+from safe_integrations.models.loading import LoadedModel
 from safe_integrations.testing import ScriptedMember, ScriptedSession, follows
 
 TEXT = b"Once upon a time there was a lamp."

@@ -16,18 +16,18 @@ from rich.cells import cell_len
 from rich.console import Console
 from typer.testing import CliRunner
 
-from safe_integrations.backends import inspection
-from safe_integrations.backends.embedded import DEFAULT_DRAFTER, DEFAULT_VERIFIERS
-from safe_integrations.backends.loading import ModelSpec
 from safe_integrations.cli import checkup, render
 from safe_integrations.cli import options as cli_options
 from safe_integrations.cli.app import app
 from safe_integrations.config import EnsembleConfig, GenerationConfig
-from safe_integrations.engine import SafeEngine
+from safe_integrations.engine.events import TextDelta, Verified
+from safe_integrations.engine.loop import SafeEngine
+from safe_integrations.engine.trace import Verdict
 from safe_integrations.errors import ModelNotFoundError
-from safe_integrations.events import TextDelta, Verified
+from safe_integrations.models import inspection
+from safe_integrations.models.embedded import DEFAULT_DRAFTER, DEFAULT_VERIFIERS
+from safe_integrations.models.loading import ModelSpec
 from safe_integrations.testing import ScriptedMember, follows
-from safe_integrations.trace import Verdict
 
 TEXT = "Paris 🗼, 你好.\n\nNon, e\u0301."
 OTHER = "Paris 🗼, 您好.\n\nOui, e\u0301."
@@ -62,7 +62,7 @@ class Loader:
 @pytest.fixture
 def loader(monkeypatch: pytest.MonkeyPatch) -> Loader:
     """Scripted models in place of real ones."""
-    loading = importlib.import_module("safe_integrations.loading")
+    loading = importlib.import_module("safe_integrations.models.load")
     fake = Loader()
     monkeypatch.setattr(loading, "load_engine", fake)
     return fake
@@ -246,7 +246,7 @@ def test_other_errors_of_the_package_exit_with_1(
     def missing(*args: Any, **rest: Any) -> None:
         raise ModelNotFoundError("no model at nobody/nothing")
 
-    monkeypatch.setattr("safe_integrations.loading.load_engine", missing)
+    monkeypatch.setattr("safe_integrations.models.load.load_engine", missing)
     for flags in ([], ["--json"]):
         result = run("generate", "hi", "--drafter", "nobody/nothing", *flags)
         assert result.exit_code == 1
@@ -287,7 +287,7 @@ def test_painted_deltas_equal_the_deltas_and_colour_the_ensembled_bytes() -> Non
 
 
 def _coloured_spans(result: Any) -> Iterator[Any]:
-    from safe_integrations.spans import spans
+    from safe_integrations.report.characters import spans
 
     return (s for s in spans(result.pieces, result.text) if s.verdict in render.STYLES)
 

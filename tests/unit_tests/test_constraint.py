@@ -17,10 +17,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from safe_integrations.config import Choice, Grammar, JsonSchema, Regex, ResponseFormat
-from safe_integrations.constraint import Constraint, Cursor, text_rule
+from safe_integrations.engine.tokens import END, TokenTable
 from safe_integrations.errors import InvalidArgumentError
+from safe_integrations.structure.constraint import Constraint, Cursor, text_rule
 from safe_integrations.testing import ScriptedMember, follows
-from safe_integrations.tokens import END, TokenTable
 
 pytest.importorskip("llguidance")
 

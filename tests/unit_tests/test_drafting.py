@@ -8,11 +8,11 @@ from random import Random
 import pytest
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig, Regex
-from safe_integrations.distribution import DenseDistribution
-from safe_integrations.drafting import MAX_LOOKAHEAD, AutoLookahead, PromptLookup
-from safe_integrations.engine import SafeEngine
+from safe_integrations.engine.distribution import DenseDistribution
+from safe_integrations.engine.lookahead import MAX_LOOKAHEAD, AutoLookahead, PromptLookup
+from safe_integrations.engine.loop import SafeEngine
 from safe_integrations.messages import Message
-from safe_integrations.result import Result
+from safe_integrations.report.result import Result
 from safe_integrations.testing import ScriptedMember, ScriptedSession, follows
 
 COPIED = b"the quick brown fox jumps over the lazy dog and runs"

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig, Regex
-from safe_integrations.engine import SafeEngine
+from safe_integrations.engine.events import Drafted, Ensembled, Finished, TextDelta, Verified
+from safe_integrations.engine.loop import SafeEngine
+from safe_integrations.engine.tokens import END
+from safe_integrations.engine.trace import Verdict
 from safe_integrations.errors import (
     ContextWindowError,
     GenerationCancelled,
     GenerationError,
     InvalidArgumentError,
 )
-from safe_integrations.events import Drafted, Ensembled, Finished, TextDelta, Verified
 from safe_integrations.testing import ScriptedMember, ScriptedSession, follows
-from safe_integrations.tokens import END
-from safe_integrations.trace import Verdict
 
 Script = Mapping[bytes, Mapping[bytes, float]]
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from oracle import Judged, Oracle, Outcome
 
 from safe_integrations.config import Choice, EnsembleConfig, GenerationConfig
-from safe_integrations.events import Drafted, Finished, TextDelta, Verified
-from safe_integrations.result import Result
+from safe_integrations.engine.events import Drafted, Finished, TextDelta, Verified
+from safe_integrations.engine.tokens import END
+from safe_integrations.engine.trace import Verdict
+from safe_integrations.report.result import Result
 from safe_integrations.testing import ScriptedMember
-from safe_integrations.tokens import END
-from safe_integrations.trace import Verdict
 
 TINY = 1e-6
 ci = settings(

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safe_integrations.config import EnsembleConfig
-from safe_integrations.distribution import DenseDistribution
-from safe_integrations.ensemble import Merge, merge
+from safe_integrations.engine.distribution import DenseDistribution
+from safe_integrations.engine.ensemble import Merge, merge
+from safe_integrations.engine.judge import consensus
+from safe_integrations.engine.tokens import END, TokenTable
+from safe_integrations.engine.trace import Vote
 from safe_integrations.testing import ScriptedMember
-from safe_integrations.tokens import END, TokenTable
-from safe_integrations.trace import Vote
-from safe_integrations.verify import consensus
 
 Row = Mapping[bytes, float]
 

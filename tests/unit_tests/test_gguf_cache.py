@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from safe_integrations.backends import gguf
 from safe_integrations.errors import ModelLoadError, ModelNotFoundError
+from safe_integrations.models.transformers import gguf
 
 
 def silent(_: str) -> None:

@@ -8,11 +8,18 @@ from html.parser import HTMLParser
 
 import pytest
 
-from safe_integrations.html import provenance_html
-from safe_integrations.result import Result
-from safe_integrations.spans import SpanReader, spans
-from safe_integrations.tokens import END
-from safe_integrations.trace import Candidate, ModelStatistics, Piece, Statistics, Verdict, Vote
+from safe_integrations.engine.tokens import END
+from safe_integrations.engine.trace import (
+    Candidate,
+    ModelStatistics,
+    Piece,
+    Statistics,
+    Verdict,
+    Vote,
+)
+from safe_integrations.report.characters import SpanReader, spans
+from safe_integrations.report.html import provenance_html
+from safe_integrations.report.result import Result
 
 VOTES = (
     Vote("org/drafter", b" cat", 0.25, b" <dog>", 0.5),

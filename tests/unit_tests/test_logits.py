@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from safe_integrations.backends.logits import Fold, LogitsDistribution
-from safe_integrations.tokens import END, TokenTable
+from safe_integrations.engine.tokens import END, TokenTable
+from safe_integrations.models.transformers.logits import Fold, LogitsDistribution
 
 COLUMNS = [n for n in range(320) if n % 10 < 3]  # the first three of each of 32 parts of 320
 

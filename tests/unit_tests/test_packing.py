@@ -9,10 +9,10 @@ import pytest
 import torch
 from toy_models import toy_model
 
-from safe_integrations.backends.loading import ModelSpec
-from safe_integrations.backends.packing import PackedLinear, pack
-from safe_integrations.backends.transformers import TransformersMember
-from safe_integrations.loading import load_member
+from safe_integrations.models.load import load_member
+from safe_integrations.models.loading import ModelSpec
+from safe_integrations.models.transformers.member import TransformersMember
+from safe_integrations.models.transformers.packing import PackedLinear, pack
 
 SIZE = 400
 NOISE = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}

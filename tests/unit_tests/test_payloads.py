@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from safe_integrations import payloads
 from safe_integrations.config import EnsembleConfig, GenerationConfig
-from safe_integrations.engine import SafeEngine
-from safe_integrations.events import Ensembled, Event, Finished, Verified
-from safe_integrations.result import Result
+from safe_integrations.engine.events import Ensembled, Event, Finished, Verified
+from safe_integrations.engine.loop import SafeEngine
+from safe_integrations.engine.trace import Verdict
+from safe_integrations.report import payloads
+from safe_integrations.report.result import Result
 from safe_integrations.testing import ScriptedMember, follows
-from safe_integrations.trace import Verdict
 
 DOCS = (Path(__file__).parents[2] / "docs" / "events.md").read_text()
 TEXT = "Paris 🗼, 你好.\n<end>"

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
-from safe_integrations.distribution import DenseDistribution
-from safe_integrations.engine import SafeEngine
-from safe_integrations.sampling import shape
+from safe_integrations.engine.distribution import DenseDistribution
+from safe_integrations.engine.loop import SafeEngine
+from safe_integrations.engine.sampling import shape
+from safe_integrations.engine.tokens import END
 from safe_integrations.testing import Script, ScriptedMember
-from safe_integrations.tokens import END
 
 DRAWS = 20_000
 TOKENS = 2

@@ -6,9 +6,9 @@ from cases import World, worlds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safe_integrations.segments import Segmentation
+from safe_integrations.engine.segments import Segmentation
+from safe_integrations.engine.tokens import TokenTable
 from safe_integrations.testing import ScriptedMember
-from safe_integrations.tokens import TokenTable
 
 
 def table_of(vocabulary: list[bytes]) -> TokenTable:

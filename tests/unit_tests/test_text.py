@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safe_integrations.text import TextStream
+from safe_integrations.engine.text import TextStream
 
 
 def read(chunks: list[bytes], stop: list[str]) -> tuple[str, int, int | None]:

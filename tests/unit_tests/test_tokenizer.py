@@ -21,9 +21,9 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from safe_integrations.backends.tokenizer import build_token_table, end_ids_of
+from safe_integrations.engine.tokens import END, TokenTable
 from safe_integrations.errors import UnsupportedTokenizerError
-from safe_integrations.tokens import END, TokenTable
+from safe_integrations.models.tokenizer import build_token_table, end_ids_of
 
 CORPUS = [
     "Natalia sold 48/2 = 24 clips in May. She sold 48 + 24 = 72 clips altogether.",

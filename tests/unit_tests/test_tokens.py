@@ -7,8 +7,8 @@ from cases import worlds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from safe_integrations.engine.tokens import END, MAX_UNSETTLED, TokenTable
 from safe_integrations.testing import ScriptedMember
-from safe_integrations.tokens import END, MAX_UNSETTLED, TokenTable
 
 
 def table(symbols: list[bytes | None], end: set[int], encode: object = None) -> TokenTable:

@@ -13,20 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from safe_integrations.config import (
-    Choice,
-    GenerationConfig,
-    Grammar,
-    JsonSchema,
-    Regex,
-    ResponseFormat,
-    Tool,
-)
-from safe_integrations.constraint import Cursor
-from safe_integrations.errors import InvalidArgumentError
-from safe_integrations.messages import Message
-from safe_integrations.testing import ScriptedMember, follows
-from safe_integrations.tools import (
+from safe_integrations.calls import (
     InvalidToolCall,
     ParsedAnswer,
     ToolCall,
@@ -41,6 +28,19 @@ from safe_integrations.tools import (
     render_tools_plainly,
     template_supports_tools,
 )
+from safe_integrations.config import (
+    Choice,
+    GenerationConfig,
+    Grammar,
+    JsonSchema,
+    Regex,
+    ResponseFormat,
+    Tool,
+)
+from safe_integrations.errors import InvalidArgumentError
+from safe_integrations.messages import Message
+from safe_integrations.structure.constraint import Cursor
+from safe_integrations.testing import ScriptedMember, follows
 
 WEATHER = Tool(
     name="get_weather",

@@ -27,13 +27,13 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import StatusCode
 
-from safe_integrations import tracing
 from safe_integrations.config import GenerationConfig
-from safe_integrations.engine import SafeEngine
+from safe_integrations.engine.events import Verified
+from safe_integrations.engine.loop import SafeEngine
 from safe_integrations.errors import GenerationCancelled, GenerationError, InvalidArgumentError
-from safe_integrations.events import Verified
 from safe_integrations.langchain import ChatSafe
 from safe_integrations.llama_index import SafeLLM
+from safe_integrations.report import tracing
 from safe_integrations.testing import ScriptedMember, follows
 
 TEXT = b"hello world"
@@ -94,7 +94,7 @@ def test_off_there_is_nothing() -> None:
     events = engine().generate("x")
     assert tracing.generation_span("both", GenerationConfig()).follow(events) is events
     code = (
-        "import sys; from safe_integrations import tracing; from safe_integrations.config import *;"
+        "import sys; from safe_integrations.report import tracing; from safe_integrations.config import *;"
         "tracing.generation_span('both', GenerationConfig());"
         "assert not [m for m in sys.modules if m.startswith('opentelemetry')]"
     )
@@ -102,7 +102,7 @@ def test_off_there_is_nothing() -> None:
 
 
 def test_without_opentelemetry_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "safe_integrations.tracing.spans", None)
+    monkeypatch.setitem(sys.modules, "safe_integrations.report.tracing.spans", None)
     with pytest.raises(ImportError, match=r"pip install 'safe-integrations\[tracing\]'"):
         tracing.enable()
 

@@ -9,9 +9,9 @@ import torch
 from toy_models import SHAPE, toy_model
 from transformers import Phi3Config
 
-from safe_integrations.backends.loading import LoadedModel
-from safe_integrations.backends.transformers import TransformersMember
-from safe_integrations.loading import load_member
+from safe_integrations.models.load import load_member
+from safe_integrations.models.loading import LoadedModel
+from safe_integrations.models.transformers.member import TransformersMember
 
 SIZE = 400
 SWITCH = 48

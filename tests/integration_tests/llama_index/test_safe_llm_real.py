@@ -17,7 +17,6 @@ from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
 from pydantic import BaseModel
 
-from safe_integrations import loading
 from safe_integrations.config import Regex
 from safe_integrations.llama_index import (
     SafeEvent,
@@ -25,6 +24,7 @@ from safe_integrations.llama_index import (
     SafeLLM,
     SafeVerification,
 )
+from safe_integrations.models import load as loading
 
 
 def agent_warnings(test: Any) -> Any:

@@ -20,8 +20,6 @@ from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import ConfigurableField
 
-from safe_integrations import loading
-from safe_integrations.backends.loading import ModelSpec
 from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.errors import InvalidArgumentError, SafeError
 from safe_integrations.langchain import (
@@ -30,6 +28,8 @@ from safe_integrations.langchain import (
     SafeTimeoutError,
     result_of,
 )
+from safe_integrations.models import load as loading
+from safe_integrations.models.loading import ModelSpec
 
 CALLS: dict[str, Callable[[ChatSafe], Any]] = {
     "invoke": lambda c: c.invoke("hi"),

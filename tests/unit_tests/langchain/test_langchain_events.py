@@ -20,7 +20,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 from rich.console import Console
 
 from safe_integrations.langchain import ChatSafe, SafeTraceHandler
-from safe_integrations.payloads import CANDIDATES, VERSION
+from safe_integrations.report.payloads import CANDIDATES, VERSION
 
 pytestmark = pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")
 

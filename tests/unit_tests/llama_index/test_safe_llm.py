@@ -20,10 +20,10 @@ from llama_index.core.llms import ChatMessage
 from llama_index.core.prompts import PromptTemplate
 from scripted_llms import Model, Slow, says, writer
 
-from safe_integrations import loading
 from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.errors import GenerationError, InvalidArgumentError
 from safe_integrations.llama_index import SafeLLM, result_of
+from safe_integrations.models import load as loading
 from safe_integrations.testing import follows
 
 HELLO = [ChatMessage("Say hello.", role="user")]

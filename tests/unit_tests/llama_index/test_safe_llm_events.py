@@ -24,8 +24,7 @@ from llama_index.core.schema import TextNode
 from scripted_llms import Slow, says
 from test_safe_llm import all_methods
 
-from safe_integrations import payloads
-from safe_integrations.events import Ensembled, Finished, Verified
+from safe_integrations.engine.events import Ensembled, Finished, Verified
 from safe_integrations.llama_index import (
     SafeEnsemble,
     SafeEvent,
@@ -34,7 +33,8 @@ from safe_integrations.llama_index import (
     SafeLLM,
     SafeVerification,
 )
-from safe_integrations.loading import load_engine
+from safe_integrations.models.load import load_engine
+from safe_integrations.report import payloads
 from tests.listening import Listener
 
 LLM_START = (LLMChatStartEvent, LLMCompletionStartEvent)

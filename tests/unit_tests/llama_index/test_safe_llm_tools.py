@@ -13,7 +13,7 @@ from llama_index.core.tools import FunctionTool
 from pydantic import BaseModel
 from scripted_llms import Model, says
 
-from safe_integrations.tokens import END
+from safe_integrations.engine.tokens import END
 
 # Agents inspect all attributes of themselves, pydantic's deprecated ones included.
 agents = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning")

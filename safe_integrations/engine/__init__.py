@@ -1,0 +1,1 @@
+"""The paper: draft, verify, ensemble. Knows bytes, tokens and probabilities; numpy only."""

@@ -1,0 +1,108 @@
+"""One model taking part in one generation: its session, its view of the text, its votes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from math import exp
+from typing import TYPE_CHECKING
+
+from safe_integrations.config import GenerationConfig
+from safe_integrations.engine.model import Distribution, Member, Session
+from safe_integrations.engine.sampling import shape, shapes
+from safe_integrations.engine.segments import Segmentation
+from safe_integrations.engine.trace import ModelStatistics, Vote
+from safe_integrations.errors import GenerationCancelled, GenerationError, SafeError
+
+if TYPE_CHECKING:
+    from safe_integrations.structure.constraint import Cursor
+
+
+class Participant:
+    """A member at work on one prompt, with its own view of the shared text."""
+
+    def __init__(
+        self,
+        member: Member,
+        prompt: Sequence[int],
+        session: Session,
+        cursor: Cursor | None,
+        options: GenerationConfig,
+        cancel: threading.Event | None,
+    ) -> None:
+        self.name = member.name
+        self.tokens = member.tokens
+        self.prompt = prompt
+        self.room = member.context_window - len(prompt)
+        self.view = Segmentation(member.tokens)
+        self.cursor = cursor
+        self._session = session
+        self._options = options
+        self._reshapes = cursor is not None or shapes(options)
+        self._cancel = cancel
+
+    def score(self, ids: Sequence[int], since: int) -> Sequence[Distribution]:
+        """What it expects after `ids[:since]`, ..., after `ids`, in one forward pass."""
+        if self._cancel is not None and self._cancel.is_set():
+            raise GenerationCancelled("the generation was cancelled")
+        try:
+            return self._session.score(ids, since)
+        except SafeError:
+            raise
+        except Exception as error:
+            raise GenerationError(f"{self.name} failed while generating: {error}") from error
+
+    @property
+    def has_read(self) -> bool:
+        """Whether it has read its prompt; that pass says nothing about what a token costs."""
+        return self._session.work.passes > 0
+
+    @property
+    def seconds(self) -> float:
+        """Wall time that it has spent in forward passes so far."""
+        return self._session.work.seconds
+
+    def shaped(self, expected: Distribution, count: int) -> Distribution:
+        """How an expectation takes part: under the constraint and the sampling options.
+
+        Args:
+            expected: What the model expects after the first `count` tokens of its view.
+            count: Number of tokens.
+        """
+        if not self._reshapes:
+            return expected
+        ids = self.view.ids[:count]
+        allowed = None if self.cursor is None else self.cursor.allowed(ids)
+        return shape(expected, ids, allowed, self._options)
+
+    def look_at(self, text: bytearray, unchanged: int, drafter: Participant) -> None:
+        """Takes in the text as it is now. Models with the same tokens share the drafter's ids."""
+        if self._shares_ids_with(drafter):
+            self.view = drafter.view
+        else:
+            self.view.update(text, unchanged)
+
+    def settled(self, text: bytearray, drafter: Participant) -> int:
+        """How much of its view stays as it is whatever is written next, in bytes."""
+        return len(text) if self._shares_ids_with(drafter) else self.tokens.settled(text)
+
+    def own_token(self, index: int) -> int:
+        """Its token at a place of its view; END at the end of the text."""
+        ids = self.view.ids
+        return ids[index] if index < len(ids) else self.tokens.end_id
+
+    def _shares_ids_with(self, drafter: Participant) -> bool:
+        return self.view is drafter.view or self.tokens.same_tokens(drafter.tokens)
+
+    def vote(self, own_id: int, expected: Distribution) -> Vote:
+        """What it thinks of its own token at a place."""
+        own, top = expected.logprobs([own_id, expected.best])
+        symbol = self.tokens.symbol
+        return Vote(self.name, symbol(own_id), exp(own), symbol(expected.best), exp(top))
+
+    def statistics(self) -> ModelStatistics:
+        """What it has computed so far."""
+        work = self._session.work
+        return ModelStatistics(
+            self.name, len(self.prompt), work.reused, work.passes, work.tokens, work.seconds
+        )

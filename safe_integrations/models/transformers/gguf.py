@@ -1,0 +1,246 @@
+"""GGUF files, converted once to a folder of safetensors that loads in seconds.
+
+transformers reads GGUF, but needs most of a minute for a small model, mostly to parse the same
+metadata several times in Python. So a file is converted once, to float32 (a quantised weight times
+its scale is exact there), into a folder of the user's cache named by the file's content. The
+folder appears in one step, under a lock, and a manifest tells whether it is still what was written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from safe_integrations.errors import ModelLoadError, ModelNotFoundError, SafeError
+
+Progress = Callable[[str], None]
+
+VERSION: Final = 1
+"""Part of every folder's name: raise it when a conversion would come out differently."""
+
+_MANIFEST: Final = "manifest.json"
+_patching = threading.Lock()
+
+
+def cache_dir() -> Path:
+    """Where converted models are kept: `SAFE_INTEGRATIONS_CACHE`, or the user's cache directory."""
+    if chosen := os.environ.get("SAFE_INTEGRATIONS_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "safe_integrations"
+
+
+def converted_file(path: Path, on_progress: Progress) -> Path:
+    """The folder that a GGUF file is converted to, converting it first if need be.
+
+    Raises:
+        ModelNotFoundError: There is no such file.
+        ModelLoadError: The file is truncated, damaged or of an unknown kind.
+    """
+    if not path.is_file():
+        raise ModelNotFoundError(f"{path}: there is no such GGUF file")
+    return converted(sha256_of(path), lambda _: path, path.name, on_progress)
+
+
+def converted(
+    sha256: str, fetch: Callable[[Path], Path], label: str, on_progress: Progress
+) -> Path:
+    """The folder that a GGUF of known content is converted to.
+
+    Args:
+        sha256: Hash of the file's content.
+        fetch: Called with an empty folder when the file is needed; returns where it is. What it
+            writes into the folder is deleted after the conversion.
+        label: How progress and errors call the file.
+        on_progress: Told what is going on, one line at a time.
+    """
+    root = cache_dir() / "gguf"
+    folder = root / f"{sha256[:32]}-v{VERSION}"
+    if is_intact(folder):
+        return folder
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _locked(root / f"{folder.name}.lock", label, on_progress):
+            if not is_intact(folder):  # another process may have been faster
+                _build(folder, sha256, fetch, label, on_progress)
+    except OSError as error:
+        raise ModelLoadError(
+            f"{label}: cannot be converted in {root}: {error}. Make room there, or set "
+            "SAFE_INTEGRATIONS_CACHE to another folder"
+        ) from error
+    return folder
+
+
+def is_intact(folder: Path) -> bool:
+    """Whether a converted folder is complete and as it was written.
+
+    Files are hashed only when their time of change is not the recorded one.
+    """
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text())
+        return all(_unchanged(folder / name, *entry) for name, entry in manifest.items())
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _locked(path: Path, label: str, on_progress: Progress) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        on_progress(f"{label}: waiting for another process that converts it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _unchanged(path: Path, size: int, mtime_ns: int, sha256: str) -> bool:
+    stat = path.stat()
+    if stat.st_size != size:
+        return False
+    return stat.st_mtime_ns == mtime_ns or sha256_of(path) == sha256
+
+
+def _build(
+    folder: Path, sha256: str, fetch: Callable[[Path], Path], label: str, on_progress: Progress
+) -> None:
+    for leftover in folder.parent.glob(f"{folder.name}.*.tmp"):  # we hold the lock: nobody's
+        shutil.rmtree(leftover, ignore_errors=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent, ignore_cleanup_errors=True
+    ) as work:
+        source, target = Path(work, "source"), Path(work, "target")
+        source.mkdir()
+        on_progress(f"{label}: reading (done once)")
+        gguf = fetch(source)
+        if sha256_of(gguf) != sha256:
+            raise ModelLoadError(f"{label}: the file is damaged; install or download it again")
+        _convert(gguf, target, label, on_progress)
+        _write_manifest(target)
+        if folder.exists():
+            on_progress(f"{label}: the converted copy was damaged and is replaced")
+            shutil.rmtree(folder)
+        os.replace(target, folder)
+
+
+def _write_manifest(folder: Path) -> None:
+    manifest = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        manifest[path.name] = [path.stat().st_size, path.stat().st_mtime_ns, sha256_of(path)]
+    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+def _convert(gguf: Path, target: Path, label: str, on_progress: Progress) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from safe_integrations.models.loading import quiet
+
+    with quiet(), _fast_reading(label, on_progress) as read:
+        read(gguf)
+        where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+        try:
+            on_progress(f"{label}: converting its tokenizer")
+            AutoTokenizer.from_pretrained(**where, local_files_only=True).save_pretrained(target)
+            on_progress(f"{label}: converting its weights")
+            model = AutoModelForCausalLM.from_pretrained(
+                **where, dtype=torch.float32, local_files_only=True
+            )
+            model.hf_quantizer = None  # it says that such a model cannot be saved
+            if hasattr(model.config, "quantization_config"):
+                del model.config.quantization_config
+            model.save_pretrained(target)
+        except SafeError:
+            raise
+        except Exception as error:
+            raise ModelLoadError(
+                f"{label}: transformers cannot convert this GGUF file: {error}"
+            ) from error
+
+
+@contextmanager
+def _fast_reading(label: str, on_progress: Progress) -> Iterator[Callable[[Path], None]]:
+    """Makes transformers parse a GGUF file once instead of four times.
+
+    Yields a function that reads a file, and raises a `ModelLoadError` where it is not whole. Only
+    pure functions are swapped, for versions of them that remember; so a thread that meets them by
+    chance gets right answers too.
+    """
+    import gguf
+    import transformers.modeling_gguf_pytorch_utils as hf
+
+    class Reader(gguf.GGUFReader):
+        @property
+        def data(self) -> Any:
+            return self._data
+
+        @data.setter
+        def data(self, mapped: Any) -> None:
+            import numpy as np
+
+            self._data = mapped.view(np.ndarray)  # slicing a np.memmap costs several times more
+
+    remembered = lru_cache(Reader)
+
+    def reader(path: Any, *args: Any) -> Any:
+        return remembered(os.path.realpath(path), *args)
+
+    def read(path: Path) -> None:
+        on_progress(f"{label}: reading its table of contents")
+        try:
+            reader(path)
+        except Exception as error:
+            raise ModelLoadError(_damage(path, label)) from error
+
+    def steps(items: Any, **_: Any) -> Iterator[Any]:
+        for i, item in enumerate(items):
+            if i % 50 == 0:
+                on_progress(f"{label}: converting its weights, {i} of {len(items)}")
+            yield item
+
+    with _patching:
+        saved = gguf.GGUFReader, gguf.get_tensor_name_map, hf.tqdm
+        gguf.GGUFReader = reader
+        gguf.get_tensor_name_map = lru_cache(gguf.get_tensor_name_map)
+        hf.tqdm = steps
+        try:
+            yield read
+        finally:
+            gguf.GGUFReader, gguf.get_tensor_name_map, hf.tqdm = saved
+            remembered.cache_clear()  # unmaps the files
+
+
+def _damage(path: Path, label: str) -> str:
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
+        return f"{label}: this is not a GGUF file (it starts with {magic!r})"
+    return (
+        f"{label}: the file is truncated or damaged: it is {path.stat().st_size} bytes long, and "
+        "its own table of contents does not fit that; download it again"
+    )

@@ -1,0 +1,254 @@
+"""A transformers model as a member of the ensemble."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
+from types import MappingProxyType
+from typing import Any, Final
+
+import torch
+
+from safe_integrations.config import Tool
+from safe_integrations.engine.model import Work
+from safe_integrations.engine.tokens import TokenTable
+from safe_integrations.messages import Message
+from safe_integrations.models.transformers.kv_cache import (
+    CroppableCache,
+    layer_windows,
+    reads_in_parts,
+    rope_switch,
+)
+from safe_integrations.models.transformers.logits import Fold, Logits, LogitsDistribution
+
+Render = Callable[[Sequence[Message], Sequence[Tool], Mapping[str, Any]], list[int]]
+
+_PART: Final = 256
+"""Tokens of a prompt to read at a time on a CPU.
+
+What a pass needs beside weights and caches grows with its length, attention masks with the square.
+Models with sliding windows even get faster: most of a long prompt's mask is outside of the window.
+"""
+
+
+class TransformersMember:
+    """One causal language model with its tokenizer.
+
+    Caches of finished generations are kept, newest first, and a new prompt takes over the one that
+    it shares the longest beginning with. The model is used by one thread at a time; sessions of
+    several threads take turns, one forward pass each.
+
+    Args:
+        model: A causal language model of transformers, in eval mode.
+        tokens: Its tokens as bytes.
+        render: Turns messages into prompt ids.
+        name: How errors and statistics call it.
+        context_window: Tokens it can hold.
+        reuse_bytes: Memory for caches of finished prompts, in bytes; 0 keeps none.
+
+    Raises:
+        UnsupportedModelError: The model's cache cannot be cut back.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokens: TokenTable,
+        render: Render,
+        *,
+        name: str,
+        context_window: int,
+        reuse_bytes: int,
+    ) -> None:
+        self.name = name
+        self.tokens = tokens
+        self.context_window = context_window
+        self._model = model
+        self._device = model.device  # a search through all parameters, each time it is asked
+        self._render = render
+        self._windows = layer_windows(model.config, name)
+        in_parts = self._device.type == "cpu" and reads_in_parts(model.config)
+        self._part = _PART if in_parts else sys.maxsize
+        self._rope_switch = rope_switch(model.config)
+        self._reuse_bytes = reuse_bytes
+        self._lock = threading.Lock()
+        self._idle: list[_Cached] = []
+        self._returned: deque[_Cached] = deque()
+        self.fold: Final = Fold(tokens)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        template_args: Mapping[str, Any] = MappingProxyType({}),
+    ) -> list[int]:
+        """The prompt's token ids."""
+        return self._render(messages, tools, template_args)
+
+    def start(self, prompt: Sequence[int]) -> TransformersSession:
+        """Opens a session on a prompt, on the best cache that is idle."""
+        wanted = list(prompt)
+        with self._lock:
+            self._sort_in()
+            shared, cached = max(
+                ((_common_prefix(c.ids, wanted), c) for c in self._idle),
+                key=lambda pair: pair[0],
+                default=(0, None),
+            )
+            if cached is None or shared == 0:
+                cached = _Cached(CroppableCache(self._windows), [])
+            elif 2 * shared < len(cached.ids):  # most of it would be lost: leave it to others
+                cached = _Cached(cached.kv.copy(shared), cached.ids[:shared], cached.stretched)
+            else:
+                self._idle.remove(cached)
+        return TransformersSession(self, wanted, cached, min(shared, len(wanted) - 1))
+
+    def give_back(self, cached: _Cached) -> None:
+        """Takes in the cache of a finished session; forgets the oldest where memory is short.
+
+        It never waits: the garbage collector may close a session that nobody holds any more in the
+        middle of a forward pass, on the thread that computes it.
+        """
+        self._returned.append(cached)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._sort_in()
+            finally:
+                self._lock.release()
+
+    def _sort_in(self) -> None:
+        """Takes in what was given back. The caller holds the lock."""
+        while self._returned:
+            self._idle.insert(0, self._returned.popleft())
+        while self._idle and self._idle_bytes() > self._reuse_bytes:
+            self._idle.pop()
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that caches of finished prompts take, in bytes."""
+        with self._lock:
+            self._sort_in()
+            return self._idle_bytes()
+
+    def _idle_bytes(self) -> int:
+        return sum(cached.kv.nbytes for cached in self._idle)
+
+    def forget(self) -> None:
+        """Drops the caches of finished prompts; sessions at work keep theirs."""
+        with self._lock:
+            self._returned.clear()
+            self._idle.clear()
+
+    def stretches(self, length: int) -> bool:
+        """Whether the model rotates positions its other way for so many tokens (LongRoPE)."""
+        return self._rope_switch is not None and length > self._rope_switch
+
+    def forward(self, ids: Sequence[int], kv: CroppableCache, rows: int) -> tuple[Logits, float]:
+        """One forward pass; a long prompt is read in parts.
+
+        Args:
+            ids: New token ids.
+            kv: The cache that holds everything before them; it grows by them.
+            rows: How many of the last positions to return logits for.
+
+        Returns:
+            Logits as the model gave them, shape `[rows, tokens.size]`, on the CPU, and the
+            seconds that the model took.
+        """
+        with self._lock, torch.inference_mode():
+            batch = torch.tensor([list(ids)], device=self._device)
+            whole_parts = (len(ids) - rows) // self._part * self._part
+            started = perf_counter()
+            for at in range(0, whole_parts, self._part):
+                part = batch[:, at : at + self._part]
+                self._model(input_ids=part, past_key_values=kv, use_cache=True, logits_to_keep=1)
+            batch = batch[:, whole_parts:]
+            logits = self._model(
+                input_ids=batch, past_key_values=kv, use_cache=True, logits_to_keep=rows
+            ).logits[0, -rows:].cpu()  # fmt: skip
+            seconds = perf_counter() - started  # a device is waited for by taking its logits
+            return logits.float().numpy()[:, : self.tokens.size], seconds
+
+
+class TransformersSession:
+    """A model at work on one prompt. It forwards only tokens that its cache does not hold."""
+
+    def __init__(
+        self, member: TransformersMember, prompt: list[int], cached: _Cached, reused: int
+    ) -> None:
+        self.work = Work(reused=reused)
+        self._member = member
+        self._prompt = prompt
+        self._cached: _Cached | None = cached
+        self._rows: list[LogitsDistribution] = []  # after the last tokens of the cache, in order
+
+    def score(self, ids: Sequence[int], since: int) -> Sequence[LogitsDistribution]:
+        """What the model expects after `ids[:since]`, ..., after `ids`; see `Session`."""
+        cached = self._cached
+        assert cached is not None, "the session is closed"
+        wanted = self._prompt + list(ids)
+        first = len(self._prompt) + since - 1  # the token whose row answers first
+        kept = _common_prefix(cached.ids, wanted)
+        rows_start = len(cached.ids) - len(self._rows)
+        if first < rows_start:  # its row is gone: forward that token once more
+            kept = min(kept, first)
+        if self._member.stretches(len(wanted)) != cached.stretched:  # no key is right any more
+            kept = 0
+            cached.stretched = not cached.stretched
+        self._cut(kept)
+        new = wanted[kept:]
+        if new:
+            needed = len(wanted) - max(first, kept)
+            self._cached = None  # lost if the forward pass fails half-way
+            logits, seconds = self._member.forward(new, cached.kv, needed)
+            self._cached = cached
+            cached.ids += new
+            self.work.passes += 1
+            self.work.tokens += len(new)
+            self.work.seconds += seconds
+            if kept <= first:
+                self._rows = []
+            self._rows += [LogitsDistribution(row, self._member.fold) for row in logits]
+        rows_start = len(cached.ids) - len(self._rows)
+        self._rows = self._rows[first - rows_start :]
+        return tuple(self._rows)
+
+    def close(self) -> None:
+        """Gives the cache back for other prompts to start from."""
+        cached, self._cached, self._rows = self._cached, None, []
+        if cached is not None:
+            self._member.give_back(cached)
+
+    def _cut(self, length: int) -> None:
+        assert self._cached is not None
+        cut_off = len(self._cached.ids) - length
+        if cut_off > 0:
+            del self._cached.ids[length:]
+            del self._rows[max(0, len(self._rows) - cut_off) :]
+            self._cached.kv.cut(length)
+
+
+class _Cached:
+    """A KV cache and the ids whose states it holds."""
+
+    def __init__(self, kv: CroppableCache, ids: list[int], stretched: bool = False) -> None:
+        self.kv = kv
+        self.ids = ids
+        self.stretched = stretched
+
+
+def _common_prefix(a: list[int], b: list[int]) -> int:
+    """Length of the longest common beginning, by bisection over slice comparisons."""
+    low, high = 0, min(len(a), len(b))
+    if a[:high] == b[:high]:
+        return high
+    while low + 1 < high:
+        middle = (low + high) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low

@@ -1,0 +1,97 @@
+"""Generations as OpenTelemetry spans (docs/tracing.md). Off until `enable` is called.
+
+While tracing is off this costs one look at a global per generation, and OpenTelemetry is not
+imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any, Protocol
+from uuid import UUID
+
+from safe_integrations.config import GenerationConfig
+from safe_integrations.engine.events import Event
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
+    from safe_integrations.report.tracing.spans import Tracing
+
+__all__ = ["GenerationSpan", "disable", "enable", "generation_span"]
+
+_tracing: Tracing | None = None
+
+
+class GenerationSpan(Protocol):
+    """The span of one generation, to come."""
+
+    def follow(self, events: Generator[Event, None, None]) -> Generator[Event, None, None]:
+        """Hands the events on and records them; the span is as long as this iterator lives.
+
+        Call it once. Closing the iterator closes `events`.
+        """
+        ...
+
+
+class _NoSpan:
+    def follow(self, events: Generator[Event, None, None]) -> Generator[Event, None, None]:
+        return events
+
+
+_NO_SPAN = _NoSpan()
+
+
+def enable(
+    tracer_provider: TracerProvider | None = None,
+    *,
+    capture_text: bool = False,
+    max_events: int = 64,
+) -> None:
+    """Turns tracing on for every generation that begins from now on, in all adapters.
+
+    Args:
+        tracer_provider: Where spans go. None takes OpenTelemetry's global one.
+        capture_text: Whether spans hold prompts, answers and the texts of tokens.
+        max_events: Most rounds and ensembles that one span lists; the totals are exact all the
+            same. OpenTelemetry's SDK keeps 128 events of a span, the last ones.
+
+    Raises:
+        ImportError: OpenTelemetry is not installed; the `tracing` extra brings it.
+        InvalidArgumentError: `max_events` is negative.
+    """
+    global _tracing
+    try:
+        from safe_integrations.report.tracing.spans import Tracing
+    except ImportError as error:
+        raise ImportError(
+            f"tracing needs OpenTelemetry ({error}): pip install 'safe-integrations[tracing]'"
+        ) from error
+    _tracing = Tracing(tracer_provider, capture_text, max_events)
+
+
+def disable() -> None:
+    """Turns tracing off. Generations that are under way finish their spans."""
+    global _tracing
+    _tracing = None
+
+
+def generation_span(
+    model: str,
+    options: GenerationConfig,
+    *,
+    prompt: Any = None,
+    run_id: UUID | None = None,
+) -> GenerationSpan:
+    """The span of a generation that is about to begin; call it where the caller's span is current.
+
+    Nothing is started before the first event is asked for. The parent is fixed here and now: the
+    LLM span of a tracer that has one for this call, else the current span.
+
+    Args:
+        model: Name of the ensemble.
+        options: How the answer is made.
+        prompt: Messages, shown where text is captured.
+        run_id: The LangChain run of this call.
+    """
+    return _NO_SPAN if _tracing is None else _tracing.generation(model, options, prompt, run_id)

@@ -1,0 +1,1 @@
+"""Grammars that no model can leave."""

@@ -1,0 +1,152 @@
+r"""Which grammar a call must follow: its response format, its tools, or both.
+
+A forced tool call is written in the Hermes form, which `parse` and `stream` read:
+
+    <tool_call>
+    {"name": "get_weather", "arguments": {"city": "Paris"}}
+    </tool_call>
+
+With `tool_choice="auto"` a model may write any text; once it has written `<tool_call>`, only a
+well-formed call of one of the tools may follow, and then text again. There, and only there, a tool
+whose schema cannot be guaranteed may be called with any JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any, Final
+
+from safe_integrations.config import (
+    Choice,
+    GenerationConfig,
+    Grammar,
+    Regex,
+    ResponseFormat,
+    Tool,
+)
+from safe_integrations.errors import InvalidArgumentError
+from safe_integrations.structure.constraint import (
+    Constraint,
+    choice_rule,
+    json_rule,
+    regex_rule,
+    text_rule,
+)
+
+CALL_START: Final = "<tool_call>"
+CALL_END: Final = "</tool_call>"
+
+_APPLICATORS: Final = ("$ref", "allOf", "anyOf", "oneOf", "patternProperties")
+
+
+def constraint_for(options: GenerationConfig) -> Constraint | None:
+    """The constraint that the options of one call ask for, or None where any text will do.
+
+    `tool_choice="auto"` is left unconstrained where `llguidance` is not installed.
+
+    Raises:
+        InvalidArgumentError: The options contradict each other, or a schema cannot be guaranteed.
+        ImportError: `llguidance` is needed and not installed.
+    """
+    tools, response_format = options.tools, options.response_format
+    wanted = _callable_tools(tools, options.tool_choice)
+    if options.tool_choice not in ("auto", "none"):
+        if response_format is not None:
+            raise InvalidArgumentError(
+                "response_format", response_format, "leave it out where a tool call is forced"
+            )
+        several = options.parallel_tool_calls and options.tool_choice == "required"
+        return Constraint.of_lark(_forced_calls(wanted, several), "tools")
+    if not wanted:
+        return None if response_format is None else Constraint(response_format)
+    if response_format is None and find_spec("llguidance") is None:
+        return None
+    answer = "/(?s:.)*/" if response_format is None else _answer_rule(response_format)
+    lark = _possible_calls(wanted, options.parallel_tool_calls, answer, response_format is None)
+    return Constraint.of_lark(lark, "tools")
+
+
+def _callable_tools(tools: Sequence[Tool], choice: str) -> Sequence[Tool]:
+    """The tools that may be called."""
+    names = [tool.name for tool in tools]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidArgumentError("tools", names, f"there are several tools called {name!r}")
+    if choice == "none":
+        return ()
+    if choice == "auto":
+        return tools
+    if choice == "required":
+        if not tools:
+            raise InvalidArgumentError("tool_choice", choice, "pass at least one tool in `tools`")
+        return tools
+    if choice not in names:
+        known = ", ".join(["auto", "none", "required", *names])
+        raise InvalidArgumentError("tool_choice", choice, f"use one of {known}")
+    return [tool for tool in tools if tool.name == choice]
+
+
+def _forced_calls(tools: Sequence[Tool], several: bool, strict: bool = True) -> str:
+    head = text_rule(CALL_START + "\n")
+    calls = 'call ("\\n" call)*' if several else "call"
+    return f"start: {calls}\ncall: {head} body\n{_bodies(tools, strict)}"
+
+
+def _possible_calls(tools: Sequence[Tool], several: bool, answer: str, free: bool) -> str:
+    if not free:  # either calls or the answer, never both
+        forced = _forced_calls(tools, several, strict=False).removeprefix("start:")
+        return f"start: calls | answer\ncalls:{forced}answer: {answer}\n"
+    return (
+        f"start: {'call* text' if several else 'call | text'}\n"
+        f"text: TEXT\nTEXT: {answer}\n"
+        f'call: open "\\n" body\n'
+        f"open[lazy]: TEXT {text_rule(CALL_START)}\n"
+        f"{_bodies(tools, strict=False)}"
+    )
+
+
+def _bodies(tools: Sequence[Tool], strict: bool) -> str:
+    """The rule `body`: a call of one of the tools, from behind the opening line on."""
+    rules = ["body: " + " | ".join(f"body_{i}" for i in range(len(tools)))]
+    for i, tool in enumerate(tools):
+        head = text_rule(f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": ')
+        rules.append(f"body_{i}: {head} arguments_{i} {text_rule('}' + chr(10) + CALL_END)}")
+        rules.append(f"arguments_{i}: {_arguments_rule(tool, strict)}")
+    return "\n".join(rules) + "\n"
+
+
+def _arguments_rule(tool: Tool, strict: bool) -> str:
+    argument = f"tools[{tool.name}].parameters"
+    try:
+        return json_rule(_arguments(tool), argument)
+    except InvalidArgumentError:
+        if strict:
+            raise
+        return json_rule({"type": "object"}, argument)
+
+
+def _arguments(tool: Tool) -> dict[str, Any]:
+    """A tool's parameters as a schema of an object without unknown keys."""
+    schema = tool.parameters
+    if schema.get("type", "object") != "object":
+        raise InvalidArgumentError(
+            f"tools[{tool.name}].parameters", schema, "arguments are an object: pass its schema"
+        )
+    closed = not any(key in schema for key in ("additionalProperties", *_APPLICATORS))
+    return {"type": "object", **schema, **({"additionalProperties": False} if closed else {})}
+
+
+def _answer_rule(response_format: ResponseFormat) -> str:
+    match response_format:
+        case Grammar():
+            raise InvalidArgumentError(
+                "response_format", response_format, "a grammar cannot be combined with tools"
+            )
+        case Regex():
+            return regex_rule(response_format.pattern)
+        case Choice():
+            return choice_rule(response_format.options)
+        case _:
+            return json_rule(response_format.schema_, "response_format")
