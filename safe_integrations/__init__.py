@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from safe_integrations.config import EnsembleConfig as EnsembleConfig
     from safe_integrations.config import GenerationConfig as GenerationConfig
-    from safe_integrations.engine.loop import SafeEngine as SafeEngine
     from safe_integrations.errors import SafeError as SafeError
     from safe_integrations.messages import Message as Message
-    from safe_integrations.models.load import load_engine as load_engine
     from safe_integrations.report.result import Result as Result
+    from safe_integrations.safe_engine import SafeEngine as SafeEngine
+    from safe_integrations.safe_engine import load_engine as load_engine
 
 __version__: Final = "0.1.0"
 
@@ -21,9 +21,9 @@ _HOMES: Final = {
     "GenerationConfig": "config",
     "Message": "messages",
     "Result": "report.result",
-    "SafeEngine": "engine.loop",
+    "SafeEngine": "safe_engine",
     "SafeError": "errors",
-    "load_engine": "models.load",
+    "load_engine": "safe_engine",
 }
 __all__ = [*_HOMES]
 

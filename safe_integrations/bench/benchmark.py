@@ -22,7 +22,7 @@ from safe_integrations.bench.measure import (
 )
 from safe_integrations.bench.prompts import AGAIN, PROMPTS
 from safe_integrations.bench.toys import LENGTHS, EngineCost, engine_cost
-from safe_integrations.engine.loop import SafeEngine
+from safe_integrations.safe_engine import SafeEngine
 
 WAYS: Final[tuple[Way, ...]] = ("generate", "safe", "every-token")
 _WARM_UP: Final = 8

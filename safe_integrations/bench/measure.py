@@ -11,11 +11,11 @@ from time import perf_counter
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from safe_integrations.config import GenerationConfig, Mode
-from safe_integrations.engine.events import Finished, TextDelta, Verified
-from safe_integrations.engine.loop import SafeEngine
+from safe_integrations.engine.events import Finished, Statistics, TextDelta, Verified
 from safe_integrations.engine.model import Member
-from safe_integrations.engine.trace import Statistics, statistics_payload
 from safe_integrations.messages import Message
+from safe_integrations.report.payloads import statistics_payload
+from safe_integrations.safe_engine import SafeEngine
 
 Clock = Callable[[], float]
 Way = Literal["generate", "safe", "every-token", "drafter-only"]

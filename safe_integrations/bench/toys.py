@@ -10,8 +10,8 @@ from typing import Final
 
 from safe_integrations.bench.measure import Clock, run_engine
 from safe_integrations.engine.distribution import DenseDistribution
-from safe_integrations.engine.loop import SafeEngine
 from safe_integrations.messages import Message
+from safe_integrations.safe_engine import SafeEngine
 from safe_integrations.testing import Script, ScriptedMember, ScriptedSession
 
 LENGTHS: Final = (50, 200, 1000, 2000)

@@ -127,10 +127,10 @@ def _contests(
     from safe_integrations.bench.benchmark import Contest
     from safe_integrations.bench.machine import peak_memory, resident_memory
     from safe_integrations.bench.rival import TransformersGenerate
-    from safe_integrations.engine.loop import SafeEngine
     from safe_integrations.models.load import load_member
     from safe_integrations.models.loading import load_model
     from safe_integrations.models.transformers.member import TransformersMember  # noqa: F401
+    from safe_integrations.safe_engine import SafeEngine
 
     if len(specs) < 2:
         raise InvalidArgumentError("--verifier", None, "name at least one model to measure with")

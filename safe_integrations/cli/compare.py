@@ -17,9 +17,9 @@ from safe_integrations.config import EnsembleConfig, GenerationConfig, Mode
 from safe_integrations.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from safe_integrations.engine.loop import SafeEngine
     from safe_integrations.messages import Message
     from safe_integrations.report.result import Result
+    from safe_integrations.safe_engine import SafeEngine
 
 _RUNS: Final[dict[Mode, str]] = {
     "drafter-only": "drafter alone",
@@ -74,7 +74,7 @@ def compare(
 def _run(
     engine: SafeEngine, messages: Sequence[Message], options: GenerationConfig, quiet: bool
 ) -> dict[Mode, Result]:
-    from safe_integrations.engine.loop import SafeEngine
+    from safe_integrations.safe_engine import SafeEngine
 
     results: dict[Mode, Result] = {}
     with progress(quiet) as tell:

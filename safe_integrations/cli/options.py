@@ -17,8 +17,8 @@ from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.messages import Message
 
 if TYPE_CHECKING:
-    from safe_integrations.engine.loop import SafeEngine
     from safe_integrations.models.loading import ModelSpec
+    from safe_integrations.safe_engine import SafeEngine
 
 
 @dataclass(frozen=True)
@@ -150,10 +150,10 @@ def _spec(named: str, dtype: str | None, device: str | None) -> ModelSpec:
 
 def open_engine(models: Models, config: EnsembleConfig, quiet: bool) -> SafeEngine:
     """Loads the models that were named, or the default pair."""
-    from safe_integrations.models import load as loading
+    from safe_integrations import safe_engine
 
     with progress(quiet) as tell:
-        return loading.load_engine(
+        return safe_engine.load_engine(
             models.drafter, models.verifiers, config=config, on_progress=tell
         )
 

@@ -17,8 +17,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from safe_integrations.engine.events import Event, Finished, TextDelta, Verified
-from safe_integrations.engine.trace import Statistics, Verdict
+from safe_integrations.engine.events import (
+    Event,
+    Finished,
+    Statistics,
+    TextDelta,
+    Verdict,
+    Verified,
+)
 from safe_integrations.report.characters import SpanReader, spans
 from safe_integrations.report.result import Result
 

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safe_integrations.config import EnsembleConfig
+from safe_integrations.engine.events import Candidate
 from safe_integrations.engine.model import Distribution
 from safe_integrations.engine.tokens import END, TokenTable
-from safe_integrations.engine.trace import Candidate
 
 Floats = NDArray[np.float64]
 _SHOWN = 5

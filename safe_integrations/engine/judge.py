@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from safe_integrations.engine.trace import Verdict, Vote
+from safe_integrations.engine.events import Verdict, Vote
 
 
 def consensus(votes: Sequence[Vote], weights: Sequence[float], above: float) -> Verdict | None:

@@ -7,13 +7,12 @@ LangChain or LlamaIndex.
 from __future__ import annotations
 
 import secrets
-import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import exp
 from time import perf_counter
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
@@ -25,125 +24,62 @@ from safe_integrations.engine.events import (
     Event,
     Finished,
     FinishReason,
+    Piece,
+    Statistics,
     TextDelta,
+    Verdict,
     Verified,
+    Vote,
 )
 from safe_integrations.engine.judge import consensus
 from safe_integrations.engine.lookahead import MAX_LOOKAHEAD, AutoLookahead, PromptLookup
-from safe_integrations.engine.model import Distribution, Member
+from safe_integrations.engine.model import Cursor, Distribution, Member
 from safe_integrations.engine.sampling import draw, speculative_draw
 from safe_integrations.engine.text import TextStream
 from safe_integrations.engine.tokens import END
-from safe_integrations.engine.trace import Piece, Statistics, Verdict, Vote
 from safe_integrations.engine.view import Participant
-from safe_integrations.errors import ContextWindowError, InvalidArgumentError
-from safe_integrations.messages import as_messages
-from safe_integrations.report.result import Result
-
-if TYPE_CHECKING:
-    from safe_integrations.structure.constraint import Constraint
-
 
 _DRAFT: Final = 0  # what randomness is for
 _JUDGE: Final = 1
 
 
-class SafeEngine:
-    """Several models that write one answer.
+def write(
+    members: Sequence[Member],
+    prompts: Sequence[Sequence[int]],
+    cursors: Sequence[Cursor | None],
+    config: EnsembleConfig,
+    options: GenerationConfig,
+    cancel: Callable[[], bool] | None = None,
+) -> Generator[Event, None, None]:
+    """Writes one answer.
 
     Args:
-        drafter: The model that writes ahead: the best one on its own.
-        verifiers: The models that check it. None at all is allowed.
+        members: The models, drafter first.
+        prompts: For each of them its prompt's token ids.
+        cursors: For each of them its way through the grammar; None where any text will do.
         config: How they are merged.
+        options: How this answer is made.
+        cancel: Asked before every forward pass whether to stop.
 
-    Raises:
-        InvalidArgumentError: `config.weights` does not have one weight per model.
+    Yields:
+        What happens, up to and including `Finished`.
     """
-
-    def __init__(
-        self,
-        drafter: Member,
-        verifiers: Sequence[Member] = (),
-        config: EnsembleConfig | None = None,
-    ) -> None:
-        self.config = config or EnsembleConfig()
-        self.weights = self.config.weights_for(1 + len(verifiers))
-        self.drafter = drafter
-        self.verifiers = tuple(verifiers)
-
-    @property
-    def members(self) -> tuple[Member, ...]:
-        """All models, drafter first."""
-        return (self.drafter, *self.verifiers)
-
-    def generate(
-        self,
-        messages: object,
-        options: GenerationConfig | None = None,
-        *,
-        cancel: threading.Event | None = None,
-    ) -> Generator[Event, None, None]:
-        """Answers, event by event. Closing the generator stops the work.
-
-        Everything that can be wrong with the arguments is raised here, before any model computes.
-
-        Args:
-            messages: A prompt string, or chat messages (see `as_messages`).
-            options: How this answer is made.
-            cancel: Set it from another thread to stop within one forward pass; the iterator then
-                raises `GenerationCancelled`.
-
-        Returns:
-            A generator of events that ends with `Finished`.
-
-        Raises:
-            InvalidArgumentError: The messages cannot be used.
-            ContextWindowError: The prompt leaves no room in some model's window.
-        """
-        conversation = as_messages(messages)
-        members = (self.drafter,) if self.config.mode == "drafter-only" else self.members
-        options = options or GenerationConfig()
-        constraint = _constraint_for(options)
-        prompts = [
-            member.render(conversation, options.tools, options.template_args) for member in members
-        ]
-        for member, prompt in zip(members, prompts, strict=True):
-            if not prompt:
-                remedy = f"{member.name} writes them without any token; check its chat template"
-                raise InvalidArgumentError("messages", messages, remedy)
-            if len(prompt) >= member.context_window:
-                raise ContextWindowError(member.name, len(prompt), member.context_window)
-        return self._events(members, prompts, options, constraint, cancel)
-
-    def complete(self, messages: object, options: GenerationConfig | None = None) -> Result:
-        """Answers in one go. Arguments and errors are those of `generate`."""
-        return Result.of(self.generate(messages, options))
-
-    def _events(
-        self,
-        members: Sequence[Member],
-        prompts: Sequence[list[int]],
-        options: GenerationConfig,
-        constraint: Constraint | None,
-        cancel: threading.Event | None,
-    ) -> Generator[Event, None, None]:
-        started = perf_counter()
-        with ExitStack() as stack:
-            models = []
-            for member, prompt in zip(members, prompts, strict=True):
-                session = member.start(prompt)
-                stack.callback(session.close)
-                cursor = None if constraint is None else constraint.cursor(member.tokens)
-                models.append(Participant(member, prompt, session, cursor, options, cancel))
-            run = _Run(models, self.config, self.weights, options)
-            for event in run.events():
-                if isinstance(event, TextDelta) and run.statistics.first_token_seconds is None:
-                    run.statistics.first_token_seconds = perf_counter() - started
-                if isinstance(event, Finished):
-                    run.statistics.seconds = perf_counter() - started
-                paused = perf_counter()
-                yield event
-                started += perf_counter() - paused  # the caller's time is not ours
+    started = perf_counter()
+    with ExitStack() as stack:
+        models = []
+        for member, prompt, cursor in zip(members, prompts, cursors, strict=True):
+            session = member.start(prompt)
+            stack.callback(session.close)
+            models.append(Participant(member, prompt, session, cursor, options, cancel))
+        run = _Run(models, config, config.weights_for(len(models)), options)
+        for event in run.events():
+            if isinstance(event, TextDelta) and run.statistics.first_token_seconds is None:
+                run.statistics.first_token_seconds = perf_counter() - started
+            if isinstance(event, Finished):
+                run.statistics.seconds = perf_counter() - started
+            paused = perf_counter()
+            yield event
+            started += perf_counter() - paused  # the caller's time is not ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -500,11 +436,3 @@ class _Run:
         if reason == "stop" and self.stream.stopped_at is None:
             s.tokens += 1  # END
         return Finished(reason, self.stream.shown, s)
-
-
-def _constraint_for(options: GenerationConfig) -> Constraint | None:
-    if options.response_format is None and not options.tools and options.tool_choice == "auto":
-        return None
-    from safe_integrations.structure.calls import constraint_for
-
-    return constraint_for(options)

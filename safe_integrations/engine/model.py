@@ -124,3 +124,22 @@ class Member(Protocol):
     def start(self, prompt: Sequence[int]) -> Session:
         """Opens a session on a prompt. Computes nothing yet."""
         ...
+
+
+class Cursor(Protocol):
+    """One model's way through a grammar that the answer must follow.
+
+    Every question names all ids generated so far; the cursor goes back and forth by itself.
+    """
+
+    def allowed(self, ids: Sequence[int]) -> NDArray[np.bool_]:
+        """Which ids may follow, one flag per id."""
+        ...
+
+    def forced(self, ids: Sequence[int]) -> bytes:
+        """The text that must come next: whole characters, empty where there is a choice."""
+        ...
+
+    def finished(self, ids: Sequence[int]) -> bool:
+        """Whether nothing but END may follow."""
+        ...

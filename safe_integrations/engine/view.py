@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import exp
-from typing import TYPE_CHECKING
 
 from safe_integrations.config import GenerationConfig
-from safe_integrations.engine.model import Distribution, Member, Session
+from safe_integrations.engine.events import ModelStatistics, Vote
+from safe_integrations.engine.model import Cursor, Distribution, Member, Session
 from safe_integrations.engine.sampling import shape, shapes
 from safe_integrations.engine.segments import Segmentation
-from safe_integrations.engine.trace import ModelStatistics, Vote
 from safe_integrations.errors import GenerationCancelled, GenerationError, SafeError
-
-if TYPE_CHECKING:
-    from safe_integrations.structure.constraint import Cursor
 
 
 class Participant:
@@ -28,7 +23,7 @@ class Participant:
         session: Session,
         cursor: Cursor | None,
         options: GenerationConfig,
-        cancel: threading.Event | None,
+        cancel: Callable[[], bool] | None,
     ) -> None:
         self.name = member.name
         self.tokens = member.tokens
@@ -43,7 +38,7 @@ class Participant:
 
     def score(self, ids: Sequence[int], since: int) -> Sequence[Distribution]:
         """What it expects after `ids[:since]`, ..., after `ids`, in one forward pass."""
-        if self._cancel is not None and self._cancel.is_set():
+        if self._cancel is not None and self._cancel():
             raise GenerationCancelled("the generation was cancelled")
         try:
             return self._session.score(ids, since)

@@ -14,11 +14,10 @@ from langchain_core.utils.json import parse_partial_json
 from safe_integrations.calls.stream import ToolCallStream
 from safe_integrations.calls.types import InvalidToolCall, ToolCallDelta
 from safe_integrations.config import GenerationConfig
-from safe_integrations.engine.events import Event, Finished, TextDelta, Verified
-from safe_integrations.engine.trace import Statistics
+from safe_integrations.engine.events import Event, Finished, Statistics, TextDelta, Verified
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.report import payloads
-from safe_integrations.report.result import Result
+from safe_integrations.report.result import Result, read_result
 
 PROVIDER: Final = "safe"
 """How LangChain and its tracers call this package."""
@@ -123,7 +122,7 @@ def result_of(message: BaseMessage) -> Result:
             message,
             "pass a whole answer of ChatSafe, made with attach_rounds=True",
         )
-    return payloads.read_result(rounds, end)
+    return read_result(rounds, end)
 
 
 def _unmendable(arguments: str) -> str:

@@ -41,7 +41,6 @@ from safe_integrations.adapters.request import EnsembleOptions, identity_of, nam
 from safe_integrations.adapters.threads import in_thread
 from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.engine.events import Event
-from safe_integrations.engine.loop import SafeEngine
 from safe_integrations.errors import (
     ContextWindowError,
     GenerationCancelled,
@@ -61,8 +60,8 @@ from safe_integrations.langchain.options import (
 from safe_integrations.langchain.options import tool_choice as read_tool_choice
 from safe_integrations.langchain.structured import Method as StructuredMethod
 from safe_integrations.langchain.structured import structured
-from safe_integrations.models.load import load_engine
 from safe_integrations.report.tracing import generation_span
+from safe_integrations.safe_engine import SafeEngine, load_engine
 
 M = TypeVar("M", CallbackManager, AsyncCallbackManager)
 
@@ -423,7 +422,7 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
             run_id=listeners.run_id,
         )
         try:
-            events = engine.generate(conversation, call.options, cancel=deadline)
+            events = engine.generate(conversation, call.options, cancel=deadline.is_set)
             yield from span.follow(events)
         except ContextWindowError as error:
             raise SafeContextOverflowError(

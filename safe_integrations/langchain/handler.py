@@ -11,7 +11,7 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
 
-from safe_integrations.engine.trace import Verdict
+from safe_integrations.engine.events import Verdict
 from safe_integrations.langchain.answer import METADATA, PROVIDER
 from safe_integrations.report.payloads import ENSEMBLE, VERIFICATION
 

@@ -22,7 +22,7 @@ from safe_integrations.engine.events import Event, Finished, TextDelta, Verified
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.llama_index.events import Started
 from safe_integrations.report import payloads
-from safe_integrations.report.result import Result
+from safe_integrations.report.result import Result, read_result
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ def result_of(response: ChatResponse | CompletionResponse) -> Result:
         raise InvalidArgumentError(
             "response", response, "pass an answer of SafeLLM, or the last chunk of a stream"
         )
-    return payloads.read_result(safe["rounds"], safe)
+    return read_result(safe["rounds"], safe)
 
 
 def _openai(call: ToolCallBlock) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from safe_integrations.messages import Message
 from safe_integrations.report.tracing import GenerationSpan
 
 if TYPE_CHECKING:
-    from safe_integrations.engine.loop import SafeEngine
+    from safe_integrations.safe_engine import SafeEngine
 
 T = TypeVar("T")
 _Happening = tuple[datetime, Event | Started]
@@ -82,7 +82,8 @@ class Call:
         self, cancel: threading.Event | None = None
     ) -> Generator[_Happening, None, None]:
         engine = self.load()
-        events = engine.generate(self.conversation, self.options, cancel=cancel)
+        stop = None if cancel is None else cancel.is_set
+        events = engine.generate(self.conversation, self.options, cancel=stop)
         with closing(self.span.follow(events)) as followed:
             names = tuple(member.name for member in engine.members)
             yield datetime.now(), Started(names, engine.config.mode)

@@ -30,6 +30,7 @@ from llama_index.core.llms.utils import parse_partial_json
 from llama_index_instrumentation.dispatcher import DISPATCHER_SPAN_DECORATED_ATTR
 from pydantic import ConfigDict, field_serializer
 
+from safe_integrations import safe_engine
 from safe_integrations.adapters.request import EnsembleOptions
 from safe_integrations.config import (
     EnsembleConfig,
@@ -333,7 +334,7 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
         return Call(
             conversation,
             options,
-            lambda: loading.load_engine(self.drafter, self.verifiers, ensemble),
+            lambda: safe_engine.load_engine(self.drafter, self.verifiers, ensemble),
             model,
             Reporter.here(),
             tracing.generation_span(model, options, prompt=conversation),

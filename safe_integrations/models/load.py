@@ -1,4 +1,4 @@
-"""From names to an engine: loads members once per process and shares them."""
+"""From names to members: each model is loaded once per process and shared."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from safe_integrations.calls import (
     template_supports_tools,
     tool_signature,
 )
-from safe_integrations.config import EnsembleConfig, Tool
-from safe_integrations.engine.loop import SafeEngine
+from safe_integrations.config import Tool
 from safe_integrations.engine.model import Member
 from safe_integrations.messages import Message
 from safe_integrations.models.embedded import DEFAULT_DRAFTER, DEFAULT_VERIFIERS
@@ -37,34 +36,6 @@ ModelSource = str | ModelSpec | LoadedModel | Member
 """A hub id, folder, GGUF file or embedded name; the same with options; or a loaded model."""
 
 Progress = Callable[[str], None]
-
-
-def load_engine(
-    drafter: ModelSource | None = None,
-    verifiers: Sequence[ModelSource] | None = None,
-    config: EnsembleConfig | None = None,
-    on_progress: Progress | None = None,
-) -> SafeEngine:
-    """Loads models and puts them together.
-
-    Models given by name are loaded once per process and shared by all engines.
-
-    Args:
-        drafter: The model that writes ahead: the best one on its own. None takes the default.
-        verifiers: The models that check it. None takes the default pair's verifier where the
-            drafter is the default too, else none.
-        config: How they are merged.
-        on_progress: Told what is going on, one line at a time.
-
-    Raises:
-        ModelError: A model cannot be found, read or used.
-        InvalidArgumentError: An argument is wrong.
-    """
-    names = with_defaults(drafter, verifiers)
-    config = config or EnsembleConfig()
-    config.weights_for(len(names))  # before minutes of loading
-    members = [load_member(source, on_progress) for source in names]
-    return SafeEngine(members[0], members[1:], config)
 
 
 def with_defaults(

@@ -10,8 +10,8 @@ import codecs
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from safe_integrations.engine.events import Piece, Verdict
 from safe_integrations.engine.tokens import END
-from safe_integrations.engine.trace import Piece, Verdict
 
 _LOUDEST_FIRST = (Verdict.CHANGED, Verdict.CONFIRMED, Verdict.UNSAFE)
 

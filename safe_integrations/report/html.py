@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from html import escape
 from typing import TYPE_CHECKING, Final
 
+from safe_integrations.engine.events import Piece, Statistics, Verdict, Vote
 from safe_integrations.engine.tokens import END
-from safe_integrations.engine.trace import Piece, Statistics, Verdict, Vote, show
 from safe_integrations.report.characters import Span, spans
+from safe_integrations.report.payloads import show
 
 if TYPE_CHECKING:
     from safe_integrations.report.result import Result

@@ -6,24 +6,11 @@ fields may be added within a version, never renamed or removed.
 
 from __future__ import annotations
 
-import codecs
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
-from safe_integrations.engine.events import Ensembled, Finished, FinishReason, Verified
+from safe_integrations.engine.events import Ensembled, Finished, Piece, Statistics, Verified
 from safe_integrations.engine.tokens import END
-from safe_integrations.engine.trace import (
-    Candidate,
-    ModelStatistics,
-    Piece,
-    Statistics,
-    Verdict,
-    Vote,
-    piece_payload,
-    show,
-    statistics_payload,
-)
-from safe_integrations.report.result import Result
 
 VERSION: Final = 1
 """Of the payloads below (docs/events.md)."""
@@ -88,20 +75,70 @@ def round_of(event: Verified) -> dict[str, Any]:
     return {"cycle": event.cycle, "pieces": pieces, "dropped": event.dropped}
 
 
-def read_result(rounds: Iterable[Mapping[str, Any]], end: Mapping[str, Any]) -> Result:
-    """Puts an answer together again, to show where its pieces come from.
+def show(symbol: bytes) -> str:
+    """A symbol for people and for JSON: its text, `<end>`, or escapes for half a character."""
+    return "<end>" if symbol == END else symbol.decode(errors="backslashreplace")
 
-    Args:
-        rounds: All rounds, as `round_of` gives them.
-        end: What `generation_end` gives.
-    """
-    length = end["length"]
-    pieces = [_read_piece(piece) for r in rounds for piece in r["pieces"]]
-    kept = tuple(p for p in pieces if p.start < length or (p.start == length and _is_end(p)))
-    written = b"".join(p.written for p in kept if not _is_end(p))
-    reason: FinishReason = end["finish_reason"]
-    text = codecs.getincrementaldecoder("utf-8")("replace").decode(written[:length])
-    return Result(text, reason, _read_statistics(end), kept)
+
+def piece_payload(piece: Piece) -> dict[str, Any]:
+    """A piece as JSON-safe data (docs/events.md)."""
+    return {
+        "start": piece.start,
+        "end": piece.end,
+        "written": show(piece.written),
+        "proposed": show(piece.proposed),
+        "verdict": str(piece.verdict),
+        "votes": [
+            {
+                "model": v.model,
+                "token": show(v.token),
+                "probability": round(v.probability, 6),
+                "best": show(v.best),
+                "best_probability": round(v.best_probability, 6),
+            }
+            for v in piece.votes
+        ],
+        "candidates": [
+            {
+                "text": show(c.symbol),
+                "probability": round(c.probability, 6),
+                "by_model": [round(p, 6) for p in c.by_model],
+            }
+            for c in piece.candidates
+        ],
+    }
+
+
+def statistics_payload(statistics: Statistics) -> dict[str, Any]:
+    """Statistics as JSON-safe data (docs/events.md)."""
+    return {
+        "tokens": statistics.tokens,
+        "cycles": statistics.cycles,
+        "drafted": statistics.drafted,
+        "judged": statistics.judged,
+        "unsafe": statistics.unsafe,
+        "ensembled": statistics.ensembled,
+        "changed": statistics.changed,
+        "ensembled_ratio": round(statistics.ensembled_ratio, 6),
+        "acceptance": round(statistics.acceptance, 6),
+        "seconds": round(statistics.seconds, 6),
+        "overhead_seconds": round(statistics.overhead_seconds, 6),
+        "first_token_seconds": statistics.first_token_seconds
+        and round(statistics.first_token_seconds, 6),
+        "tokenise_seconds": round(statistics.tokenise_seconds, 6),
+        "ensemble_seconds": round(statistics.ensemble_seconds, 6),
+        "models": [
+            {
+                "name": m.name,
+                "prompt_tokens": m.prompt_tokens,
+                "reused_tokens": m.reused_tokens,
+                "forward_passes": m.forward_passes,
+                "forwarded_tokens": m.forwarded_tokens,
+                "seconds": round(m.seconds, 6),
+            }
+            for m in statistics.models
+        ],
+    }
 
 
 def _piece(piece: Piece) -> dict[str, Any]:
@@ -111,50 +148,6 @@ def _piece(piece: Piece) -> dict[str, Any]:
         for rank, candidate in enumerate(payload["candidates"])
         if rank < CANDIDATES or piece.candidates[rank].symbol == piece.written
     ]
-    if not _is_end(piece) and show(piece.written).encode() != piece.written:
+    if not piece.written == END and show(piece.written).encode() != piece.written:
         payload["hex"] = piece.written.hex()
     return payload
-
-
-def _is_end(piece: Piece) -> bool:
-    return piece.written == END
-
-
-def _read_piece(data: Mapping[str, Any]) -> Piece:
-    start, end = data["start"], data["end"]
-    written = bytes.fromhex(data["hex"]) if "hex" in data else data["written"].encode()
-    if start == end:
-        written = END
-    return Piece(
-        start,
-        end,
-        written,
-        _symbol(data["proposed"]) if "proposed" in data else written,
-        Verdict(data["verdict"]),
-        tuple(
-            Vote(
-                v["model"],
-                _symbol(v["token"]),
-                v["probability"],
-                _symbol(v["best"]),
-                v["best_probability"],
-            )
-            for v in data.get("votes", ())
-        ),
-        tuple(
-            Candidate(_symbol(c["text"]), c["probability"], tuple(c["by_model"]))
-            for c in data.get("candidates", ())
-        ),
-    )
-
-
-def _symbol(shown: str) -> bytes:
-    return END if shown == show(END) else shown.encode()
-
-
-def _read_statistics(data: Mapping[str, Any]) -> Statistics:
-    counts = ("tokens", "cycles", "drafted", "judged", "unsafe", "ensembled", "changed")
-    return Statistics(
-        **{name: data[name] for name in (*counts, "seconds", "first_token_seconds")},
-        models=[ModelStatistics(**model) for model in data["models"]],
-    )

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import codecs
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from safe_integrations.engine.events import Event, Finished, FinishReason, TextDelta, Verified
+from safe_integrations.engine.events import (
+    Candidate,
+    Event,
+    Finished,
+    FinishReason,
+    ModelStatistics,
+    Piece,
+    Statistics,
+    TextDelta,
+    Verdict,
+    Verified,
+    Vote,
+)
 from safe_integrations.engine.tokens import END
-from safe_integrations.engine.trace import Piece, Statistics, piece_payload, statistics_payload
+from safe_integrations.report.payloads import piece_payload, show, statistics_payload
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +72,63 @@ class Result:
         from safe_integrations.report.html import provenance_html
 
         return provenance_html(self)
+
+
+def read_result(rounds: Iterable[Mapping[str, Any]], end: Mapping[str, Any]) -> Result:
+    """Puts an answer together again, to show where its pieces come from.
+
+    Args:
+        rounds: All rounds, as `round_of` gives them.
+        end: What `generation_end` gives.
+    """
+    length = end["length"]
+    pieces = [_read_piece(piece) for r in rounds for piece in r["pieces"]]
+    kept = tuple(p for p in pieces if p.start < length or (p.start == length and _is_end(p)))
+    written = b"".join(p.written for p in kept if not _is_end(p))
+    reason: FinishReason = end["finish_reason"]
+    text = codecs.getincrementaldecoder("utf-8")("replace").decode(written[:length])
+    return Result(text, reason, _read_statistics(end), kept)
+
+
+def _is_end(piece: Piece) -> bool:
+    return piece.written == END
+
+
+def _read_piece(data: Mapping[str, Any]) -> Piece:
+    start, end = data["start"], data["end"]
+    written = bytes.fromhex(data["hex"]) if "hex" in data else data["written"].encode()
+    if start == end:
+        written = END
+    return Piece(
+        start,
+        end,
+        written,
+        _symbol(data["proposed"]) if "proposed" in data else written,
+        Verdict(data["verdict"]),
+        tuple(
+            Vote(
+                v["model"],
+                _symbol(v["token"]),
+                v["probability"],
+                _symbol(v["best"]),
+                v["best_probability"],
+            )
+            for v in data.get("votes", ())
+        ),
+        tuple(
+            Candidate(_symbol(c["text"]), c["probability"], tuple(c["by_model"]))
+            for c in data.get("candidates", ())
+        ),
+    )
+
+
+def _symbol(shown: str) -> bytes:
+    return END if shown == show(END) else shown.encode()
+
+
+def _read_statistics(data: Mapping[str, Any]) -> Statistics:
+    counts = ("tokens", "cycles", "drafted", "judged", "unsafe", "ensembled", "changed")
+    return Statistics(
+        **{name: data[name] for name in (*counts, "seconds", "first_token_seconds")},
+        models=[ModelStatistics(**model) for model in data["models"]],
+    )

@@ -17,7 +17,6 @@ import torch
 from transformers import AutoConfig, RepetitionPenaltyLogitsProcessor
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
-from safe_integrations.engine.loop import SafeEngine
 from safe_integrations.engine.tokens import END
 from safe_integrations.messages import as_messages
 from safe_integrations.models.embedded import EMBEDDED
@@ -26,6 +25,7 @@ from safe_integrations.models.loading import LoadedModel, ModelSpec, load_model
 from safe_integrations.models.transformers.kv_cache import reads_in_parts
 from safe_integrations.models.transformers.member import TransformersMember
 from safe_integrations.models.transformers.packing import PackedLinear, pack
+from safe_integrations.safe_engine import SafeEngine
 from tests.oracle import Oracle
 from tests.prompts import PROMPTS
 

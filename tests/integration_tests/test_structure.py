@@ -9,9 +9,9 @@ import jsonschema
 import pytest
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig, JsonSchema
-from safe_integrations.engine.loop import SafeEngine
-from safe_integrations.engine.trace import Verdict
+from safe_integrations.engine.events import Verdict
 from safe_integrations.models.transformers.member import TransformersMember
+from safe_integrations.safe_engine import SafeEngine
 from tests.schemas import schema
 
 SCHEMAS = int(os.environ.get("SAFE_EVAL_SCHEMAS", "6"))

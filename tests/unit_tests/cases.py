@@ -11,8 +11,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
-from safe_integrations.engine.loop import SafeEngine
 from safe_integrations.engine.tokens import END
+from safe_integrations.safe_engine import SafeEngine
 from safe_integrations.testing import Script, ScriptedMember
 
 ATOMS = [c.encode() for c in ("a", "b", "c", " ", "\n", "é", "中", "😀", "e\u0301")]

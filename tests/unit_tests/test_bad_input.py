@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
-from safe_integrations.engine.loop import SafeEngine
 from safe_integrations.errors import ContextWindowError, InvalidArgumentError, SafeError
+from safe_integrations.safe_engine import SafeEngine
 from safe_integrations.testing import ScriptedMember, follows
 
 

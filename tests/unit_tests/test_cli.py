@@ -20,13 +20,12 @@ from safe_integrations.cli import checkup, render
 from safe_integrations.cli import options as cli_options
 from safe_integrations.cli.app import app
 from safe_integrations.config import EnsembleConfig, GenerationConfig
-from safe_integrations.engine.events import TextDelta, Verified
-from safe_integrations.engine.loop import SafeEngine
-from safe_integrations.engine.trace import Verdict
+from safe_integrations.engine.events import TextDelta, Verdict, Verified
 from safe_integrations.errors import ModelNotFoundError
 from safe_integrations.models import inspection
 from safe_integrations.models.embedded import DEFAULT_DRAFTER, DEFAULT_VERIFIERS
 from safe_integrations.models.loading import ModelSpec
+from safe_integrations.safe_engine import SafeEngine
 from safe_integrations.testing import ScriptedMember, follows
 
 TEXT = "Paris 🗼, 你好.\n\nNon, e\u0301."
@@ -62,7 +61,7 @@ class Loader:
 @pytest.fixture
 def loader(monkeypatch: pytest.MonkeyPatch) -> Loader:
     """Scripted models in place of real ones."""
-    loading = importlib.import_module("safe_integrations.models.load")
+    loading = importlib.import_module("safe_integrations.safe_engine")
     fake = Loader()
     monkeypatch.setattr(loading, "load_engine", fake)
     return fake
@@ -246,7 +245,7 @@ def test_other_errors_of_the_package_exit_with_1(
     def missing(*args: Any, **rest: Any) -> None:
         raise ModelNotFoundError("no model at nobody/nothing")
 
-    monkeypatch.setattr("safe_integrations.models.load.load_engine", missing)
+    monkeypatch.setattr("safe_integrations.safe_engine.load_engine", missing)
     for flags in ([], ["--json"]):
         result = run("generate", "hi", "--drafter", "nobody/nothing", *flags)
         assert result.exit_code == 1

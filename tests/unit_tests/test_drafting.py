@@ -10,9 +10,9 @@ import pytest
 from safe_integrations.config import EnsembleConfig, GenerationConfig, Regex
 from safe_integrations.engine.distribution import DenseDistribution
 from safe_integrations.engine.lookahead import MAX_LOOKAHEAD, AutoLookahead, PromptLookup
-from safe_integrations.engine.loop import SafeEngine
 from safe_integrations.messages import Message
 from safe_integrations.report.result import Result
+from safe_integrations.safe_engine import SafeEngine
 from safe_integrations.testing import ScriptedMember, ScriptedSession, follows
 
 COPIED = b"the quick brown fox jumps over the lazy dog and runs"

@@ -9,16 +9,22 @@ from typing import Any
 import pytest
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig, Regex
-from safe_integrations.engine.events import Drafted, Ensembled, Finished, TextDelta, Verified
-from safe_integrations.engine.loop import SafeEngine
+from safe_integrations.engine.events import (
+    Drafted,
+    Ensembled,
+    Finished,
+    TextDelta,
+    Verdict,
+    Verified,
+)
 from safe_integrations.engine.tokens import END
-from safe_integrations.engine.trace import Verdict
 from safe_integrations.errors import (
     ContextWindowError,
     GenerationCancelled,
     GenerationError,
     InvalidArgumentError,
 )
+from safe_integrations.safe_engine import SafeEngine
 from safe_integrations.testing import ScriptedMember, ScriptedSession, follows
 
 Script = Mapping[bytes, Mapping[bytes, float]]
@@ -311,7 +317,9 @@ def test_nothing_is_started_before_the_first_event_is_asked_for() -> None:
 def test_cancelling_stops_within_one_forward_pass() -> None:
     """Set from another thread; here between two events, so no pass at all may follow."""
     member, cancel = writer("d", 99), threading.Event()
-    events = SafeEngine(member, config=EnsembleConfig(lookahead=1)).generate("Go.", cancel=cancel)
+    events = SafeEngine(member, config=EnsembleConfig(lookahead=1)).generate(
+        "Go.", cancel=cancel.is_set
+    )
     next(events)
     cancel.set()
     with pytest.raises(GenerationCancelled):

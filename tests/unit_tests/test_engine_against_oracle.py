@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from oracle import Judged, Oracle, Outcome
 
 from safe_integrations.config import Choice, EnsembleConfig, GenerationConfig
-from safe_integrations.engine.events import Drafted, Finished, TextDelta, Verified
+from safe_integrations.engine.events import Drafted, Finished, TextDelta, Verdict, Verified
 from safe_integrations.engine.tokens import END
-from safe_integrations.engine.trace import Verdict
 from safe_integrations.report.result import Result
 from safe_integrations.testing import ScriptedMember
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from safe_integrations.config import EnsembleConfig
 from safe_integrations.engine.distribution import DenseDistribution
 from safe_integrations.engine.ensemble import Merge, merge
+from safe_integrations.engine.events import Vote
 from safe_integrations.engine.judge import consensus
 from safe_integrations.engine.tokens import END, TokenTable
-from safe_integrations.engine.trace import Vote
 from safe_integrations.testing import ScriptedMember
 
 Row = Mapping[bytes, float]

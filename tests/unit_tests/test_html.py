@@ -8,8 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from safe_integrations.engine.tokens import END
-from safe_integrations.engine.trace import (
+from safe_integrations.engine.events import (
     Candidate,
     ModelStatistics,
     Piece,
@@ -17,6 +16,7 @@ from safe_integrations.engine.trace import (
     Verdict,
     Vote,
 )
+from safe_integrations.engine.tokens import END
 from safe_integrations.report.characters import SpanReader, spans
 from safe_integrations.report.html import provenance_html
 from safe_integrations.report.result import Result

@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
-from safe_integrations.engine.events import Ensembled, Event, Finished, Verified
-from safe_integrations.engine.loop import SafeEngine
-from safe_integrations.engine.trace import Verdict
+from safe_integrations.engine.events import Ensembled, Event, Finished, Verdict, Verified
 from safe_integrations.report import payloads
-from safe_integrations.report.result import Result
+from safe_integrations.report.result import Result, read_result
+from safe_integrations.safe_engine import SafeEngine
 from safe_integrations.testing import ScriptedMember, follows
 
 DOCS = (Path(__file__).parents[2] / "docs" / "events.md").read_text()
@@ -79,7 +78,7 @@ def test_an_answer_can_be_put_together_again(mode: Any, stop: str | None) -> Non
     rounds = [payloads.round_of(e) for e in happened if isinstance(e, Verified)]
     end = payloads.generation_end(next(e for e in happened if isinstance(e, Finished)))
     rounds, end = json.loads(json.dumps([rounds, end], allow_nan=False))
-    read = payloads.read_result(rounds, end)
+    read = read_result(rounds, end)
     assert read.text == result.text
     assert read.finish_reason == result.finish_reason
     assert len(read.pieces) == len(result.pieces)

@@ -11,9 +11,9 @@ import pytest
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.engine.distribution import DenseDistribution
-from safe_integrations.engine.loop import SafeEngine
 from safe_integrations.engine.sampling import shape
 from safe_integrations.engine.tokens import END
+from safe_integrations.safe_engine import SafeEngine
 from safe_integrations.testing import Script, ScriptedMember
 
 DRAWS = 20_000

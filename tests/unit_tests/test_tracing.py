@@ -29,11 +29,11 @@ from opentelemetry.trace import StatusCode
 
 from safe_integrations.config import GenerationConfig
 from safe_integrations.engine.events import Verified
-from safe_integrations.engine.loop import SafeEngine
 from safe_integrations.errors import GenerationCancelled, GenerationError, InvalidArgumentError
 from safe_integrations.langchain import ChatSafe
 from safe_integrations.llama_index import SafeLLM
 from safe_integrations.report import tracing
+from safe_integrations.safe_engine import SafeEngine
 from safe_integrations.testing import ScriptedMember, follows
 
 TEXT = b"hello world"
@@ -94,7 +94,8 @@ def test_off_there_is_nothing() -> None:
     events = engine().generate("x")
     assert tracing.generation_span("both", GenerationConfig()).follow(events) is events
     code = (
-        "import sys; from safe_integrations.report import tracing; from safe_integrations.config import *;"
+        "import sys; from safe_integrations.report import tracing;"
+        "from safe_integrations.config import *;"
         "tracing.generation_span('both', GenerationConfig());"
         "assert not [m for m in sys.modules if m.startswith('opentelemetry')]"
     )
@@ -238,7 +239,7 @@ def test_an_error_is_recorded_and_raised(recorder: Recorder) -> None:
 
 def test_a_cancelled_generation_is_no_error(recorder: Recorder) -> None:
     cancel = threading.Event()
-    events = engine().generate("x", cancel=cancel)
+    events = engine().generate("x", cancel=cancel.is_set)
     followed = tracing.generation_span("both", GenerationConfig()).follow(events)
     next(followed)
     cancel.set()

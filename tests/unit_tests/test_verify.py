@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from safe_integrations.engine.events import Verdict, Vote
 from safe_integrations.engine.judge import consensus
-from safe_integrations.engine.trace import Verdict, Vote
 
 UNANIMOUS, MAJORITY = Verdict.UNANIMOUS, Verdict.MAJORITY
 HALF = (0.5, 0.5)

@@ -22,10 +22,19 @@ from opentelemetry.util.types import AttributeValue
 
 from safe_integrations import __version__
 from safe_integrations.config import GenerationConfig
-from safe_integrations.engine.events import Drafted, Ensembled, Event, Finished, TextDelta, Verified
-from safe_integrations.engine.trace import Statistics, Verdict, show
+from safe_integrations.engine.events import (
+    Drafted,
+    Ensembled,
+    Event,
+    Finished,
+    Statistics,
+    TextDelta,
+    Verdict,
+    Verified,
+)
 from safe_integrations.errors import GenerationCancelled, InvalidArgumentError
 from safe_integrations.messages import Message
+from safe_integrations.report.payloads import show
 from safe_integrations.report.tracing.callers import llm_span
 
 Attributes = dict[str, AttributeValue]

@@ -33,8 +33,8 @@ from safe_integrations.llama_index import (
     SafeLLM,
     SafeVerification,
 )
-from safe_integrations.models.load import load_engine
 from safe_integrations.report import payloads
+from safe_integrations.safe_engine import load_engine
 from tests.listening import Listener
 
 LLM_START = (LLMChatStartEvent, LLMCompletionStartEvent)

@@ -1,0 +1,120 @@
+"""The engine as its users meet it: several models that write one answer.
+
+Here, and only here, the parts come together: models render their prompts, a grammar is made of the
+options, the loop writes, and its events add up to a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+
+from safe_integrations.config import EnsembleConfig, GenerationConfig
+from safe_integrations.engine.events import Event
+from safe_integrations.engine.loop import write
+from safe_integrations.engine.model import Member
+from safe_integrations.errors import ContextWindowError, InvalidArgumentError
+from safe_integrations.messages import as_messages
+from safe_integrations.models.load import ModelSource, Progress, load_member, with_defaults
+from safe_integrations.report.result import Result
+from safe_integrations.structure.calls import constraint_for
+
+
+class SafeEngine:
+    """Several models that write one answer.
+
+    Args:
+        drafter: The model that writes ahead: the best one on its own.
+        verifiers: The models that check it. None at all is allowed.
+        config: How they are merged.
+
+    Raises:
+        InvalidArgumentError: `config.weights` does not have one weight per model.
+    """
+
+    def __init__(
+        self,
+        drafter: Member,
+        verifiers: Sequence[Member] = (),
+        config: EnsembleConfig | None = None,
+    ) -> None:
+        self.config = config or EnsembleConfig()
+        self.weights = self.config.weights_for(1 + len(verifiers))
+        self.drafter = drafter
+        self.verifiers = tuple(verifiers)
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """All models, drafter first."""
+        return (self.drafter, *self.verifiers)
+
+    def generate(
+        self,
+        messages: object,
+        options: GenerationConfig | None = None,
+        *,
+        cancel: Callable[[], bool] | None = None,
+    ) -> Generator[Event, None, None]:
+        """Answers, event by event. Closing the generator stops the work.
+
+        Everything that can be wrong with the arguments is raised here, before any model computes.
+
+        Args:
+            messages: A prompt string, or chat messages (see `as_messages`).
+            options: How this answer is made.
+            cancel: Asked before every forward pass, and between the parts of a long prompt,
+                whether to stop. Once it says yes the iterator raises `GenerationCancelled`.
+
+        Returns:
+            A generator of events that ends with `Finished`.
+
+        Raises:
+            InvalidArgumentError: The messages or the options cannot be used.
+            ContextWindowError: The prompt leaves no room in some model's window.
+        """
+        conversation = as_messages(messages)
+        members = (self.drafter,) if self.config.mode == "drafter-only" else self.members
+        options = options or GenerationConfig()
+        constraint = constraint_for(options)
+        cursors = [None if constraint is None else constraint.cursor(m.tokens) for m in members]
+        prompts = [
+            member.render(conversation, options.tools, options.template_args) for member in members
+        ]
+        for member, prompt in zip(members, prompts, strict=True):
+            if not prompt:
+                remedy = f"{member.name} writes them without any token; check its chat template"
+                raise InvalidArgumentError("messages", messages, remedy)
+            if len(prompt) >= member.context_window:
+                raise ContextWindowError(member.name, len(prompt), member.context_window)
+        return write(members, prompts, cursors, self.config, options, cancel)
+
+    def complete(self, messages: object, options: GenerationConfig | None = None) -> Result:
+        """Answers in one go. Arguments and errors are those of `generate`."""
+        return Result.of(self.generate(messages, options))
+
+
+def load_engine(
+    drafter: ModelSource | None = None,
+    verifiers: Sequence[ModelSource] | None = None,
+    config: EnsembleConfig | None = None,
+    on_progress: Progress | None = None,
+) -> SafeEngine:
+    """Loads models and puts them together.
+
+    Models given by name are loaded once per process and shared by all engines.
+
+    Args:
+        drafter: The model that writes ahead: the best one on its own. None takes the default.
+        verifiers: The models that check it. None takes the default pair's verifier where the
+            drafter is the default too, else none.
+        config: How they are merged.
+        on_progress: Told what is going on, one line at a time.
+
+    Raises:
+        ModelError: A model cannot be found, read or used.
+        InvalidArgumentError: An argument is wrong.
+    """
+    names = with_defaults(drafter, verifiers)
+    config = config or EnsembleConfig()
+    config.weights_for(len(names))  # before minutes of loading
+    members = [load_member(source, on_progress) for source in names]
+    return SafeEngine(members[0], members[1:], config)
