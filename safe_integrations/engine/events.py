@@ -44,7 +44,8 @@ class Vote:
     Attributes:
         model: Name of the model.
         token: Its own token at this place, as bytes or END.
-        probability: What it gives that token.
+        probability: What it gives that token; the most that can be, where a model that tells only
+            its best ids was not asked.
         best: Its favourite.
         best_probability: What it gives its favourite.
     """
@@ -154,6 +155,18 @@ class Statistics:
     tokenise_seconds: float = 0.0
     ensemble_seconds: float = 0.0
     models: list[ModelStatistics] = field(default_factory=list)
+
+    def add(self, event: Event) -> None:
+        """Counts what an event tells; all events of an answer together give its counts."""
+        if isinstance(event, Drafted):
+            self.cycles += 1
+            self.drafted += len(event.tokens)
+        elif isinstance(event, Verified):
+            verdicts = [piece.verdict for piece in event.pieces]
+            self.judged += len(verdicts)
+            self.unsafe += verdicts.count(Verdict.UNSAFE)
+            self.ensembled += sum(verdict in ENSEMBLED for verdict in verdicts)
+            self.changed += verdicts.count(Verdict.CHANGED)
 
     @property
     def ensembled_ratio(self) -> float:

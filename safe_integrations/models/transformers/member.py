@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 
 from safe_integrations.config import Tool
-from safe_integrations.engine.model import Work
+from safe_integrations.engine.model import Limits, Work, never
 from safe_integrations.engine.tokens import TokenTable, common_prefix
 from safe_integrations.messages import Message
 from safe_integrations.models.transformers.kv_cache import (
@@ -78,6 +78,7 @@ class TransformersMember:
         self._idle: list[_Cached] = []
         self._returned: deque[_Cached] = deque()
         self.fold: Final = Fold(tokens)
+        self.limits: Final = Limits()
 
     def render(
         self,
@@ -88,7 +89,9 @@ class TransformersMember:
         """The prompt's token ids."""
         return self._render(messages, tools, template_args)
 
-    def start(self, prompt: Sequence[int]) -> TransformersSession:
+    def start(
+        self, prompt: Sequence[int], cancel: Callable[[], bool] = never
+    ) -> TransformersSession:
         """Opens a session on a prompt, on the best cache that is idle."""
         wanted = list(prompt)
         with self._lock:
