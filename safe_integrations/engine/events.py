@@ -157,16 +157,24 @@ class Statistics:
     models: list[ModelStatistics] = field(default_factory=list)
 
     def add(self, event: Event) -> None:
-        """Counts what an event tells; all events of an answer together give its counts."""
-        if isinstance(event, Drafted):
-            self.cycles += 1
-            self.drafted += len(event.tokens)
-        elif isinstance(event, Verified):
-            verdicts = [piece.verdict for piece in event.pieces]
-            self.judged += len(verdicts)
-            self.unsafe += verdicts.count(Verdict.UNSAFE)
-            self.ensembled += sum(verdict in ENSEMBLED for verdict in verdicts)
-            self.changed += verdicts.count(Verdict.CHANGED)
+        """Counts what an event says: a fold over the events of an answer.
+
+        `cycles`, `drafted`, `judged`, `unsafe`, `ensembled` and `changed` are made of nothing else,
+        so they are right after every event, also of an answer that is never finished.
+
+        Args:
+            event: The next one.
+        """
+        match event:
+            case Drafted():
+                self.cycles = event.cycle
+                self.drafted += len(event.tokens)
+            case Verified():
+                verdicts = [piece.verdict for piece in event.pieces]
+                self.judged += len(verdicts)
+                self.unsafe += verdicts.count(Verdict.UNSAFE)
+                self.ensembled += sum(piece.ensembled for piece in event.pieces)
+                self.changed += verdicts.count(Verdict.CHANGED)
 
     @property
     def ensembled_ratio(self) -> float:
