@@ -33,7 +33,7 @@ class Participant:
         self.cursor = cursor
         self._session = session
         self._options = options
-        self._reshapes = cursor is not None or shapes(options)
+        self._reshapes = shapes(options)
         self._cancel = cancel
 
     def score(self, ids: Sequence[int], since: int) -> Sequence[Distribution]:
@@ -64,10 +64,10 @@ class Participant:
             expected: What the model expects after the first `count` tokens of its view.
             count: Number of tokens.
         """
-        if not self._reshapes:
-            return expected
         ids = self.view.ids[:count]
         allowed = None if self.cursor is None else self.cursor.allowed(ids)
+        if allowed is None and not self._reshapes:
+            return expected
         return shape(expected, ids, allowed, self._options)
 
     def look_at(self, text: bytearray, unchanged: int, drafter: Participant) -> None:
