@@ -6,9 +6,9 @@ import re
 from collections.abc import Collection
 from typing import Final
 
-from safe_integrations.calls.scanner import ARGUMENT_KEYS, CallScanner
+from safe_integrations.calls.scanner import CallScanner
 
-_KEYS: Final = frozenset({"name", "type", "id", *ARGUMENT_KEYS})
+_KEYS: Final = frozenset({"name", "type", "id", "arguments", "parameters"})
 _FENCE: Final = re.compile(r"```(?:json)?\s*(.*?)\s*(?:```)?", re.S)
 _OPENING: Final = re.compile(r"(?:`{1,3}|```j(?:s|so|son)?|```(?:json)?\s*)?$", re.S)
 _HEAD: Final = re.compile(r'(?:```(?:json)?\s*)?\[?\s*(?:\{\s*(?:"\w*)?)?')

@@ -10,11 +10,11 @@ import json
 import re
 from typing import Any, Final
 
-ARGUMENT_KEYS: Final = ("arguments", "parameters")
-
 _IN_STRING: Final = re.compile(r'[^"\\]+|["\\]')
 _OUTSIDE: Final = re.compile(r'[{}\[\]",:]|[ \t\r\n]+|[0-9A-Za-z+\-.]+')
 _CONTROL: Final = re.compile(r"[\x00-\x1f]")
+_NAME: Final = re.compile(r'"name"\s*:\s*("(?:[^"\\]|\\.)+")$')
+_BEFORE_ARGUMENTS: Final = re.compile(r'"(?:arguments|parameters)"\s*:\s*$')
 
 
 class CallScanner:
@@ -34,13 +34,9 @@ class CallScanner:
         self.told = 0
         self._text: list[str] = []
         self._arguments: list[str] = []
+        self._top: list[str] = []  # what is written at depth 1: keys and simple values
         self._depth = 0
-        self._in_string = False
-        self._escaped = False
-        self._string: list[str] = []  # the string being read at depth 1
-        self._key: object = None  # the last key at depth 1
-        self._at_value = False  # at depth 1 its value comes, not the next key
-        self._in_arguments = False
+        self._in_string = self._escaped = self._in_arguments = False
 
     @property
     def text(self) -> str:
@@ -106,39 +102,36 @@ class CallScanner:
     def _take_in_string(self, part: str) -> None:
         if self._in_arguments:
             self._arguments.append(part)
-        if self._depth == 1:
-            self._string.append(part)
         self._in_string = self._escaped or part != '"'
         self._escaped = part == "\\" and not self._escaped
-        if self._depth == 1 and not self._in_string:
-            self._end_string("".join(self._string))
-
-    def _end_string(self, written: str) -> None:
-        try:
-            text = json.loads(written)
-        except ValueError:  # the whole will not be JSON either
-            return
-        if not self._at_value:
-            self._key = text
-        elif self._key == "name" and not self.name:
-            self.name = text
+        if self._depth == 1:
+            self._top.append(part)
+            if not self._in_string and self.name is None:
+                name = _NAME.search("".join(self._top))
+                self.name = None if name is None else _name(name[1])
 
     def _take_outside(self, part: str) -> None:
         top = self._depth <= 1
+        if top and part == ",":
+            self._in_arguments = False
+        elif top and not self._in_arguments and self._arguments[:1] != ["{"]:
+            if _BEFORE_ARGUMENTS.search("".join(self._top)) and not part.isspace():
+                self._in_arguments, self._arguments = True, []
         self._depth += (part in "{[") - (part in "}]")
+        self._in_string = part == '"'
         self.closed = self._depth == 0
-        if part == '"':
-            self._in_string = True
-            self._string = [part]
-        if top and part in ":,":
-            self._at_value = part == ":"
-            first = self._arguments[:1] != ["{"]
-            self._in_arguments = self._at_value and first and self._key in ARGUMENT_KEYS
-            if self._in_arguments:
-                self._arguments = []
-        elif self._in_arguments and not self.closed and not (top and part.isspace()):
+        if top:
+            self._top.append(part)
+        if self._in_arguments and not self.closed and not (top and part.isspace()):
             self._arguments.append(part)
-            self._in_arguments = not (part in "}]" and self._depth == 1)
+            self._in_arguments = self._depth > 1 or part not in "}]"
+
+
+def _name(written: str) -> str | None:
+    try:
+        return str(json.loads(written))
+    except ValueError:  # the whole will not be JSON either
+        return None
 
 
 def _loads(text: str) -> Any:

@@ -157,10 +157,13 @@ class ToolCallStream:
         if not call.broken:
             self._close(call, call_id)
             return True
+        body = [call.text]
         while CALL_END not in self._rest and not self._ended:
+            body.append(self._rest[: -len(CALL_END)])
+            self._rest = self._rest[-len(CALL_END) :]
             yield
-        body, _, self._rest = self._rest.partition(CALL_END)
-        self._reject(call, call_id, call.text + body, "the call is not a JSON object")
+        end, _, self._rest = self._rest.partition(CALL_END)
+        self._reject(call, call_id, "".join([*body, end]), "the call is not a JSON object")
         return False
 
     def _close(self, call: CallScanner, call_id: str) -> None:
@@ -175,7 +178,7 @@ class ToolCallStream:
 
     def _reject(self, call: CallScanner, call_id: str, text: str, error: str) -> None:
         invalid = InvalidToolCall(
-            call_id, call.name or None, call.arguments, text.strip(), error, not call.closed
+            call_id, call.name, call.arguments, text.strip(), error, not call.closed
         )
         self._invalid.append(invalid)
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import re
 import threading
+from codecs import getincrementaldecoder
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -68,11 +69,11 @@ class Constraint:
         Raises:
             InvalidArgumentError: The grammar is too large for the library.
         """
-        vocabulary = _vocabulary_of(tokens)
-        matcher = _matcher(vocabulary.tokenizer, self._lark)
+        tokenizer, free = _vocabulary_of(tokens)
+        matcher = _matcher(tokenizer, self._lark)
         if matcher.is_error():
             self._refuse(_plain(matcher.get_error()))
-        return Cursor(matcher, tokens, vocabulary.free)
+        return Cursor(matcher, tokens, free)
 
     def _refuse(self, reason: str) -> NoReturn:
         raise InvalidArgumentError(self._argument, self._given, reason)
@@ -111,9 +112,6 @@ class Cursor:
         END may follow where the grammar may end. Silent ids and aliases never do. Where the
         grammar needs a text that these tokens cannot write, nothing may follow.
 
-        Args:
-            ids: All ids generated so far.
-
         Returns:
             One flag per id of the table, read-only. None where any text may follow, and END: there
             every id may. Then even bytes that are no UTF-8 are taken, as without a grammar.
@@ -134,34 +132,25 @@ class Cursor:
         """The text that must come next: whole characters, empty where there is a choice.
 
         Where the ids end inside a character, the text begins with the rest of it.
-
-        Args:
-            ids: All ids generated so far.
         """
         if not self._go_to(ids):
             return b""
         text: bytes = self._matcher.compute_ff_bytes()
         self._check()
-        return text[: len(text) - _unfinished(text)]
+        return _whole_characters(text)
 
     def complete(self, ids: Sequence[int]) -> bool:
-        """Whether the grammar may end here.
-
-        Args:
-            ids: All ids generated so far.
-        """
+        """Whether the grammar may end here."""
         return self._go_to(ids) and self._matcher.is_accepting()
 
     def finished(self, ids: Sequence[int]) -> bool:
-        """Whether nothing but END may follow.
-
-        Args:
-            ids: All ids generated so far.
-        """
+        """Whether nothing but END may follow."""
         if not self.complete(ids):
             return False
         # The library notices an end only when it moves: before the first token the mask tells
-        return self._matcher.is_stopped() or (not ids and _bits(self._packed(ids)) == 1)
+        return self._matcher.is_stopped() or (
+            not ids and sum(map(int.bit_count, self._packed(ids))) == 1
+        )
 
     def _packed(self, ids: Sequence[int]) -> bytes:
         """Which ids may follow, one bit per id."""
@@ -244,24 +233,18 @@ def _matcher(tokenizer: LLTokenizer, lark: str) -> LLMatcher:
     return library().LLMatcher(tokenizer, _compiled(lark), log_level=0)
 
 
-class _Vocabulary(NamedTuple):
-    """What the library makes of one token table."""
-
-    tokenizer: LLTokenizer
-    free: bytes  # its mask where any text may follow
-
-
-_vocabularies: WeakKeyDictionary[TokenTable, _Vocabulary] = WeakKeyDictionary()
+_vocabularies: WeakKeyDictionary[TokenTable, tuple[LLTokenizer, bytes]] = WeakKeyDictionary()
 _vocabularies_lock = threading.Lock()
 
 
-def _vocabulary_of(tokens: TokenTable) -> _Vocabulary:
+def _vocabulary_of(tokens: TokenTable) -> tuple[LLTokenizer, bytes]:
+    """A token table as the library reads it, and the library's mask where any text may follow."""
     with _vocabularies_lock:
         found = _vocabularies.get(tokens)
         if found is None:
             tokenizer = library().LLTokenizer(_Tokens(tokens))
             free = _matcher(tokenizer, f"start: {ANY_TEXT}").compute_bitmask()
-            found = _vocabularies[tokens] = _Vocabulary(tokenizer, free)
+            found = _vocabularies[tokens] = tokenizer, free
         return found
 
 
@@ -305,17 +288,8 @@ def _shared(a: list[int], b: list[int]) -> int:
     return low
 
 
-def _bits(packed: bytes) -> int:
-    return int.from_bytes(packed, "little").bit_count()
-
-
-def _unfinished(text: bytes) -> int:
-    """How many bytes at the end belong to a character that is not whole."""
-    for back in range(1, min(4, len(text)) + 1):
-        byte = text[-back]
-        if byte >= 0xC0:
-            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return back if back < length else 0
-        if byte < 0x80:
-            return 0
-    return 0
+def _whole_characters(text: bytes) -> bytes:
+    """A text without the beginning of a character at its end."""
+    decoder = getincrementaldecoder("utf-8")("ignore")
+    decoder.decode(text)
+    return text[: len(text) - len(decoder.getstate()[0])]
