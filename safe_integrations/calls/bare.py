@@ -10,22 +10,18 @@ from safe_integrations.calls.scanner import CallScanner
 
 _KEYS: Final = frozenset({"name", "type", "id", "arguments", "parameters"})
 _FENCE: Final = re.compile(r"```(?:json)?\s*(.*?)\s*(?:```)?", re.S)
-_OPENING: Final = re.compile(r"(?:`{1,3}|```j(?:s|so|son)?|```(?:json)?\s*)?$", re.S)
-_HEAD: Final = re.compile(r'(?:```(?:json)?\s*)?\[?\s*(?:\{\s*(?:"\w*)?)?')
-_FIRST: Final = re.compile(
-    r'(?:```(?:json)?\s*)?\[?\s*\{\s*"(?P<key>\w+)"(?:\s*:\s*"(?P<value>[^"\\]*)")?'
-)
+_OPENING: Final = re.compile(r"\s*(?:```(?:json)?\s*)?\[?\s*")
+_FIRST: Final = re.compile(r'\{\s*(?:"(?P<key>\w*)(?P<end>"\s*(?::\s*"(?P<name>[^"\\]*)")?)?)?')
 
 
 def may_be_calls(text: str, names: Collection[str]) -> bool:
     """Whether a text may grow into an answer that is nothing but calls of known tools."""
-    text = text.lstrip()
-    if _OPENING.match(text) or _HEAD.fullmatch(text):
-        return True
-    first = _FIRST.match(text)
-    if first is None or first["key"] not in _KEYS:
-        return False
-    return first["key"] != "name" or first["value"] is None or first["value"] in names
+    opening = _OPENING.match(text)
+    at = opening.end() if opening else 0
+    first = _FIRST.match(text, at)
+    if first is None or first["end"] is None:
+        return "```json".startswith(text.lstrip()) or (first.end() if first else at) == len(text)
+    return first["key"] in _KEYS and (first["key"] != "name" or first["name"] in (None, *names))
 
 
 def calls_of(text: str, names: Collection[str]) -> list[CallScanner]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from typing import Any, Final
 
 _IN_STRING: Final = re.compile(r'[^"\\]+|["\\]')
@@ -108,7 +109,8 @@ class CallScanner:
             self._top.append(part)
             if not self._in_string and self.name is None:
                 name = _NAME.search("".join(self._top))
-                self.name = None if name is None else _name(name[1])
+                with suppress(ValueError):  # then the whole will not be JSON either
+                    self.name = _loads(name[1]) if name else None
 
     def _take_outside(self, part: str) -> None:
         top = self._depth <= 1
@@ -125,13 +127,6 @@ class CallScanner:
         if self._in_arguments and not self.closed and not (top and part.isspace()):
             self._arguments.append(part)
             self._in_arguments = self._depth > 1 or part not in "}]"
-
-
-def _name(written: str) -> str | None:
-    try:
-        return str(json.loads(written))
-    except ValueError:  # the whole will not be JSON either
-        return None
 
 
 def _loads(text: str) -> Any:

@@ -63,7 +63,8 @@ class ToolCallStream:
         """Takes in more of the answer; returns what is certain by now."""
         self._rest += delta
         next(self._reader, None)
-        return self._hand_out()
+        pieces, self._pieces = self._pieces, []
+        return pieces
 
     def finish(self) -> list[Piece]:
         """Ends the answer; returns what was held back."""
@@ -73,17 +74,6 @@ class ToolCallStream:
     def answer(self) -> ParsedAnswer:
         """Everything so far, taken apart. Complete after `finish`."""
         return ParsedAnswer("".join(self._text), tuple(self._calls), tuple(self._invalid))
-
-    def _hand_out(self) -> list[Piece]:
-        """The new pieces, neighbouring texts made one."""
-        joined: list[Piece] = []
-        for piece in self._pieces:
-            if isinstance(piece, str) and joined and isinstance(joined[-1], str):
-                joined[-1] += piece
-            else:
-                joined.append(piece)
-        self._pieces = []
-        return joined
 
     # The readers below pause wherever they need more text, until the answer has ended
 
@@ -189,7 +179,8 @@ class ToolCallStream:
     def _say(self, text: str) -> None:
         if text:
             self._text.append(text)
-            self._pieces.append(text)
+            before = self._pieces.pop() if self._pieces else ""
+            self._pieces += [before + text] if isinstance(before, str) else [before, text]
 
     def _skip(self, characters: str) -> Iterator[None]:
         """Drops characters, up to the first other one."""

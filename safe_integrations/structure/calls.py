@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any, Final
+from typing import Final
 
 from safe_integrations.config import (
     Choice,
@@ -78,18 +78,12 @@ def _callable_tools(tools: Sequence[Tool], choice: str) -> Sequence[Tool]:
     for name in names:
         if names.count(name) > 1:
             raise InvalidArgumentError("tools", names, f"there are several tools called {name!r}")
-    if choice == "none":
-        return ()
-    if choice == "auto":
-        return tools
-    if choice == "required":
-        if not tools:
-            raise InvalidArgumentError("tool_choice", choice, "pass at least one tool in `tools`")
-        return tools
-    if choice not in names:
+    if choice not in ("auto", "none", "required", *names):
         known = ", ".join(["auto", "none", "required", *names])
         raise InvalidArgumentError("tool_choice", choice, f"use one of {known}")
-    return [tool for tool in tools if tool.name == choice]
+    if choice == "required" and not tools:
+        raise InvalidArgumentError("tool_choice", choice, "pass at least one tool in `tools`")
+    return [tool for tool in tools if choice in ("auto", "required", tool.name)]
 
 
 def _forced_calls(tools: Sequence[Tool], several: bool, strict: bool = True) -> str:
@@ -119,24 +113,20 @@ def _bodies(tools: Sequence[Tool], strict: bool) -> str:
 
 
 def _arguments_rule(tool: Tool, strict: bool) -> str:
-    argument = f"tools[{tool.name}].parameters"
+    """A tool's arguments: an object, without unknown keys unless its schema speaks of them."""
+    argument, schema = f"tools[{tool.name}].parameters", tool.parameters
+    closed = not any(key in schema for key in ("additionalProperties", *_APPLICATORS))
     try:
-        return json_rule(_arguments(tool), argument)
+        if schema.get("type", "object") != "object":
+            raise InvalidArgumentError(
+                argument, schema, "arguments are an object: pass the schema of one"
+            )
+        rest = {"additionalProperties": False} if closed else {}
+        return json_rule({"type": "object", **schema, **rest}, argument)
     except InvalidArgumentError:
         if strict:
             raise
         return json_rule({"type": "object"}, argument)
-
-
-def _arguments(tool: Tool) -> dict[str, Any]:
-    """A tool's parameters as a schema of an object without unknown keys."""
-    schema = tool.parameters
-    if schema.get("type", "object") != "object":
-        raise InvalidArgumentError(
-            f"tools[{tool.name}].parameters", schema, "arguments are an object: pass its schema"
-        )
-    closed = not any(key in schema for key in ("additionalProperties", *_APPLICATORS))
-    return {"type": "object", **schema, **({"additionalProperties": False} if closed else {})}
 
 
 def _answer_rule(response_format: JsonSchema | Regex | Choice) -> str:
