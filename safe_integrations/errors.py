@@ -5,6 +5,7 @@ SafeError
 ├── ContextWindowError     (ValueError)         the prompt does not fit the smallest model
 ├── GenerationError        (RuntimeError)       a model failed while it computed
 ├── GenerationCancelled                         the caller asked to stop
+├── MissingDependencyError (ImportError)        an extra of the package is not installed
 └── ModelError
     ├── ModelNotFoundError (FileNotFoundError)  nothing at that hub id, folder or file
     ├── ModelLoadError     (RuntimeError)       found, but unreadable or damaged
@@ -66,6 +67,25 @@ class GenerationError(SafeError, RuntimeError):
 
 class GenerationCancelled(SafeError):
     """The caller set the `cancel` event of a running generation."""
+
+
+class MissingDependencyError(SafeError, ImportError):
+    """Something was asked for that needs a library which is not installed.
+
+    Args:
+        feature: What was asked for.
+        library: What it needs.
+        extra: The extra of this package that brings the library.
+    """
+
+    def __init__(self, feature: str, library: str, extra: str) -> None:
+        self.feature = feature
+        self.library = library
+        self.extra = extra
+        super().__init__(f'{feature} needs {library}: pip install "safe-integrations[{extra}]"')
+
+    def __reduce__(self) -> tuple[type[MissingDependencyError], tuple[str, str, str]]:
+        return type(self), (self.feature, self.library, self.extra)
 
 
 class ModelError(SafeError):

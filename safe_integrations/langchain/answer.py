@@ -95,7 +95,7 @@ class Answer:
                 return tool_call_chunk(args=rest, index=number)
         number = max(self._calls, default=-1) + 1
         self._calls[number] = call.id
-        args = _unmendable(call.arguments)
+        args = _unmendable(call.arguments if call.name else call.text)
         return tool_call_chunk(name=call.name, args=args, id=call.id, index=number)
 
     def _chunk(self, **fields: Any) -> ChatGenerationChunk:

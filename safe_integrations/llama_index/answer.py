@@ -122,7 +122,7 @@ class Answer:
             calls = [_block(call.id, call.name, call.arguments) for call in answer.calls]
             calls += [_block(c.id, c.name, c.arguments) for c in answer.invalid if c.name]
             # the beginning of a call that was cut off before its name is text after all
-            self._text += "".join(c.arguments for c in answer.invalid if not c.name)
+            self._text += "".join(c.text for c in answer.invalid if not c.name)
         return Chunk(self._text, self._text[before:], tuple(calls), self._raw(event, called))
 
     def _raw(self, event: Finished, called: bool) -> dict[str, Any]:
