@@ -44,7 +44,8 @@ class Vote:
     Attributes:
         model: Name of the model.
         token: Its own token at this place, as bytes or END.
-        probability: What it gives that token.
+        probability: What it gives that token; the most that can be, where a model that tells only
+            its best ids was not asked.
         best: Its favourite.
         best_probability: What it gives its favourite.
     """

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from safe_integrations.adapters.threads import in_thread
 from safe_integrations.config import GenerationConfig
 from safe_integrations.engine.events import Event
+from safe_integrations.engine.model import never
 from safe_integrations.llama_index.answer import Answer, Chunk
 from safe_integrations.llama_index.events import Reporter, Started
 from safe_integrations.messages import Message
@@ -82,7 +83,7 @@ class Call:
         self, cancel: threading.Event | None = None
     ) -> Generator[_Happening, None, None]:
         engine = self.load()
-        stop = None if cancel is None else cancel.is_set
+        stop = never if cancel is None else cancel.is_set
         events = engine.generate(self.conversation, self.options, cancel=stop)
         with closing(self.span.follow(events, left=stop)) as followed:
             names = tuple(member.name for member in engine.members)
