@@ -41,7 +41,7 @@ class Answer:
         self._model_name = model_name
         self._stream = ToolCallStream(options.tools if options.tool_choice != "none" else ())
         self._keeps_rounds = rounds
-        self._rounds: list[dict[str, Any]] = []
+        self._rounds: list[Any] = []
         self._calls: dict[int, str] = {}  # number of each call -> its id
 
     def chunks(self, event: Event) -> Iterator[ChatGenerationChunk]:
@@ -114,15 +114,11 @@ def result_of(message: BaseMessage) -> Result:
     Raises:
         InvalidArgumentError: The message carries no rounds.
     """
+    error = InvalidArgumentError(
+        "message", message, "pass a whole answer of ChatSafe, made with attach_rounds=True"
+    )
     rounds = message.additional_kwargs.get(METADATA)
-    end = message.response_metadata.get(METADATA)
-    if not isinstance(rounds, list) or not isinstance(end, dict):
-        raise InvalidArgumentError(
-            "message",
-            message,
-            "pass a whole answer of ChatSafe, made with attach_rounds=True",
-        )
-    return read_result(rounds, end)
+    return read_result(rounds, message.response_metadata.get(METADATA), error)
 
 
 def _unmendable(arguments: str) -> str:

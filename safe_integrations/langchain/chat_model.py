@@ -423,7 +423,7 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
         )
         try:
             events = engine.generate(conversation, call.options, cancel=deadline.is_set)
-            yield from span.follow(events)
+            yield from span.follow(events, left=cancel.is_set if cancel else None)
         except ContextWindowError as error:
             raise SafeContextOverflowError(
                 error.model, error.prompt_tokens, error.context_window

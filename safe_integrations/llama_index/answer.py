@@ -67,7 +67,7 @@ class Answer:
 
     def __init__(self, model: str, tools: Iterable[Tool]) -> None:
         self._model = model
-        self._rounds: list[dict[str, Any]] = []
+        self._rounds: list[Any] = []
         self._text = ""
         self._calls: list[ToolCallBlock] = []
         self._stream = None
@@ -146,12 +146,11 @@ def result_of(response: ChatResponse | CompletionResponse) -> Result:
     Raises:
         InvalidArgumentError: It is not the answer of a `SafeLLM`, or a chunk but the last.
     """
+    error = InvalidArgumentError(
+        "response", response, "pass an answer of SafeLLM, or the last chunk of a stream"
+    )
     safe = response.raw.get("safe") if isinstance(response.raw, dict) else None
-    if safe is None:
-        raise InvalidArgumentError(
-            "response", response, "pass an answer of SafeLLM, or the last chunk of a stream"
-        )
-    return read_result(safe["rounds"], safe)
+    return read_result((safe or {}).get("rounds"), safe, error)
 
 
 def _openai(call: ToolCallBlock) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class Call:
         engine = self.load()
         stop = never if cancel is None else cancel.is_set
         events = engine.generate(self.conversation, self.options, cancel=stop)
-        with closing(self.span.follow(events)) as followed:
+        with closing(self.span.follow(events, left=stop)) as followed:
             names = tuple(member.name for member in engine.members)
             yield datetime.now(), Started(names, engine.config.mode)
             for event in followed:
