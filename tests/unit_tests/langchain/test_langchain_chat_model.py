@@ -114,7 +114,7 @@ def test_every_option_of_the_engine_is_an_option_here() -> None:
 def test_options_reach_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     model = chat(lookahead=3, temperature=0, seed=7, max_tokens=50, top_p=0.9, top_k=4, min_p=0.1)
     model = model.model_copy(update={"template_args": {"enable_thinking": False}})
-    call = model._call({"max_tokens": 5, "mode": "drafter-only", "timeout": 3})
+    call = model._request({"max_tokens": 5, "mode": "drafter-only", "timeout": 3})
     assert call.ensemble == EnsembleConfig(lookahead=3, mode="drafter-only")
     assert call.options == GenerationConfig(
         max_tokens=5,

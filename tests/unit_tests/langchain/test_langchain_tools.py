@@ -16,10 +16,11 @@ from pydantic import BaseModel, Field
 from pydantic.v1 import BaseModel as BaseModelV1
 from typing_extensions import TypedDict
 
+from safe_integrations.adapters.request import closed, read_request
 from safe_integrations.config import Choice, JsonSchema, Tool
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.langchain import ChatSafe
-from safe_integrations.langchain.options import closed, generation_config
+from safe_integrations.langchain.tools import json_schema, openai_tool
 
 pytest.importorskip("llguidance")
 
@@ -50,6 +51,10 @@ ADD = call("add", a=1, b=2)
 def model(reply: Any, **options: Any) -> ChatSafe:
     drafter = Chatty("drafter", reply, sure=0.8)
     return ChatSafe(drafter=drafter, verifiers=[Chatty("verifier", reply, sure=0.6)], **options)
+
+
+def generation_config(call: dict[str, Any]) -> Any:
+    return read_request({}, call, openai_tool, json_schema).options
 
 
 def total(chunks: Any) -> Any:
@@ -152,7 +157,7 @@ def test_eager_tools_make_the_first_turn_a_call() -> None:
     seen: list[str] = []
 
     def choice(bound: Any, messages: Any) -> str:
-        return eager._call(bound.kwargs, None, messages).options.tool_choice
+        return eager._request(bound.kwargs, None, messages).options.tool_choice
 
     asked.append(called.invoke(asked))
     seen.append(choice(called, asked[:1]))
