@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from chatty import TEXT, Chatty, Recorder, chat
+from chatty import TEXT, Chatty, Recorder, chat, total
 from langchain_core.caches import InMemoryCache
 from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import AIMessage, HumanMessage
@@ -33,7 +33,7 @@ from safe_integrations.models.loading import ModelSpec
 
 CALLS: dict[str, Callable[[ChatSafe], Any]] = {
     "invoke": lambda c: c.invoke("hi"),
-    "stream": lambda c: _sum(c.stream("hi")),
+    "stream": lambda c: total(c.stream("hi")),
     "batch": lambda c: c.batch(["hi", "hi"])[1],
     "ainvoke": lambda c: asyncio.run(c.ainvoke("hi")),
     "astream": lambda c: asyncio.run(_asum(c.astream("hi"))),
@@ -42,15 +42,8 @@ CALLS: dict[str, Callable[[ChatSafe], Any]] = {
 }
 
 
-def _sum(chunks: Any) -> Any:
-    total = None
-    for chunk in chunks:
-        total = chunk if total is None else total + chunk
-    return total
-
-
 async def _asum(chunks: Any) -> Any:
-    return _sum([chunk async for chunk in chunks])
+    return total([chunk async for chunk in chunks])
 
 
 def _without_times(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -80,7 +73,7 @@ def test_every_path_gives_the_same_message(how: str) -> None:
 
 
 def test_rounds_rebuild_the_provenance() -> None:
-    result = result_of(_sum(chat().stream("hi")))
+    result = result_of(total(chat().stream("hi")))
     assert result.text == TEXT
     assert result.statistics.ensembled > 0
     assert b"".join(p.written for p in result.pieces if p.end > p.start) == TEXT.encode()
@@ -235,7 +228,7 @@ def test_bind_with_config_and_configurable_fields() -> None:
     assert answer.response_metadata["finish_reason"] == "length"
     chunks = list(configurable.stream("hi", {"configurable": {"s": ["capital"]}}))
     assert len(chunks) > 1
-    assert _sum(chunks).content == "Paris is the "
+    assert total(chunks).content == "Paris is the "
 
 
 # Caching

@@ -7,9 +7,8 @@ import json
 from typing import Any, Optional
 
 import pytest
-from chatty import Chatty
+from chatty import Chatty, total
 from langchain.agents import create_agent
-from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from pydantic import BaseModel, Field
@@ -55,14 +54,6 @@ def model(reply: Any, **options: Any) -> ChatSafe:
 
 def generation_config(call: dict[str, Any]) -> Any:
     return read_request({}, call, openai_tool, json_schema).options
-
-
-def total(chunks: Any) -> Any:
-    parts = list(chunks)
-    result = parts[0]
-    for part in parts[1:]:
-        result += part
-    return result
 
 
 # Calls
@@ -137,19 +128,6 @@ def test_a_call_that_is_asked_for_is_one_call() -> None:
     assert free.parallel_tool_calls
 
 
-@pytest.mark.parametrize("cut", range(len("<tool_call>\n{") + 40, len(ADD) - 14, 3))
-def test_a_call_that_is_cut_off_is_never_carried_out(cut: int) -> None:
-    """LangChain mends broken JSON in streams, and an agent would run a call with half arguments."""
-    bound = model(ADD).bind_tools([add], tool_choice="any")
-    for message in (
-        bound.invoke("x", max_tokens=cut),
-        total(bound.stream("x", max_tokens=cut)),
-    ):
-        assert message.tool_calls == []
-        assert len(message.invalid_tool_calls) == 1
-        assert message.response_metadata["finish_reason"] == "length"
-
-
 def test_eager_tools_make_the_first_turn_a_call() -> None:
     eager = model(ADD, eager_tools=True)
     called = eager.bind_tools([add])
@@ -171,14 +149,6 @@ def test_eager_tools_make_the_first_turn_a_call() -> None:
 def test_stop_strings_do_not_cut_a_call_that_is_asked_for() -> None:
     message = model(ADD, stop=["\n"]).bind_tools([add], tool_choice="any").invoke("x")
     assert message.tool_calls[0]["args"] == {"a": 1, "b": 2}
-
-
-@pytest.mark.parametrize("stop", ["\n", "{", ":", "add"])
-def test_a_call_that_a_stop_string_cuts_is_never_carried_out(stop: str) -> None:
-    bound = model(ADD, stop=[stop]).bind_tools([add])
-    for message in (bound.invoke("x"), total(bound.stream("x"))):
-        assert message.tool_calls == []
-        assert len(message.invalid_tool_calls) == 1
 
 
 def test_results_go_back_to_the_model() -> None:
@@ -314,17 +284,6 @@ def test_include_raw(method: Any) -> None:
     assert "raise max_tokens" in str(answer["parsing_error"])
 
 
-@pytest.mark.parametrize("method", WRITTEN)
-def test_an_object_that_is_cut_off_is_an_error(method: Any) -> None:
-    structured = model(WRITTEN[method], max_tokens=20).with_structured_output(
-        PersonDict, method=method
-    )
-    with pytest.raises(OutputParserException, match="raise max_tokens"):
-        structured.invoke("who?")
-    with pytest.raises(OutputParserException, match="raise max_tokens"):
-        list(structured.stream("who?"))
-
-
 def test_json_mode_without_a_schema() -> None:
     structured = model('{"anything": [1]}').with_structured_output(method="json_mode")
     assert structured.invoke("x") == {"anything": [1]}
@@ -353,7 +312,7 @@ def test_response_formats() -> None:
         "object": ({"type": "json_object"}, JsonSchema(schema={"type": "object"})),
         "choice": ({"type": "choice", "options": ["a"]}, Choice(options=("a",))),
         "ours": (Choice(options=("a",)), Choice(options=("a",))),
-        "class": (Person, JsonSchema(schema=closed(_plain_schema()))),
+        "class": (Person, JsonSchema(schema=closed(Person.model_json_schema()))),
         "openai": (
             {"type": "json_schema", "json_schema": {"schema": {"type": "string"}}},
             JsonSchema(schema={"type": "string"}),
@@ -362,12 +321,6 @@ def test_response_formats() -> None:
         assert generation_config({"response_format": given}).response_format == wanted
     answer = model("yes").invoke("x", response_format={"type": "choice", "options": ["yes", "no"]})
     assert answer.content == "yes"
-
-
-def _plain_schema() -> dict[str, Any]:
-    from langchain_core.utils.function_calling import convert_to_json_schema
-
-    return convert_to_json_schema(Person)
 
 
 def test_objects_are_closed_unless_they_say_otherwise() -> None:
