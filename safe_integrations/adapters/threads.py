@@ -144,6 +144,11 @@ class Closing(AsyncGenerator[T, None]):
         self._items = items
         self._aclose = aclose
 
+    @property
+    def ag_frame(self) -> object:
+        """None once it has ended; tracers ask."""
+        return getattr(self._items, "ag_frame", None)
+
     async def asend(self, value: None) -> T:
         """The next item."""
         try:

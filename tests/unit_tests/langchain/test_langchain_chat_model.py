@@ -378,6 +378,28 @@ async def test_cancelling_a_task_stops_the_models(path: str) -> None:
     assert (await model.ainvoke("hi", max_tokens=1)).content
 
 
+async def test_a_caller_that_gives_up_does_not_wait_for_the_models_to_be_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`wait_for` came back when they were loaded and converted, minutes late."""
+    may_go_on = threading.Event()
+    model = Chatty()
+
+    def loaded_member(*_: Any) -> Chatty:
+        may_go_on.wait(60)
+        return model
+
+    monkeypatch.setattr(loading, "_loaded_member", loaded_member)
+    monkeypatch.setattr(loading, "_slots", {})
+    chatty = ChatSafe(drafter="a")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(chatty.ainvoke("hi"), 0.05)
+    assert not may_go_on.is_set()
+    may_go_on.set()
+    assert (await chatty.ainvoke("hi")).content == TEXT
+    assert len(model.conversations) == 1, "the first call was answered all the same"
+
+
 @pytest.mark.parametrize("path", ["ainvoke", "astream", "abatch"])
 async def test_the_event_loop_stays_responsive(path: str) -> None:
     """A blocking ainvoke gives no tick at all while it computes."""

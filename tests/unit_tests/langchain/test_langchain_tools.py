@@ -15,11 +15,8 @@ from pydantic import BaseModel, Field
 from pydantic.v1 import BaseModel as BaseModelV1
 from typing_extensions import TypedDict
 
-from safe_integrations.adapters.request import closed, read_request
-from safe_integrations.config import Choice, JsonSchema, Tool
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.langchain import ChatSafe
-from safe_integrations.langchain.tools import json_schema, openai_tool
 
 pytest.importorskip("llguidance")
 
@@ -50,10 +47,6 @@ ADD = call("add", a=1, b=2)
 def model(reply: Any, **options: Any) -> ChatSafe:
     drafter = Chatty("drafter", reply, sure=0.8)
     return ChatSafe(drafter=drafter, verifiers=[Chatty("verifier", reply, sure=0.6)], **options)
-
-
-def generation_config(call: dict[str, Any]) -> Any:
-    return read_request({}, call, openai_tool, json_schema).options
 
 
 # Calls
@@ -118,14 +111,6 @@ def test_several_calls() -> None:
     for message in (bound.invoke("x"), total(bound.stream("x"))):
         assert [c["name"] for c in message.tool_calls] == ["add", "shout"]
         assert len({c["id"] for c in message.tool_calls}) == 2
-
-
-def test_a_call_that_is_asked_for_is_one_call() -> None:
-    """Small models that may go on calling do."""
-    once = generation_config({"tools": [add], "tool_choice": "any"})
-    assert once.tool_choice == "required" and not once.parallel_tool_calls
-    free = generation_config({"tools": [add], "tool_choice": "auto"})
-    assert free.parallel_tool_calls
 
 
 def test_eager_tools_make_the_first_turn_a_call() -> None:
@@ -304,45 +289,3 @@ def test_wrong_arguments_of_structured_output() -> None:
         model("x").with_structured_output()
     with pytest.raises(InvalidArgumentError, match="tols="):
         model("x").with_structured_output(Person, tols=[add])
-
-
-def test_response_formats() -> None:
-    for given, wanted in {
-        "text": ({"type": "text"}, None),
-        "object": ({"type": "json_object"}, JsonSchema(schema={"type": "object"})),
-        "choice": ({"type": "choice", "options": ["a"]}, Choice(options=("a",))),
-        "ours": (Choice(options=("a",)), Choice(options=("a",))),
-        "class": (Person, JsonSchema(schema=closed(Person.model_json_schema()))),
-        "openai": (
-            {"type": "json_schema", "json_schema": {"schema": {"type": "string"}}},
-            JsonSchema(schema={"type": "string"}),
-        ),
-    }.values():
-        assert generation_config({"response_format": given}).response_format == wanted
-    answer = model("yes").invoke("x", response_format={"type": "choice", "options": ["yes", "no"]})
-    assert answer.content == "yes"
-
-
-def test_objects_are_closed_unless_they_say_otherwise() -> None:
-    inner = {"type": "object", "properties": {"x": {"type": "string"}}}
-    schema = {
-        "type": "object",
-        "properties": {
-            "closed": inner,
-            "open": {**inner, "additionalProperties": True},
-            "map": {"type": "object"},
-            "const": {"const": inner},
-        },
-    }
-    got = closed(schema)
-    assert got["additionalProperties"] is False
-    assert got["properties"]["closed"]["additionalProperties"] is False
-    assert got["properties"]["open"]["additionalProperties"] is True
-    assert "additionalProperties" not in got["properties"]["map"]
-    assert got["properties"]["const"] == {"const": inner}
-    assert "additionalProperties" not in schema
-
-
-def test_tools_in_the_engines_own_form() -> None:
-    tools = (Tool(name="a"),)
-    assert generation_config({"tools": tools}).tools == tools
