@@ -5,7 +5,9 @@ SafeError
 ├── ContextWindowError     (ValueError)         the prompt does not fit the smallest model
 ├── GenerationError        (RuntimeError)       a model failed while it computed
 ├── GenerationCancelled                         the caller asked to stop
+│   └── SafeTimeoutError   (TimeoutError)       the answer took longer than it may
 ├── MissingDependencyError (ImportError)        an extra of the package is not installed
+├── IncompleteAnswerError                       a tool call or an object was cut off
 └── ModelError
     ├── ModelNotFoundError (FileNotFoundError)  nothing at that hub id, folder or file
     ├── ModelLoadError     (RuntimeError)       found, but unreadable or damaged
@@ -66,7 +68,18 @@ class GenerationError(SafeError, RuntimeError):
 
 
 class GenerationCancelled(SafeError):
-    """The caller set the `cancel` event of a running generation."""
+    """The caller stopped a running generation."""
+
+
+class SafeTimeoutError(GenerationCancelled, TimeoutError):
+    """The answer was not complete after `timeout` seconds."""
+
+
+class IncompleteAnswerError(SafeError):
+    """A tool call or an object that was asked for was cut off, or is broken otherwise.
+
+    It is no `ValueError`: frameworks take these for answers that may be left out.
+    """
 
 
 class MissingDependencyError(SafeError, ImportError):
