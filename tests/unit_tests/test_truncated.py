@@ -13,6 +13,7 @@ from cases import World, configs, options, worlds
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from oracle import Oracle
+from truncated import TruncatedMember
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig, Regex, Tool
 from safe_integrations.engine.distribution import TopDistribution
@@ -20,7 +21,7 @@ from safe_integrations.engine.events import Verdict
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.report.result import Result
 from safe_integrations.safe_engine import SafeEngine
-from safe_integrations.testing import ScriptedMember, ScriptedSession, TruncatedMember, follows
+from safe_integrations.testing import ScriptedMember, ScriptedSession, follows
 
 TINY = 1e-6
 ci = settings(
