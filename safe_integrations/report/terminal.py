@@ -76,8 +76,9 @@ def legend(statistics: Statistics, console: Console) -> Text:
 
 def key() -> Text:
     """What the styles mean."""
-    looks = [look for look in LOOKS.values() if look.label]
-    return Text(" ").join(Text(f" {look.label} ", look.style) for look in looks)
+    return Text.assemble(
+        "Colours: ", *((f" {look.label} ", look.style) for look in LOOKS.values() if look.label)
+    )
 
 
 def model_table(statistics: Statistics) -> Table:
