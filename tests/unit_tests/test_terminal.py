@@ -60,7 +60,7 @@ def test_painted_deltas_are_the_painted_answer(stop: str) -> None:
     events = list(engine().generate("hi", GenerationConfig(stop=stop)))
     for event in events:
         if isinstance(event, Verified):
-            painter.add(event)
+            painter.add(event.pieces)
         if isinstance(event, TextDelta):
             text = painter.paint(event.text)
             assert text.plain == event.text
