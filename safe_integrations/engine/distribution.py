@@ -36,10 +36,15 @@ class DenseDistribution:
         return int(self._logits.argmax())
 
     @cached_property
+    def weights(self) -> Row:
+        """What is in proportion to the probabilities: 1 for the best, shape `[tokens.size]`."""
+        weights: Row = np.exp(self._logits - self._logits[self.best])
+        return weights
+
+    @cached_property
     def total(self) -> float:
         """Logarithm of the sum of all exponentials."""
-        highest = float(self._logits[self.best])
-        return highest + float(np.log(np.exp(self._logits - highest).sum(dtype=np.float64)))
+        return float(self._logits[self.best] + np.log(self.weights.sum(dtype=np.float64)))
 
     def top(self, k: int) -> list[int]:
         """The k most probable ids, best first."""

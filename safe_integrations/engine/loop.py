@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
+from itertools import count
 from time import perf_counter
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
@@ -102,44 +103,40 @@ class _Loop:
 
     def events(self) -> Iterator[Event]:
         """Algorithm 1."""
-        cycle = 0
-        while True:
-            cycle += 1
-            began, has_read = self._model_seconds(), all(m.has_read for m in self.models)
+        for cycle in count(1):
+            before = self._costs()
+
+            # 1) Generate: the drafter writes ahead.
             start = len(self.draft.text)
             tokens = self.drafter.run()
             yield self._counted(Drafted(cycle, start, tokens))
 
+            # 2) Verify, and 3) ensemble where that is safe and needed.
             if self.every_token:
                 found = ensemble_always(self.draft, self.verifiers, self.judge, self._look)
             else:
                 found = self._verify()
             pieces, overflow = found
-            changed = bool(pieces) and pieces[-1].verdict is Verdict.CHANGED
-            if changed:
-                dropped = overflow + self.draft.replace(pieces[-1])
-            else:
-                dropped = overflow
-                self.draft.keep(len(pieces))
-            if has_read:
-                (draft, check), (draft_0, check_0) = self._model_seconds(), began
-                self.drafter.learn(len(tokens), draft - draft_0, len(pieces), check - check_0)
-            pending = len(self.draft.steps)
-            yield self._counted(Verified(cycle, tuple(pieces), pending, dropped))
-            for piece in pieces:
-                if piece.ensembled:
-                    yield Ensembled(cycle, piece)
 
-            # after a change, what did not fit a window is no longer what comes next
-            full = self.draft.room <= 0 or (overflow > 0 and not changed)
-            reason: FinishReason | None = "length" if full and not pending else None
-            if pieces and pieces[-1].written == END:
-                reason = "stop"
-            delta = self._new_text()
-            if reason and self.stream.stopped_at is None:
-                delta += self.stream.finish()
+            # Accept what stands; roll back to the first token that does not.
+            changed = bool(pieces) and pieces[-1].verdict is Verdict.CHANGED
+            dropped = overflow
+            if changed:
+                dropped += self.draft.replace(pieces[-1])
+            else:
+                self.draft.keep(len(pieces))
+            self._learn(before, len(tokens), len(pieces))
+            yield self._counted(Verified(cycle, tuple(pieces), len(self.draft.steps), dropped))
+            yield from (Ensembled(cycle, piece) for piece in pieces if piece.ensembled)
+
+            # Show the text that is final; end where nothing can follow.
+            # After a change, what did not fit a window is no longer what comes next.
+            reason = self._end(pieces, full=overflow > 0 and not changed)
+            delta = self.stream.push(bytes(self.draft.text[self.stream.read : self.draft.judged]))
             if self.stream.stopped_at is not None:
                 reason = "stop"
+            elif reason:
+                delta += self.stream.finish()
             if delta:
                 yield TextDelta(delta)
             if reason:
@@ -211,19 +208,36 @@ class _Loop:
 
     # Bookkeeping
 
-    def _model_seconds(self) -> tuple[float, float]:
-        """Time in forward passes so far: of the drafter, and until all verifiers had answered."""
+    def _end(self, pieces: Sequence[Piece], full: bool) -> FinishReason | None:
+        """Why the answer ends here; None where it goes on.
+
+        Args:
+            pieces: What was judged last.
+            full: Whether what comes next does not fit the window of some verifier.
+        """
+        if pieces and pieces[-1].written == END:
+            return "stop"
+        return "length" if (full or self.draft.room <= 0) and not self.draft.steps else None
+
+    def _costs(self) -> tuple[float, float] | None:
+        """Time in forward passes so far: of the drafter, and until all verifiers had answered.
+
+        None while a model has not read its prompt: that says nothing about what a token costs.
+        """
+        if not all(model.has_read for model in self.models):
+            return None
         here = sum(m.seconds for m in self.verifiers if not (self.pool and m.limits.remote))
         there = (m.seconds for m in self.verifiers if self.pool and m.limits.remote)
         return self.models[0].seconds, here + max(there, default=0.0)
 
+    def _learn(self, before: tuple[float, float] | None, drafted: int, judged: int) -> None:
+        after = self._costs()
+        if before and after:
+            self.drafter.learn(drafted, after[0] - before[0], judged, after[1] - before[1])
+
     def _counted(self, event: Event) -> Event:
         self.statistics.add(event)
         return event
-
-    def _new_text(self) -> str:
-        """What of the judged text can be shown now."""
-        return self.stream.push(bytes(self.draft.text[self.stream.read : self.draft.judged]))
 
     def _finished(self, reason: FinishReason) -> Finished:
         s, stopped_at = self.statistics, self.stream.stopped_at

@@ -165,8 +165,8 @@ class Cursor(Protocol):
     Every question names all ids generated so far; the cursor goes back and forth by itself.
     """
 
-    def allowed(self, ids: Sequence[int]) -> NDArray[np.bool_]:
-        """Which ids may follow, one flag per id."""
+    def allowed(self, ids: Sequence[int]) -> NDArray[np.bool_] | None:
+        """Which ids may follow, one flag per id; None where every id may, END included."""
         ...
 
     def forced(self, ids: Sequence[int]) -> bytes:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safe_integrations.config import GenerationConfig
-from safe_integrations.engine.distribution import DenseDistribution, SparseDistribution
+from safe_integrations.engine.distribution import DenseDistribution, Row, SparseDistribution
 from safe_integrations.engine.ensemble import Floats, Merge
 from safe_integrations.engine.model import Dense
 from safe_integrations.engine.rows import largest
@@ -91,14 +91,14 @@ def pick(distribution: Shaped, random: np.random.Generator) -> int:
     """Draws one id."""
     if isinstance(distribution, SparseDistribution):
         return int(distribution.ids[draw(np.exp(distribution.own), random)])
-    return draw(np.exp(distribution.dense(), dtype=np.float64), random)
+    return draw(distribution.weights, random)
 
 
-def draw(probs: Floats, random: np.random.Generator) -> int:
-    """Draws an index in proportion to `probs`, which need not sum to 1."""
-    cumulative = np.cumsum(probs)
+def draw(weights: Row, random: np.random.Generator) -> int:
+    """Draws an index in proportion to `weights`, which need not sum to 1."""
+    cumulative = np.cumsum(weights, dtype=np.float64)
     index = int(np.searchsorted(cumulative, random.random() * cumulative[-1], side="right"))
-    return min(index, int(np.flatnonzero(probs)[-1]))
+    return index if index < len(weights) else int(np.flatnonzero(weights)[-1])
 
 
 def speculative_draw(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from langchain_core.exceptions import OutputParserException
+from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import (
@@ -23,17 +24,14 @@ from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
 from safe_integrations.errors import InvalidArgumentError
-from safe_integrations.langchain.options import openai_tool
-
-if TYPE_CHECKING:
-    from safe_integrations.langchain.chat_model import ChatSafe
+from safe_integrations.langchain.tools import openai_tool
 
 Method = Literal["function_calling", "json_schema", "json_mode"]
 METHODS: Final[tuple[str, ...]] = get_args(Method)
 
 
 def structured(
-    model: ChatSafe,
+    model: BaseChatModel,
     schema: Mapping[str, Any] | type | None,
     *,
     method: Method,
@@ -58,7 +56,7 @@ def structured(
 
 
 def _by_call(
-    model: ChatSafe, schema: Any, method: Method, strict: bool | None
+    model: BaseChatModel, schema: Any, method: Method, strict: bool | None
 ) -> tuple[Runnable[Any, Any], Runnable[Any, Any]]:
     tool = openai_tool(schema, strict=strict)
     name = tool["function"]["name"]
@@ -71,7 +69,7 @@ def _by_call(
 
 
 def _by_json(
-    model: ChatSafe, schema: Any, method: Method, strict: bool | None
+    model: BaseChatModel, schema: Any, method: Method, strict: bool | None
 ) -> tuple[Runnable[Any, Any], Runnable[Any, Any]]:
     wanted: dict[str, Any] = {"type": "json_object"}
     if schema is not None:

@@ -29,7 +29,12 @@ from opentelemetry.trace import StatusCode
 
 from safe_integrations.config import GenerationConfig
 from safe_integrations.engine.events import Verified
-from safe_integrations.errors import GenerationCancelled, GenerationError, InvalidArgumentError
+from safe_integrations.errors import (
+    GenerationCancelled,
+    GenerationError,
+    InvalidArgumentError,
+    MissingDependencyError,
+)
 from safe_integrations.langchain import ChatSafe, SafeTimeoutError
 from safe_integrations.llama_index import SafeLLM
 from safe_integrations.report import tracing
@@ -104,7 +109,7 @@ def test_off_there_is_nothing() -> None:
 
 def test_without_opentelemetry_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "safe_integrations.report.tracing.otel", None)
-    with pytest.raises(ImportError, match=r"pip install 'safe-integrations\[tracing\]'"):
+    with pytest.raises(MissingDependencyError, match=r'pip install "safe-integrations\[tracing\]"'):
         tracing.enable()
 
 

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from safe_integrations.config import GenerationConfig
 from safe_integrations.engine.events import Event
+from safe_integrations.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -59,16 +60,14 @@ def enable(
             same. OpenTelemetry's SDK keeps 128 events of a span, the last ones.
 
     Raises:
-        ImportError: OpenTelemetry is not installed; the `tracing` extra brings it.
+        MissingDependencyError: OpenTelemetry is not installed.
         InvalidArgumentError: `max_events` is negative.
     """
     global _tracing
     try:
         from safe_integrations.report.tracing.otel import Tracing
     except ImportError as error:
-        raise ImportError(
-            f"tracing needs OpenTelemetry ({error}): pip install 'safe-integrations[tracing]'"
-        ) from error
+        raise MissingDependencyError("tracing", "OpenTelemetry", "tracing") from error
     _tracing = Tracing(tracer_provider, capture_text, max_events)
 
 

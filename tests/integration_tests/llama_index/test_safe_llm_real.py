@@ -18,6 +18,7 @@ from llama_index.core.tools import FunctionTool
 from pydantic import BaseModel
 
 from safe_integrations.config import Regex
+from safe_integrations.errors import IncompleteAnswerError
 from safe_integrations.llama_index import (
     SafeEvent,
     SafeGenerationEnd,
@@ -127,6 +128,27 @@ async def test_structured_output_is_what_was_asked_for(llm: SafeLLM) -> None:
     assert "Lund" in llm.structured_predict(Captain, prompt, text=FACTS[0]).name
     response = await llm.as_structured_llm(Captain).achat([ChatMessage(FACTS[0])])
     assert isinstance(response.raw, Captain)
+
+
+def test_a_call_that_is_cut_off_is_not_carried_out(llm: SafeLLM) -> None:
+    """This very pair executed delete(path='delete') and delete(path=None)."""
+    deleted: list[Any] = []
+
+    def delete(path: str | None = None) -> str:
+        """Deletes a folder."""
+        deleted.append(path)
+        return "gone"
+
+    tool = FunctionTool.from_defaults(delete)
+    for max_tokens in range(8, 24, 2):
+        with pytest.raises(IncompleteAnswerError, match="raise max_tokens"):
+            llm.predict_and_call(
+                [tool],
+                "Delete the folder /home/me/project/with/a/long/name/to/write/down/tmp.",
+                tool_required=True,
+                max_tokens=max_tokens,
+            )
+    assert deleted == []
 
 
 def test_metadata_of_the_default_pair_needs_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ class Chatty(ScriptedMember):
         reply: The conversation -> the answer.
         delay: Seconds per forward pass.
         sure: Probability of each byte of the answer.
+        words: Its tokens, besides all bytes.
     """
 
     def __init__(
@@ -37,8 +38,9 @@ class Chatty(ScriptedMember):
         delay: float = 0.0,
         sure: float = 0.9,
         context_window: int = 4096,
+        words: Sequence[bytes] = WORDS,
     ) -> None:
-        super().__init__(name, WORDS, follows(b""), context_window=context_window)
+        super().__init__(name, words, follows(b""), context_window=context_window)
         self.reply = (lambda _: reply) if isinstance(reply, str) else reply
         self.delay = delay
         self.sure = sure
@@ -62,7 +64,7 @@ class Chatty(ScriptedMember):
 
     def start(self, prompt: Sequence[int], cancel: object = None) -> ScriptedSession:
         answer = self.reply(self.conversations[prompt[0]]).encode()
-        one = ScriptedMember(self.name, WORDS, follows(answer, sure=self.sure))
+        one = ScriptedMember(self.name, [], follows(answer, sure=self.sure))
         one.tokens = self.tokens
         session = Slow(one, self)
         self.sessions.append(session)
@@ -87,6 +89,14 @@ def chat(reply: Any = TEXT, other: Any = OTHER, *, delay: float = 0.0, **options
     drafter = Chatty("drafter", reply, delay=delay, sure=0.8)
     verifier = Chatty("verifier", other, sure=0.7)
     return ChatSafe(drafter=drafter, verifiers=[verifier], **options)
+
+
+def total(chunks: Any) -> Any:
+    """Chunks added up."""
+    first, *rest = chunks
+    for chunk in rest:
+        first += chunk
+    return first
 
 
 class Recorder(BaseCallbackHandler):

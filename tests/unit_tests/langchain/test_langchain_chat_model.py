@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from chatty import TEXT, Chatty, Recorder, chat
+from chatty import TEXT, Chatty, Recorder, chat, total
 from langchain_core.caches import InMemoryCache
 from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import AIMessage, HumanMessage
@@ -33,7 +33,7 @@ from safe_integrations.models.loading import ModelSpec
 
 CALLS: dict[str, Callable[[ChatSafe], Any]] = {
     "invoke": lambda c: c.invoke("hi"),
-    "stream": lambda c: _sum(c.stream("hi")),
+    "stream": lambda c: total(c.stream("hi")),
     "batch": lambda c: c.batch(["hi", "hi"])[1],
     "ainvoke": lambda c: asyncio.run(c.ainvoke("hi")),
     "astream": lambda c: asyncio.run(_asum(c.astream("hi"))),
@@ -42,15 +42,8 @@ CALLS: dict[str, Callable[[ChatSafe], Any]] = {
 }
 
 
-def _sum(chunks: Any) -> Any:
-    total = None
-    for chunk in chunks:
-        total = chunk if total is None else total + chunk
-    return total
-
-
 async def _asum(chunks: Any) -> Any:
-    return _sum([chunk async for chunk in chunks])
+    return total([chunk async for chunk in chunks])
 
 
 def _without_times(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -80,7 +73,7 @@ def test_every_path_gives_the_same_message(how: str) -> None:
 
 
 def test_rounds_rebuild_the_provenance() -> None:
-    result = result_of(_sum(chat().stream("hi")))
+    result = result_of(total(chat().stream("hi")))
     assert result.text == TEXT
     assert result.statistics.ensembled > 0
     assert b"".join(p.written for p in result.pieces if p.end > p.start) == TEXT.encode()
@@ -114,7 +107,7 @@ def test_every_option_of_the_engine_is_an_option_here() -> None:
 def test_options_reach_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     model = chat(lookahead=3, temperature=0, seed=7, max_tokens=50, top_p=0.9, top_k=4, min_p=0.1)
     model = model.model_copy(update={"template_args": {"enable_thinking": False}})
-    call = model._call({"max_tokens": 5, "mode": "drafter-only", "timeout": 3})
+    call = model._request({"max_tokens": 5, "mode": "drafter-only", "timeout": 3})
     assert call.ensemble == EnsembleConfig(lookahead=3, mode="drafter-only")
     assert call.options == GenerationConfig(
         max_tokens=5,
@@ -235,7 +228,7 @@ def test_bind_with_config_and_configurable_fields() -> None:
     assert answer.response_metadata["finish_reason"] == "length"
     chunks = list(configurable.stream("hi", {"configurable": {"s": ["capital"]}}))
     assert len(chunks) > 1
-    assert _sum(chunks).content == "Paris is the "
+    assert total(chunks).content == "Paris is the "
 
 
 # Caching
@@ -383,6 +376,28 @@ async def test_cancelling_a_task_stops_the_models(path: str) -> None:
     assert model.drafter.passes == passes
     assert all(session.closed for session in model.drafter.sessions)
     assert (await model.ainvoke("hi", max_tokens=1)).content
+
+
+async def test_a_caller_that_gives_up_does_not_wait_for_the_models_to_be_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`wait_for` came back when they were loaded and converted, minutes late."""
+    may_go_on = threading.Event()
+    model = Chatty()
+
+    def loaded_member(*_: Any) -> Chatty:
+        may_go_on.wait(60)
+        return model
+
+    monkeypatch.setattr(loading, "_loaded_member", loaded_member)
+    monkeypatch.setattr(loading, "_slots", {})
+    chatty = ChatSafe(drafter="a")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(chatty.ainvoke("hi"), 0.05)
+    assert not may_go_on.is_set()
+    may_go_on.set()
+    assert (await chatty.ainvoke("hi")).content == TEXT
+    assert len(model.conversations) == 1, "the first call was answered all the same"
 
 
 @pytest.mark.parametrize("path", ["ainvoke", "astream", "abatch"])

@@ -354,6 +354,24 @@ async def test_even_looking_a_model_up_leaves_the_event_loop_free(
     assert threads[0] is not threading.main_thread()
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_abandoned_stream_is_closed_without_a_word(kept: bool) -> None:
+    """At its end a loop closes all async generators at once; ours closed one another."""
+    said: list[Any] = []
+    model = Slow()
+
+    async def abandon() -> Any:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+        stream = await SafeLLM(drafter=model).astream_chat(HELLO)
+        async for _ in stream:
+            break
+        return stream if kept else None
+
+    asyncio.run(abandon())
+    assert said == []
+    assert all(session.closed for session in model.sessions)
+
+
 def test_payloads_of_events_hold_no_secrets() -> None:
     llm = says("x")
     assert set(llm.to_payload()) == {"class_name", *llm.metadata.model_dump()}
