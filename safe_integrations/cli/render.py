@@ -37,7 +37,7 @@ def stream(events: Iterable[Event]) -> Iterator[Event]:
     last = ""
     for event in events:
         if painter is not None and isinstance(event, Verified):
-            painter.add(event)
+            painter.add(event.pieces)
         if isinstance(event, TextDelta):
             last = event.text
             if painter is not None:

@@ -86,8 +86,9 @@ def round_of(event: Verified) -> list[list[Any]]:
     entries: list[list[Any]] = []
     for piece in event.pieces:
         if piece.ensembled:
-            *row, votes, candidates = dump(piece, rows=True)
-            entries.append([*row, [vote[1:] for vote in votes], candidates])
+            row = dict(zip(_hints(Piece), dump(piece, rows=True), strict=True))
+            row["votes"] = [vote[1:] for vote in row["votes"]]
+            entries.append(list(row.values()))
         elif entries and entries[-1][0] == piece.verdict:
             entries[-1].append(show(piece.written))
         else:

@@ -11,9 +11,9 @@ from rich.console import Console as Console  # for callers too, who need not kno
 from rich.table import Table
 from rich.text import Text as Text
 
-from safe_integrations.engine.events import Piece, Statistics, Verdict, Verified
+from safe_integrations.engine.events import Piece, Statistics, Verdict
 from safe_integrations.report import verdicts
-from safe_integrations.report.characters import CharacterReader, characters
+from safe_integrations.report.characters import CharacterReader
 from safe_integrations.report.payloads import show
 from safe_integrations.report.result import Result
 from safe_integrations.report.verdicts import LOOKS, MODEL_COLUMNS, model_rows, short, visible
@@ -42,9 +42,9 @@ class Painter:
         self._reader = CharacterReader()
         self._styles: deque[str] = deque()  # of every character to come
 
-    def add(self, event: Verified) -> None:
+    def add(self, pieces: Iterable[Piece]) -> None:
         """Takes in what was judged; the text of it comes later."""
-        for whole in filter(None, map(self._reader.push, event.pieces)):
+        for whole in filter(None, map(self._reader.push, pieces)):
             self._styles.extend([LOOKS[whole.verdict].style] * len(whole.text))
 
     def paint(self, delta: str) -> Text:
@@ -59,8 +59,9 @@ class Painter:
 
 def painted(result: Result) -> Text:
     """A finished answer with its styles."""
-    parts = characters(result.pieces, result.text)
-    return Text.assemble(*((visible(p.text), LOOKS[p.verdict].style) for p in parts))
+    painter = Painter()
+    painter.add(result.pieces)
+    return painter.paint(result.text)
 
 
 def legend(statistics: Statistics, console: Console) -> Text:
@@ -76,8 +77,9 @@ def legend(statistics: Statistics, console: Console) -> Text:
 
 def key() -> Text:
     """What the styles mean."""
-    looks = [look for look in LOOKS.values() if look.label]
-    return Text(" ").join(Text(f" {look.label} ", look.style) for look in looks)
+    return Text.assemble(
+        "Colours: ", *((f" {look.label} ", look.style) for look in LOOKS.values() if look.label)
+    )
 
 
 def model_table(statistics: Statistics) -> Table:

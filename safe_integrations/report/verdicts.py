@@ -46,14 +46,14 @@ LOOKS: Final = {
     ),
     Verdict.CONFIRMED: Look(
         "ensembled: the draft was confirmed",
-        "draft confirmed",
+        "confirmed",
         "underline cyan",
         "background:rgba(56,139,253,.16);box-shadow:inset 0 -2px #388bfd",
         "u",
     ),
     Verdict.CHANGED: Look(
         "ensembled: the draft was changed",
-        "draft changed",
+        "changed",
         "bold black on yellow",
         "background:rgba(240,136,62,.32);box-shadow:inset 0 -2px #e36b17",
         "mark",
@@ -80,7 +80,7 @@ def legend(statistics: Statistics) -> list[tuple[str, Verdict | None]]:
         Verdict.UNSAFE: s.unsafe,
     }
     keys = [(f" {LOOKS[verdict].label}: {n} ", verdict) for verdict, n in counts.items() if n]
-    return [(f"The models were ensembled at {s.ensembled} of {s.judged} tokens. ", None), *keys]
+    return [(f"Ensembled at {s.ensembled} of {s.judged} tokens: ", None), *keys]
 
 
 def facts(statistics: Statistics, finish_reason: str) -> str:

@@ -89,7 +89,7 @@ def test_stdout_is_the_answer_and_nothing_else(loader: Loader) -> None:
     result = run("generate", "hi")
     assert result.exit_code == 0
     assert result.stdout == written() + "\n"
-    assert "ensembled at" in result.stderr and "outside the models" in result.stderr
+    assert "Ensembled at" in result.stderr and "outside the models" in result.stderr
 
 
 def test_the_summary_tells_the_numbers(loader: Loader) -> None:

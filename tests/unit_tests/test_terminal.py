@@ -60,7 +60,7 @@ def test_painted_deltas_are_the_painted_answer(stop: str) -> None:
     events = list(engine().generate("hi", GenerationConfig(stop=stop)))
     for event in events:
         if isinstance(event, Verified):
-            painter.add(event)
+            painter.add(event.pieces)
         if isinstance(event, TextDelta):
             text = painter.paint(event.text)
             assert text.plain == event.text
@@ -84,7 +84,7 @@ def test_what_a_terminal_would_obey_is_made_visible() -> None:
 
 @pytest.mark.parametrize(
     ("mode", "words"),
-    [("safe", "were ensembled at"), ("drafter-only", "wrote this alone")],
+    [("safe", "Ensembled at"), ("drafter-only", "wrote this alone")],
 )
 @pytest.mark.parametrize("colours", [False, True])
 def test_the_legend_says_it_in_words(mode: str, words: str, colours: bool) -> None:

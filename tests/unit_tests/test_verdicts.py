@@ -106,7 +106,7 @@ def test_on_a_terminal(verdict: Verdict) -> None:
     painter = Painter()
     for event in events:
         if isinstance(event, Verified):
-            painter.add(event)
+            painter.add(event.pieces)
     result = Result.of(events)
     for text in (painter.paint("JaY"), painted(result)):
         assert text.plain == "JaY"

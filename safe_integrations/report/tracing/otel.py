@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -33,7 +33,7 @@ from safe_integrations.engine.events import (
     Verified,
 )
 from safe_integrations.errors import GenerationCancelled, InvalidArgumentError
-from safe_integrations.messages import Message
+from safe_integrations.messages import as_messages
 from safe_integrations.report.payloads import show, statistics_payload
 
 Attributes = dict[str, AttributeValue]
@@ -60,7 +60,8 @@ class Tracing:
         """A generation that is about to begin in the current context."""
         attributes = _request(model, options)
         if self.capture_text and prompt is not None:
-            attributes["gen_ai.input.messages"] = _prompt_json(prompt)
+            messages = [(message.role, message.content) for message in as_messages(prompt)]
+            attributes["gen_ai.input.messages"] = _text(messages)
         caller = _llm_span(run_id)
         context = otel_context.get_current()
         if caller is not None:
@@ -144,10 +145,8 @@ class _Record:
         if self.events > self.tracing.max_events:
             self.span.set_attribute("safe.events_dropped", self.events - self.tracing.max_events)
         if self.text:
-            answer = [{"role": "assistant", "parts": [_text_part("".join(self.text))]}]
-            self.span.set_attribute(
-                "gen_ai.output.messages", json.dumps(answer, ensure_ascii=False)
-            )
+            answer = _text([("assistant", "".join(self.text))])
+            self.span.set_attribute("gen_ai.output.messages", answer)
         self.span.end()
 
     def _finished(self, event: Finished) -> None:
@@ -216,19 +215,12 @@ def _summary(statistics: Statistics) -> Attributes:
     return summary
 
 
-def _prompt_json(prompt: object) -> str:
-    messages: Sequence[Any] = [prompt] if isinstance(prompt, str | Message) else list(prompt)  # type: ignore[call-overload]
+def _text(messages: Iterable[tuple[str, str]]) -> str:
+    """Roles and texts as OpenTelemetry writes messages."""
     shown = [
-        {"role": m.role, "parts": [_text_part(m.content)]}
-        if isinstance(m, Message)
-        else {"role": "user", "parts": [_text_part(str(m))]}
-        for m in messages
+        {"role": role, "parts": [{"type": "text", "content": text}]} for role, text in messages
     ]
     return json.dumps(shown, ensure_ascii=False)
-
-
-def _text_part(text: str) -> dict[str, str]:
-    return {"type": "text", "content": text}
 
 
 # Neither framework makes its tracer's LLM span the current one: OpenInference's handlers keep it to
