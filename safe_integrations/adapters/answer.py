@@ -64,7 +64,7 @@ class Answer:
     """
 
     def __init__(self, options: GenerationConfig) -> None:
-        self.rounds: list[dict[str, Any]] = []
+        self.rounds: list[Any] = []
         self._stream = ToolCallStream(options.tools if options.tool_choice != "none" else ())
 
     def take(self, event: Event) -> Delta | None:

@@ -18,6 +18,7 @@ from safe_integrations.config import (
     Tool,
 )
 from safe_integrations.engine.events import Event
+from safe_integrations.engine.model import never
 from safe_integrations.errors import GenerationCancelled, InvalidArgumentError, SafeTimeoutError
 from safe_integrations.messages import Message
 from safe_integrations.report.tracing import GenerationSpan
@@ -77,7 +78,7 @@ class Job:
     span: GenerationSpan
 
     def events(
-        self, engine: SafeEngine, stopped: Callable[[], bool] = lambda: False
+        self, engine: SafeEngine, stopped: Callable[[], bool] = never
     ) -> Generator[Event, None, None]:
         """What the engine does to answer. Blocks.
 
@@ -96,7 +97,8 @@ class Job:
             return monotonic() >= end or stopped()
 
         try:
-            yield from self.span.follow(engine.generate(self.conversation, options, cancel=enough))
+            events = engine.generate(self.conversation, options, cancel=enough)
+            yield from self.span.follow(events, left=stopped)
         except GenerationCancelled:
             if monotonic() < end:
                 raise

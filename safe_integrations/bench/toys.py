@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Final
 
 from safe_integrations.bench.measure import Clock, run_engine
 from safe_integrations.engine.distribution import DenseDistribution
+from safe_integrations.engine.model import never
 from safe_integrations.messages import Message
 from safe_integrations.safe_engine import SafeEngine
 from safe_integrations.testing import Script, ScriptedMember, ScriptedSession
@@ -91,7 +92,7 @@ class _Timed(ScriptedMember):
         super().__init__(name, words, script, context_window=1 << 20)
         self.clock = clock
 
-    def start(self, prompt: Sequence[int]) -> ScriptedSession:
+    def start(self, prompt: Sequence[int], cancel: Callable[[], bool] = never) -> ScriptedSession:
         return _TimedSession(self)
 
 

@@ -12,9 +12,11 @@ from rich.text import Text
 
 from safe_integrations.cli import options as o
 from safe_integrations.cli.knobs import knobs
-from safe_integrations.cli.render import err, key, out, painted, print_json, progress, short, styled
+from safe_integrations.cli.render import out, print_json, progress
 from safe_integrations.config import EnsembleConfig, GenerationConfig, Mode
 from safe_integrations.errors import InvalidArgumentError
+from safe_integrations.report.terminal import err, key, painted, styled
+from safe_integrations.report.verdicts import short
 
 if TYPE_CHECKING:
     from safe_integrations.messages import Message

@@ -87,10 +87,11 @@ class Chunks:
 
     def _invalid(self, call: InvalidToolCall) -> ToolCallChunk:
         """Makes sure that LangChain, which mends broken JSON, does not take it for a call."""
-        broken = _unmendable(call.arguments)
+        written = call.arguments if call.name else call.text
+        broken = _unmendable(written)
         number = self._told.get(call.id)
         if number is not None:  # its beginning has been told already
-            return tool_call_chunk(args=broken.removeprefix(call.arguments), index=number)
+            return tool_call_chunk(args=broken.removeprefix(written), index=number)
         number = self._told[call.id] = max(self._told.values(), default=-1) + 1
         return tool_call_chunk(name=call.name, args=broken, id=call.id, index=number)
 
@@ -104,15 +105,14 @@ def result_of(message: BaseMessage) -> Result:
     Raises:
         InvalidArgumentError: The message carries no rounds.
     """
+    error = InvalidArgumentError(
+        "message", message, "pass a whole answer of ChatSafe, made with attach_rounds=True"
+    )
     rounds = message.additional_kwargs.get(METADATA)
     end = message.response_metadata.get(METADATA)
-    if not isinstance(rounds, list) or not isinstance(end, list) or len(end) != 1:
-        raise InvalidArgumentError(
-            "message",
-            message,
-            "pass a whole answer of ChatSafe, made with attach_rounds=True",
-        )
-    return read_result(rounds, end[0])
+    if not isinstance(end, list) or len(end) != 1:
+        raise error
+    return read_result(rounds, end[0], error)
 
 
 def _unmendable(arguments: str) -> str:

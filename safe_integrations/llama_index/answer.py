@@ -157,12 +157,11 @@ def result_of(response: ChatResponse | CompletionResponse) -> Result:
     Raises:
         InvalidArgumentError: It is not the answer of a `SafeLLM`, or a chunk but the last.
     """
+    error = InvalidArgumentError(
+        "response", response, "pass an answer of SafeLLM, or the last chunk of a stream"
+    )
     safe = response.raw.get("safe") if isinstance(response.raw, dict) else None
-    if safe is None:
-        raise InvalidArgumentError(
-            "response", response, "pass an answer of SafeLLM, or the last chunk of a stream"
-        )
-    return read_result(safe["rounds"], safe)
+    return read_result((safe or {}).get("rounds"), safe, error)
 
 
 def _openai(call: ToolCallBlock) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class Recorder(ScriptedMember):
         self.asked.append(list(messages))
         return [0] * len(messages)
 
-    def start(self, prompt: Sequence[int]) -> ScriptedSession:
+    def start(self, prompt: Sequence[int], cancel: object = None) -> ScriptedSession:
         self.log.append(f"{self.name} starts")
         return super().start(prompt)
 

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import importlib
-import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from rich.cells import cell_len
-from rich.console import Console
 from typer.testing import CliRunner
 
-from safe_integrations.cli import checkup, render
+from safe_integrations.cli import checkup
 from safe_integrations.cli import options as cli_options
 from safe_integrations.cli.app import app
 from safe_integrations.config import EnsembleConfig, GenerationConfig
-from safe_integrations.engine.events import TextDelta, Verdict, Verified
 from safe_integrations.errors import ModelNotFoundError
 from safe_integrations.models import inspection
 from safe_integrations.models.embedded import DEFAULT_DRAFTER, DEFAULT_VERIFIERS
@@ -263,48 +260,6 @@ def test_control_c_is_a_clean_stop(loader: Loader, monkeypatch: pytest.MonkeyPat
     assert all(session.closed for session in loader.sessions_of())
 
 
-# Colours
-
-
-def test_painted_deltas_equal_the_deltas_and_colour_the_ensembled_bytes() -> None:
-    painter = render.Painter()
-    shown = ""
-    coloured = ""
-    for event in Loader()().generate("hi", GenerationConfig(stop=("e\u0301",))):
-        if isinstance(event, Verified):
-            painter.add(event)
-        if isinstance(event, TextDelta):
-            text = painter.paint(event.text)
-            assert text.plain == event.text
-            shown += text.plain
-            coloured += "".join(text.plain[s.start : s.end] for s in text.spans if s.style)
-    assert shown == written().partition("e\u0301")[0]
-    result = Loader()().complete("hi")
-    ensembled = [p for p in result.pieces if p.verdict in render.STYLES]
-    assert coloured and ensembled
-    assert sum(s.text != "" for s in _coloured_spans(result)) >= len(set(coloured)) > 0
-
-
-def _coloured_spans(result: Any) -> Iterator[Any]:
-    from safe_integrations.report.characters import spans
-
-    return (s for s in spans(result.pieces, result.text) if s.verdict in render.STYLES)
-
-
-def test_what_a_terminal_would_obey_is_made_visible() -> None:
-    assert render.Painter().paint("a\x1b[2J\tb\n").plain == "a␛[2J\tb\n"
-
-
-@pytest.mark.parametrize(
-    ("mode", "words"),
-    [("safe", "were ensembled at"), ("drafter-only", "wrote this alone")],
-)
-def test_the_legend_says_it_in_words(mode: Any, words: str) -> None:
-    result = Loader()(config=EnsembleConfig(mode=mode)).complete("hi")
-    console = Console(file=io.StringIO())
-    assert words in render.legend(result.statistics, console).plain
-
-
 # Models
 
 
@@ -456,7 +411,3 @@ def test_version() -> None:
     from safe_integrations import __version__
 
     assert run("--version").stdout.strip() == __version__
-
-
-def test_styles_cover_exactly_the_ensembled_verdicts() -> None:
-    assert render.STYLES.keys() == {Verdict.CONFIRMED, Verdict.CHANGED}

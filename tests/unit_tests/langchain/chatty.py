@@ -62,7 +62,7 @@ class Chatty(ScriptedMember):
         # the others are those of no token, so that nothing of the answer is found in the prompt
         return [len(self.conversations) - 1, *range(-len(messages), 0)]
 
-    def start(self, prompt: Sequence[int]) -> ScriptedSession:
+    def start(self, prompt: Sequence[int], cancel: object = None) -> ScriptedSession:
         answer = self.reply(self.conversations[prompt[0]]).encode()
         one = ScriptedMember(self.name, [], follows(answer, sure=self.sure))
         one.tokens = self.tokens

@@ -48,7 +48,7 @@ def says(*answers: str) -> SafeLLM:
     left = list(answers)
     start = member.start
 
-    def next_answer(prompt: Sequence[int]) -> Any:
+    def next_answer(prompt: Sequence[int], cancel: object = None) -> Any:
         member.script = follows(left.pop(0).encode())
         return start(prompt)
 

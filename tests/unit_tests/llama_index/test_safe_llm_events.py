@@ -180,13 +180,19 @@ async def test_events_from_an_agent(listener: Listener) -> None:
 
 
 def test_a_broken_handler_does_not_break_the_answer(llm: SafeLLM, listener: Listener) -> None:
+    """And it was asked: an answer whose events go nowhere does not break either."""
+    heard: list[str] = []
+
     def breaks(event: Any, **kwargs: Any) -> None:
+        heard.append(event.class_name())
         raise RuntimeError("I am broken")
 
     root = get_dispatcher()
     root.event_handlers[0] = type(listener)(seen=[])
     object.__setattr__(root.event_handlers[0], "handle", breaks)
     assert llm.chat([ChatMessage("x")]).message.content == "hello world"
+    assert heard.count("SafeGenerationStart") == heard.count("SafeGenerationEnd") == 1
+    assert "SafeVerification" in heard and "SafeEnsemble" in heard
 
 
 def test_a_tracer_is_not_told_to_complain_about_our_events(
