@@ -35,7 +35,6 @@ __all__ = [
     "read_request",
     "read_tool_choice",
     "read_tools",
-    "schema_of",
 ]
 
 _ENSEMBLE: Final = frozenset(EnsembleConfig.model_fields)
@@ -125,7 +124,7 @@ def read_request(
         own: The model's options.
         call: The call's.
         as_tool: The framework's function that gives one of its tools OpenAI's form.
-        as_schema: Gives the JSON schema of a class that is no pydantic model.
+        as_schema: Gives the JSON schema of a class.
 
     Raises:
         InvalidArgumentError: There is no such option, or its value cannot be used.
@@ -219,7 +218,7 @@ def read_tool_choice(choice: Any, names: Sequence[str]) -> str:
 def read_format(given: Any, as_schema: Callable[[type], dict[str, Any]]) -> Any:
     """Reads OpenAI's forms of response_format and classes; ours are left to `GenerationConfig`."""
     if isinstance(given, type):
-        return JsonSchema(schema=closed(schema_of(given, as_schema)))
+        return JsonSchema(schema=closed(as_schema(given)))
     if not isinstance(given, Mapping) or isinstance(given, BaseModel):
         return given
     match given.get("type"):
@@ -231,12 +230,6 @@ def read_format(given: Any, as_schema: Callable[[type], dict[str, Any]]) -> Any:
             return JsonSchema(schema=closed(given["json_schema"].get("schema")))
         case _:
             return dict(given)
-
-
-def schema_of(kind: type, as_schema: Callable[[type], dict[str, Any]]) -> dict[str, Any]:
-    """The JSON schema of a class: pydantic's own where it has one, `$ref` and all."""
-    own = getattr(kind, "model_json_schema", None)
-    return own() if own is not None else as_schema(kind)
 
 
 def closed(schema: Any) -> Any:

@@ -21,7 +21,8 @@ PROVIDER: Final = "safe"
 """How LangChain and its tracers call this package."""
 
 METADATA: Final = "safe"
-"""Key of the rounds in `additional_kwargs` and of the statistics in `response_metadata`."""
+"""Key of the rounds in `additional_kwargs`, and in `response_metadata` of a list of statistics: one
+entry per answer, because LangChain adds messages up, and cannot add up fractions."""
 
 
 class Chunks:
@@ -46,9 +47,9 @@ class Chunks:
         delta = self._answer.take(event)
         if delta is None:
             return
+        end = delta.end
         calls = [self._call(call) for call in delta.calls]
-        if delta.end is not None:
-            calls += [self._invalid(call) for call in delta.end.invalid]
+        calls += [self._invalid(call) for call in (() if end is None else end.invalid)]
         kwargs: dict[str, Any] = {}
         if self._keeps_rounds and self._answer.rounds:
             kwargs[METADATA], self._answer.rounds = self._answer.rounds, []
@@ -57,8 +58,9 @@ class Chunks:
                 content=delta.text,
                 tool_call_chunks=calls,
                 additional_kwargs=kwargs,
-                **({} if delta.end is None else self._last(delta.end)),
-            )
+                **({} if end is None else self._last(end)),
+            ),
+            generation_info=None if end is None else {"finish_reason": end.finish_reason},
         )
 
     def _last(self, end: End) -> dict[str, Any]:
@@ -73,7 +75,7 @@ class Chunks:
                 "model_name": self._model_name,
                 "model_provider": PROVIDER,
                 "finish_reason": end.finish_reason,
-                METADATA: end.payload,
+                METADATA: [end.payload],
             },
             "chunk_position": "last",
         }
@@ -107,7 +109,10 @@ def result_of(message: BaseMessage) -> Result:
         "message", message, "pass a whole answer of ChatSafe, made with attach_rounds=True"
     )
     rounds = message.additional_kwargs.get(METADATA)
-    return read_result(rounds, message.response_metadata.get(METADATA), error)
+    end = message.response_metadata.get(METADATA)
+    if not isinstance(end, list) or len(end) != 1:
+        raise error
+    return read_result(rounds, end[0], error)
 
 
 def _unmendable(arguments: str) -> str:

@@ -47,6 +47,7 @@ from safe_integrations.langchain.answer import PROVIDER, Chunks
 from safe_integrations.langchain.errors import overflow_of_langchain
 from safe_integrations.langchain.events import Listeners
 from safe_integrations.langchain.messages import engine_messages
+from safe_integrations.langchain.profile import Profile
 from safe_integrations.langchain.structured import Method as StructuredMethod
 from safe_integrations.langchain.structured import structured
 from safe_integrations.langchain.tools import AnyTool, json_schema, openai_tool
@@ -71,7 +72,8 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
             `tool_choice` is given. Small models hardly ever call on their own. Once a result is
             there, they are free again.
         attach_rounds: Whether messages carry what happened in each round
-            (`additional_kwargs["safe"]`), besides the statistics.
+            (`additional_kwargs["safe"]`), besides the statistics. `result_of` needs it; it makes
+            messages, and whatever keeps them, many times as large.
         streaming: Whether `invoke` streams to callbacks.
         max_retries: Taken and not used, like `api_key`: there is nobody to ask.
         api_key: See there.
@@ -86,7 +88,7 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
 
     eager_tools: bool = False
-    attach_rounds: bool = True
+    attach_rounds: bool = False
     streaming: bool | None = None
     max_retries: int | None = None
     api_key: SecretStr | None = None
@@ -143,29 +145,12 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
         return params
 
     def _resolve_model_profile(self) -> ModelProfile:
-        return ModelProfile(
-            name=self.model_name,
-            open_weights=True,
-            text_inputs=True,
-            text_outputs=True,
-            image_inputs=False,
-            audio_inputs=False,
-            video_inputs=False,
-            pdf_inputs=False,
-            image_outputs=False,
-            audio_outputs=False,
-            video_outputs=False,
-            reasoning_output=False,
-            tool_calling=True,
-            tool_choice=True,
-            tool_call_streaming=True,
-            structured_output=True,
-            mid_conversation_system_messages=True,
-            temperature=True,
-        )
+        return cast("ModelProfile", Profile(self.model_name, self.sources))
 
     def get_token_ids(self, text: str) -> list[int]:
         """The drafter's tokens of a text. Loads the models."""
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
         return self._load_engine().drafter.tokens.encode(text.encode())
 
     def get_num_tokens_from_messages(
@@ -177,6 +162,8 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
             messages: The conversation.
             tools: What it may call.
         """
+        if not messages:
+            return 0
         options = self._request({"tools": tools}).options
         drafter = self._load_engine().drafter
         return len(drafter.render(engine_messages(messages), options.tools, options.template_args))

@@ -102,6 +102,6 @@ def _statistics(response: LLMResult) -> dict[str, Any] | None:
     for generation in (g for several in response.generations for g in several):
         if isinstance(generation, ChatGeneration):
             found = generation.message.response_metadata.get(METADATA)
-            if isinstance(found, dict):
-                return found
+            if isinstance(found, list):
+                return dict(found[-1])
     return None

@@ -20,11 +20,10 @@ from langchain_core.runnables import (
     RunnableMap,
     RunnablePassthrough,
 )
-from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
 from safe_integrations.errors import InvalidArgumentError
-from safe_integrations.langchain.tools import openai_tool
+from safe_integrations.langchain.tools import json_schema, openai_tool
 
 Method = Literal["function_calling", "json_schema", "json_mode"]
 METHODS: Final[tuple[str, ...]] = get_args(Method)
@@ -58,14 +57,15 @@ def structured(
 def _by_call(
     model: BaseChatModel, schema: Any, method: Method, strict: bool | None
 ) -> tuple[Runnable[Any, Any], Runnable[Any, Any]]:
-    tool = openai_tool(schema, strict=strict)
+    tool = openai_tool(schema, strict)
     name = tool["function"]["name"]
     answer = model.bind_tools(
         [tool], tool_choice=name, parallel_tool_calls=False, **_traced(schema, method, strict)
     )
-    if _is_pydantic(schema):
+    if _is_pydantic(schema) and name == schema.__name__:
         return answer, PydanticToolsParser(tools=[schema], first_tool_only=True)
-    return answer, JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+    arguments = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+    return answer, arguments | schema.model_validate if _is_pydantic(schema) else arguments
 
 
 def _by_json(
@@ -73,9 +73,7 @@ def _by_json(
 ) -> tuple[Runnable[Any, Any], Runnable[Any, Any]]:
     wanted: dict[str, Any] = {"type": "json_object"}
     if schema is not None:
-        plain = convert_to_json_schema(schema, strict=strict)
-        named = {"name": plain.get("title", "answer"), "schema": plain}
-        wanted = {"type": "json_schema", "json_schema": named}
+        wanted = {"type": "json_schema", "json_schema": {"schema": json_schema(schema, strict)}}
     answer = model.bind(response_format=wanted, **_traced(schema, method, strict))
     if _is_pydantic(schema):
         return answer, PydanticOutputParser(pydantic_object=schema)

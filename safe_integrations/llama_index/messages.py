@@ -57,7 +57,7 @@ def tool_spec(tool: object) -> dict[str, Any]:
 
 
 def json_schema(kind: type) -> dict[str, Any]:
-    """The JSON schema of a class that is no pydantic model, such as a TypedDict."""
+    """The JSON schema of a pydantic model, a TypedDict or the like."""
     return TypeAdapter(kind).json_schema()
 
 

@@ -85,10 +85,10 @@ class Slow(ScriptedSession):
 
 
 def chat(reply: Any = TEXT, other: Any = OTHER, *, delay: float = 0.0, **options: Any) -> ChatSafe:
-    """A drafter and a verifier that disagrees a little."""
+    """A drafter and a verifier that disagrees a little; messages carry the rounds."""
     drafter = Chatty("drafter", reply, delay=delay, sure=0.8)
     verifier = Chatty("verifier", other, sure=0.7)
-    return ChatSafe(drafter=drafter, verifiers=[verifier], **options)
+    return ChatSafe(drafter=drafter, verifiers=[verifier], **{"attach_rounds": True, **options})
 
 
 def total(chunks: Any) -> Any:

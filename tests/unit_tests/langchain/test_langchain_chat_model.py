@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from chatty import TEXT, Chatty, Recorder, chat, total
+from chatty import OTHER, TEXT, Chatty, Recorder, chat, total
 from langchain_core.caches import InMemoryCache
 from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import AIMessage, HumanMessage
@@ -47,7 +47,8 @@ async def _asum(chunks: Any) -> Any:
 
 
 def _without_times(metadata: dict[str, Any]) -> dict[str, Any]:
-    safe = {k: v for k, v in metadata["safe"].items() if not k.endswith("seconds")}
+    (payload,) = metadata["safe"]
+    safe = {k: v for k, v in payload.items() if not k.endswith("seconds")}
     safe["models"] = [{**m, "seconds": 0} for m in safe["models"]]
     return {**metadata, "safe": safe}
 
@@ -59,8 +60,8 @@ def test_every_path_gives_the_same_message(how: str) -> None:
     assert message.content == TEXT
     assert message.usage_metadata == {
         "input_tokens": 2,
-        "output_tokens": message.response_metadata["safe"]["tokens"],
-        "total_tokens": 2 + message.response_metadata["safe"]["tokens"],
+        "output_tokens": message.response_metadata["safe"][0]["tokens"],
+        "total_tokens": 2 + message.response_metadata["safe"][0]["tokens"],
         "input_token_details": {"cache_read": 0},
     }
     assert message.response_metadata["model_name"] == "drafter+verifier"
@@ -82,10 +83,24 @@ def test_rounds_rebuild_the_provenance() -> None:
         result_of(AIMessage("hi"))
 
 
-def test_rounds_can_be_left_out() -> None:
-    message = chat(attach_rounds=False).invoke("hi")
+def test_rounds_are_attached_where_they_are_asked_for() -> None:
+    """Every checkpoint and every trace of a graph stores them again: 360 bytes for each token."""
+    message = ChatSafe(drafter=Chatty(), verifiers=[Chatty("b", OTHER)]).invoke("hi")
     assert message.additional_kwargs == {}
-    assert message.response_metadata["safe"]["ensembled"] > 0
+    assert message.response_metadata["safe"][0]["judged"] > 0
+    with pytest.raises(InvalidArgumentError, match="attach_rounds=True"):
+        result_of(message)
+
+
+@pytest.mark.parametrize("rounds", [True, False])
+def test_chunks_of_several_answers_add_up(rounds: bool) -> None:
+    """As in `create_agent(...).stream(stream_mode="messages")`; fractions were a TypeError."""
+    model = chat(attach_rounds=rounds)
+    both = total([*model.stream("hi"), *model.stream("ho")])
+    assert both.content == TEXT * 2
+    assert len(both.response_metadata["safe"]) == 2
+    with pytest.raises(InvalidArgumentError, match="pass a whole answer of ChatSafe"):
+        result_of(both)
 
 
 def test_importing_and_constructing_load_nothing() -> None:
@@ -445,6 +460,34 @@ def test_counting_tokens_is_the_drafters() -> None:
     model = chat()
     assert model.get_num_tokens("Paris the") == 3
     assert model.get_num_tokens_from_messages([HumanMessage("hi"), AIMessage("x")]) == 3
+
+
+def test_counting_takes_the_callers_tokenizer_and_empty_conversations() -> None:
+    assert chat(custom_get_token_ids=lambda text: [1, 2]).get_num_tokens("a") == 2
+    assert chat().get_num_tokens_from_messages([]) == 0
+
+
+def test_generations_say_why_they_ended() -> None:
+    generation = chat().generate([[HumanMessage("hi")]]).generations[0][0]
+    assert generation.generation_info == {"finish_reason": "stop"}
+
+
+def test_the_profile_knows_the_smallest_window_and_looks_it_up_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without it, middleware refuses to summarise at a fraction; and finding out takes seconds."""
+    from langchain.agents.middleware import SummarizationMiddleware
+
+    model = ChatSafe(drafter=Chatty(), verifiers=[Chatty("v", context_window=99)])
+    assert SummarizationMiddleware(model, trigger=("fraction", 0.5)).model is model
+    assert model.profile.get("max_input_tokens") == model.profile["max_input_tokens"] == 99
+    asked: list[str] = []
+    monkeypatch.setattr(loading, "peek", lambda source: asked.append(source))
+    named = ChatSafe(drafter="a", verifiers=["b"])
+    assert pickle.loads(pickle.dumps(named)).profile["tool_calling"] and asked == []
+    assert named.profile.get("no such key") is None
+    with pytest.raises(KeyError):
+        named.profile["no such key"]
 
 
 def test_streaming_can_be_disabled() -> None:

@@ -97,7 +97,7 @@ def _check(model: ChatSafe, recorder: Any) -> None:
     message = model.invoke("hi")
     rounds = message.additional_kwargs["safe"]
     assert len(by_name["safe_verification"]) == len(rounds) * len(runs)
-    statistics = message.response_metadata["safe"]
+    (statistics,) = message.response_metadata["safe"]
     assert len(by_name["safe_ensemble"]) == statistics["ensembled"] * len(runs) > 0
 
 

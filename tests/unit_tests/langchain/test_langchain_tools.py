@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any, Optional
+from typing import Any, Generic, Optional, TypeVar
 
 import pytest
 from chatty import Chatty, total
@@ -15,8 +15,11 @@ from pydantic import BaseModel, Field
 from pydantic.v1 import BaseModel as BaseModelV1
 from typing_extensions import TypedDict
 
-from safe_integrations.errors import InvalidArgumentError
+from safe_integrations.engine.tokens import END
+from safe_integrations.errors import GenerationError, InvalidArgumentError
 from safe_integrations.langchain import ChatSafe
+from safe_integrations.langchain.tools import openai_tool
+from safe_integrations.testing import ScriptedMember
 
 pytest.importorskip("llguidance")
 
@@ -266,6 +269,116 @@ def test_include_raw(method: Any) -> None:
     answer = cut.invoke("who?")
     assert answer["parsed"] is None
     assert "raise max_tokens" in str(answer["parsing_error"])
+
+
+class Node(BaseModel):
+    """A part of a tree."""
+
+    name: str
+    parts: list[Node] = []
+
+
+LEAVES = {"name": "root", "parts": [{"name": "leaf", "parts": []}]}
+
+
+@pytest.mark.parametrize("strict", [None, True])
+@pytest.mark.parametrize("method", WRITTEN)
+def test_a_recursive_class_is_guaranteed_all_the_way_down(method: Any, strict: Any) -> None:
+    """LangChain's converter makes {} of a reference in a circle, and then anything goes."""
+    text = call("Node", **LEAVES) if method == "function_calling" else json.dumps(LEAVES)
+    bad = text.replace('"name": "leaf"', '"nome": "leaf"')
+    assert bad != text
+
+    def writes(written: bytes) -> dict[bytes, float]:
+        right, wrong = text.encode(), bad.encode()
+        options = {}
+        if wrong.startswith(written):
+            options[wrong[len(written) : len(written) + 1] or END] = 0.9
+        if right.startswith(written):
+            options.setdefault(right[len(written) : len(written) + 1] or END, 0.1)
+        return options
+
+    drafter = ScriptedMember("drafter", [], writes)
+    structured = ChatSafe(drafter=drafter).with_structured_output(
+        Node, method=method, strict=strict
+    )
+    assert structured.invoke("x") == Node(**LEAVES)
+
+
+def test_a_recursive_class_as_argument_of_a_tool() -> None:
+    @tool
+    def plant(tree: Node) -> str:
+        """Plants a tree."""
+        return "planted"
+
+    function = openai_tool(plant)["function"]
+    assert function["name"] == "plant" and function["description"] == "Plants a tree."
+    reference = function["parameters"]["$defs"]["Node"]["properties"]["parts"]["items"]
+    assert reference == {"$ref": "#/$defs/Node"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "written", "wrong"),
+    [
+        ({"title": "L", "type": "array", "items": {"type": "integer"}}, "[1, 2]", '{"a": 1}'),
+        ({"title": "E", "enum": ["red", "blue"]}, '"red"', '"green"'),
+        ({"title": "A", "anyOf": [{"type": "integer"}, {"type": "null"}]}, "12", '"x"'),
+        ({"name": "O", "strict": True, "schema": PERSON_SCHEMA}, json.dumps(PERSON), "[1]"),
+        (
+            {"type": "json_schema", "json_schema": {"name": "O", "schema": PERSON_SCHEMA}},
+            json.dumps(PERSON),
+            "[1]",
+        ),
+    ],
+    ids=["array", "enum", "anyOf", "OpenAI's", "OpenAI's format"],
+)
+def test_every_dict_that_is_a_schema_constrains(schema: Any, written: str, wrong: str) -> None:
+    """Some forms gave no constraint at all, and no error."""
+    structured = model(written).with_structured_output(schema, method="json_schema")
+    assert structured.invoke("x") == json.loads(written)
+    with pytest.raises(GenerationError):
+        model(wrong, lookahead=1).with_structured_output(schema, method="json_schema").invoke("x")
+
+
+def test_openais_form_of_a_schema_can_be_called() -> None:
+    schema = {"name": "Person", "strict": True, "schema": PERSON_SCHEMA}
+    assert model(WRITTEN["function_calling"]).with_structured_output(schema).invoke("x") == PERSON
+
+
+@pytest.mark.parametrize("schema", [{"title": "L", "type": "array"}, {"title": "E", "enum": [1]}])
+def test_what_is_no_object_cannot_be_called(schema: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match='use method="json_schema"'):
+        model("x").with_structured_output(schema)
+
+
+T = TypeVar("T")
+
+
+class Box(BaseModel, Generic[T]):
+    """Holds something."""
+
+    content: T
+
+
+@pytest.mark.parametrize("method", WRITTEN)
+def test_a_generic_class(method: Any) -> None:
+    """`Box[int]` is its name, and no name of a function."""
+    written = call("Box_int_", content=3) if method == "function_calling" else '{"content": 3}'
+    structured = model(written).with_structured_output(Box[int], method=method)
+    assert structured.invoke("x") == Box[int](content=3)
+    assert list(structured.stream("x"))[-1] == Box[int](content=3)
+
+
+def test_tools_in_the_form_of_openais_responses() -> None:
+    parameters = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    flat = {"type": "function", "name": "add", "description": "Adds.", "parameters": parameters}
+    bound = model(call("add", a=1)).bind_tools([flat], tool_choice="any")
+    assert bound.invoke("x").tool_calls[0]["args"] == {"a": 1}
+
+
+def test_tools_that_cannot_be_read_are_refused_by_name() -> None:
+    with pytest.raises(InvalidArgumentError, match="tools="):
+        model("x").bind_tools([{"type": "object", "properties": {}}])
 
 
 def test_json_mode_without_a_schema() -> None:
