@@ -21,7 +21,7 @@ from safe_integrations.bench.measure import (
     writing_ratio,
 )
 from safe_integrations.bench.prompts import AGAIN, PROMPTS
-from safe_integrations.bench.toys import LENGTHS, EngineCost, engine_cost
+from safe_integrations.config import GenerationConfig
 from safe_integrations.safe_engine import SafeEngine
 
 WAYS: Final[tuple[Way, ...]] = ("generate", "safe", "every-token")
@@ -40,8 +40,12 @@ class Contest:
     @property
     def name(self) -> str:
         """Drafter, arrow, verifiers."""
-        verifiers = ", ".join(member.name for member in self.engine.verifiers)
-        return f"{self.engine.drafter.name} -> {verifiers}"
+        return pair_name(self.engine)
+
+
+def pair_name(engine: SafeEngine) -> str:
+    """Drafter, arrow, verifiers."""
+    return f"{engine.drafter.name} -> {', '.join(member.name for member in engine.verifiers)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +57,12 @@ class Settings:
         repetitions: How often everything is done.
         prompts: Names of `PROMPTS`.
         ways: How answers are written; `generate` and `safe` are needed for the ratio.
-        toy_lengths: Tokens that the toys write.
     """
 
     lengths: tuple[int, ...] = (50, 200)
     repetitions: int = 3
     prompts: tuple[str, ...] = tuple(PROMPTS)
     ways: tuple[Way, ...] = WAYS
-    toy_lengths: tuple[int, ...] = LENGTHS
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +151,6 @@ class Report:
     settings: Settings
     cells: list[Cell] = field(default_factory=list)
     first_tokens: list[FirstToken] = field(default_factory=list)
-    costs: list[EngineCost] = field(default_factory=list)
-
-    def cost(self, length: int) -> Spread:
-        """Milliseconds per token that the engine needs with toys."""
-        return Spread.of([1000 * cost.per_token for cost in self.costs if cost.length == length])
 
     def first_token(self, pair: str) -> tuple[Spread, Spread, Spread]:
         """Cold, again, and again as a share of cold."""
@@ -170,9 +167,6 @@ class Report:
             "settings": asdict(self.settings),
             "cells": [cell.to_dict() for cell in self.cells],
             "first_token_seconds": [asdict(first) for first in self.first_tokens],
-            "engine_cost": [
-                asdict(cost) | {"seconds_per_token": cost.per_token} for cost in self.costs
-            ],
         }
 
 
@@ -185,7 +179,7 @@ def benchmark(
     """Measures everything, interleaved, so that a slow minute of the machine hits all alike.
 
     Args:
-        contests: The ensembles. None at all measures the engine on toys only.
+        contests: The ensembles.
         settings: What is measured.
         tell: Told what is going on.
         clock: Seconds, from anywhere.
@@ -196,7 +190,6 @@ def benchmark(
         _round(contest, "chat", _WARM_UP, settings.ways, clock)
         for prompt in settings.prompts:
             report.cells.extend(Cell(contest.name, prompt, n) for n in settings.lengths)
-    engine_cost(_WARM_UP, clock)
     for nth in range(settings.repetitions):
         shift = nth % len(settings.ways)  # nobody is always first
         order = settings.ways[shift:] + settings.ways[:shift]
@@ -207,9 +200,6 @@ def benchmark(
                     cell.rounds.append(_round(contest, cell.prompt, cell.length, order, clock))
             if "rag" in settings.prompts:
                 report.first_tokens.append(_first_token(contest, clock))
-        for length in settings.toy_lengths:
-            tell(f"{nth + 1}: toys: {length} tokens")
-            report.costs.append(engine_cost(length, clock))
     return report
 
 
@@ -222,7 +212,8 @@ def _round(
         if way == "generate":
             runs[way] = run_alone(contest.alone, engine.drafter.render(messages), count, clock)
         else:
-            runs[way] = run_engine(engine, way, messages, count, clock)
+            options = GenerationConfig(max_tokens=count)
+            runs[way] = run_engine(engine, way, messages, options, clock)
     forget(engine.members)
     return runs
 

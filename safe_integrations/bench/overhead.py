@@ -1,0 +1,115 @@
+"""What is spent outside the models on each token, for the kinds of answers that users ask for."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from time import perf_counter
+from typing import Any, Final
+
+from safe_integrations.bench.benchmark import Spread, Tell, pair_name
+from safe_integrations.bench.measure import Clock, Parts, Run, run_engine
+from safe_integrations.bench.prompts import PROMPTS
+from safe_integrations.config import GenerationConfig, JsonSchema, Tool
+from safe_integrations.messages import Message
+from safe_integrations.safe_engine import SafeEngine
+
+LENGTH: Final = 100  # tokens
+_WARM_UP: Final = 8  # tokens
+
+_PERSON: Final = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "minLength": 5, "maxLength": 20},
+        "age": {"type": "integer", "minimum": 10, "maximum": 99},
+        "city": {"type": "string", "minLength": 5, "maxLength": 20},
+    },
+    "required": ["name", "age", "city"],
+    "additionalProperties": False,
+}
+_CREW: Final = {"type": "array", "items": _PERSON, "minItems": 8, "maxItems": 8}
+_WEATHER: Final = Tool(
+    name="get_weather",
+    description="The weather in a city.",
+    parameters={
+        "type": "object",
+        "properties": {"city": {"type": "string"}},
+        "required": ["city"],
+    },
+)
+
+KINDS: Final = {
+    "greedy": (PROMPTS["chat"], GenerationConfig(max_tokens=LENGTH)),
+    "sampled": (PROMPTS["chat"], GenerationConfig(max_tokens=LENGTH, temperature=0.8, seed=1)),
+    "tools": (PROMPTS["chat"], GenerationConfig(max_tokens=LENGTH, tools=(_WEATHER,))),
+    "schema": (
+        [Message("user", "Make up the crew of a ship, as JSON: name, age and city of each.")],
+        GenerationConfig(max_tokens=LENGTH, response_format=JsonSchema(schema=_CREW)),
+    ),
+}
+"""Kind of answer -> prompt and options: the first is what the others are compared with.
+
+With tools bound the prompt still asks for text, as most turns of an agent do.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """Each kind of answer, each repetition.
+
+    Attributes:
+        pair: Drafter, arrow, verifiers.
+        rounds: One per repetition: kind of answer -> its run.
+    """
+
+    pair: str
+    rounds: list[dict[str, Run]] = field(default_factory=list)
+
+    def per_token(self, kind: str, part: str = "outside") -> Spread:
+        """Milliseconds per token: of all that is outside the models, or of one of its `Parts`."""
+        return Spread.of([runs[kind].per_token(part) for runs in self.rounds])
+
+    def ratio(self, kind: str) -> Spread:
+        """Time outside the models as a multiple of a greedy answer's, within each repetition."""
+        return Spread.of([r[kind].per_token() / r["greedy"].per_token() for r in self.rounds])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The measurement as JSON-safe data, raw repetitions included."""
+        return {
+            "pair": self.pair,
+            "kinds": {
+                kind: {
+                    "ms_per_token": asdict(self.per_token(kind)),
+                    "ratio": asdict(self.ratio(kind)),
+                    "parts": {part: asdict(self.per_token(kind, part)) for part in Parts._fields},
+                    "runs": [runs[kind].to_dict() for runs in self.rounds],
+                }
+                for kind in KINDS
+            },
+        }
+
+
+def measure_overhead(
+    engine: SafeEngine,
+    repetitions: int,
+    tell: Tell = lambda _: None,
+    clock: Clock = perf_counter,
+) -> Overhead:
+    """Writes every kind of answer, taking turns.
+
+    Args:
+        engine: The ensemble.
+        repetitions: How often everything is measured.
+        tell: Told what is going on.
+        clock: Seconds, from anywhere.
+    """
+    found = Overhead(pair_name(engine))
+    for nth in range(repetitions + 1):
+        runs = {}
+        for kind, (messages, options) in KINDS.items():
+            tell(f"{nth}: {kind}" if nth else f"{kind}: warming up")
+            if not nth:
+                options = options.model_copy(update={"max_tokens": _WARM_UP})
+            runs[kind] = run_engine(engine, "safe", messages, options, clock)
+        if nth:
+            found.rounds.append(runs)
+    return found
