@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any, Final
 
-from safe_integrations.bench.benchmark import Spread, Tell, pair_name
+from safe_integrations.bench.benchmark import Rounds, Spread, Tell, pair_name, plain
 from safe_integrations.bench.measure import Clock, Parts, Run, run_engine
 from safe_integrations.bench.prompts import PROMPTS
 from safe_integrations.config import GenerationConfig, JsonSchema, Tool
@@ -53,24 +54,16 @@ With tools bound the prompt still asks for text, as most turns of an agent do.
 
 
 @dataclass(frozen=True, slots=True)
-class Overhead:
-    """Each kind of answer, each repetition.
+class Overhead(Rounds):
+    """Each kind of answer, each repetition."""
 
-    Attributes:
-        pair: Drafter, arrow, verifiers.
-        rounds: One per repetition: kind of answer -> its run.
-    """
-
-    pair: str
-    rounds: list[dict[str, Run]] = field(default_factory=list)
-
-    def per_token(self, kind: str, part: str = "outside") -> Spread:
+    def per_token(self, kind: str, part: str = "outside") -> Spread | None:
         """Milliseconds per token: of all that is outside the models, or of one of its `Parts`."""
-        return Spread.of([runs[kind].per_token(part) for runs in self.rounds])
+        return self.over(kind, partial(Run.per_token, part=part))
 
-    def ratio(self, kind: str) -> Spread:
+    def against_greedy(self, kind: str) -> Spread | None:
         """Time outside the models as a multiple of a greedy answer's, within each repetition."""
-        return Spread.of([r[kind].per_token() / r["greedy"].per_token() for r in self.rounds])
+        return self.ratio(kind, "greedy", lambda run, greedy: run.per_token() / greedy.per_token())
 
     def to_dict(self) -> dict[str, Any]:
         """The measurement as JSON-safe data, raw repetitions included."""
@@ -78,9 +71,9 @@ class Overhead:
             "pair": self.pair,
             "kinds": {
                 kind: {
-                    "ms_per_token": asdict(self.per_token(kind)),
-                    "ratio": asdict(self.ratio(kind)),
-                    "parts": {part: asdict(self.per_token(kind, part)) for part in Parts._fields},
+                    "ms_per_token": plain(self.per_token(kind)),
+                    "ratio": plain(self.against_greedy(kind)),
+                    "parts": {part: plain(self.per_token(kind, part)) for part in Parts._fields},
                     "runs": [runs[kind].to_dict() for runs in self.rounds],
                 }
                 for kind in KINDS

@@ -25,8 +25,8 @@ def tables(report: Report, memory: Mapping[str, int | None]) -> list[Table]:
         title = "Seconds to the first text of the rag prompt"
         firsts = table(title, "", "new", "again", "again / new")
         for pair in pairs:
-            cold, again, share = report.first_token(pair)
-            firsts.add_row(pair, _shown(cold, ".2f"), _shown(again, ".2f"), _shown(share, ".3f"))
+            spreads = zip(report.first_token(pair), (".2f", ".2f", ".3f"), strict=True)
+            firsts.add_row(pair, *(_shown(spread, form) for spread, form in spreads))
         shown.append(firsts)
     title = f"Memory in MiB of the first ensemble, after the {report.settings.prompts[-1]} prompt"
     sizes = table(title, *memory)
@@ -39,13 +39,12 @@ def overhead(measured: Overhead) -> Table:
     title = f"{measured.pair}: ms per token outside the models"
     made = table(title, "", "tokens", *_OUTSIDE, "together", "/ greedy")
     for kind in KINDS:
-        tokens = Spread.of([runs[kind].tokens for runs in measured.rounds])
         made.add_row(
             kind,
-            _shown(tokens, ".0f"),
+            _shown(measured.over(kind, lambda run: run.tokens), ".0f"),
             *(_shown(measured.per_token(kind, part), ".2f") for part in _OUTSIDE),
             _shown(measured.per_token(kind), ".2f"),
-            _shown(measured.ratio(kind), ".2f"),
+            _shown(measured.against_greedy(kind), ".2f"),
         )
     return made
 

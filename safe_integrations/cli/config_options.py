@@ -22,7 +22,7 @@ from safe_integrations.errors import InvalidArgumentError
 
 Command = Callable[..., None]
 
-_BOUNDS: Final = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+_BOUNDS: Final = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
 
 
 def config_options(
@@ -53,11 +53,11 @@ def config_options(
                 if value is not None:
                     given[parameter][name] = _read(name, model.model_fields[name], value)
             try:
-                built = {parameter: models[parameter](**given[parameter]) for parameter in models}
-            except InvalidArgumentError as error:
-                raise InvalidArgumentError(
-                    _flag(error.argument), error.given, error.remedy
-                ) from None
+                built = {
+                    parameter: model(**given[parameter]) for parameter, model in models.items()
+                }
+            except InvalidArgumentError as e:
+                raise InvalidArgumentError(_flag(e.argument), e.given, e.remedy) from None
             command(**values, **built)
 
         signature = inspect.signature(command, eval_str=True)
@@ -119,12 +119,8 @@ def _flag(field: str) -> str:
 
 def _placeholder(field: FieldInfo) -> str:
     """How a field is given on the command line: its type and its bounds."""
-    bounds = [
-        f"{sign}{getattr(constraint, name)}"
-        for constraint in field.metadata
-        for name, sign in _BOUNDS.items()
-        if hasattr(constraint, name)
-    ]
+    known = [(sign, getattr(m, name, None)) for m in field.metadata for name, sign in _BOUNDS]
+    bounds = [f"{sign}{bound}" for sign, bound in known if bound is not None]
     return " ".join([_kind(field.annotation), *bounds])
 
 

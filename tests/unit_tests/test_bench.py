@@ -116,7 +116,7 @@ def test_the_writing_speed_leaves_the_prompt_out() -> None:
 
 def test_ratios_are_formed_within_a_repetition() -> None:
     """Medians of each way divided by each other would mix slow minutes with fast ones."""
-    cell = b.Cell("p", "chat", 4)
+    cell = b.Cell("p")
     for slow in (1.0, 10.0, 2.0):
         safe, alone = steady("safe", 4, 2 * slow), steady("generate", 4, slow)
         cell.rounds.append({"safe": safe, "generate": alone})
@@ -304,7 +304,7 @@ def test_an_overhead_is_a_ratio_within_its_repetition() -> None:
         for slow in (1.0, 10.0)
     ]
     measured = Overhead("a -> b", rounds)
-    assert measured.ratio("sampled") == b.Spread(3, 3, 3)
+    assert measured.against_greedy("sampled") == b.Spread(3, 3, 3)
     assert measured.per_token("sampled") == b.Spread(16_500, 3_000, 30_000)
 
 
