@@ -11,23 +11,21 @@ from safe_integrations.bench.benchmark import Rounds, Spread, Tell, pair_name, p
 from safe_integrations.bench.measure import Clock, Parts, Run, run_engine
 from safe_integrations.bench.prompts import PROMPTS
 from safe_integrations.config import GenerationConfig, JsonSchema, Tool
-from safe_integrations.messages import Message
 from safe_integrations.safe_engine import SafeEngine
 
 LENGTH: Final = 100  # tokens
 _WARM_UP: Final = 8  # tokens
 
-_PERSON: Final = {
+_STORY: Final = {
     "type": "object",
     "properties": {
-        "name": {"type": "string", "minLength": 5, "maxLength": 20},
-        "age": {"type": "integer", "minimum": 10, "maximum": 99},
-        "city": {"type": "string", "minLength": 5, "maxLength": 20},
+        "title": {"type": "string", "minLength": 10, "maxLength": 60},
+        "year": {"type": "integer", "minimum": 1700, "maximum": 1999},
+        "summary": {"type": "string", "minLength": 400, "maxLength": 800},
     },
-    "required": ["name", "age", "city"],
+    "required": ["title", "year", "summary"],
     "additionalProperties": False,
 }
-_CREW: Final = {"type": "array", "items": _PERSON, "minItems": 8, "maxItems": 8}
 _WEATHER: Final = Tool(
     name="get_weather",
     description="The weather in a city.",
@@ -43,13 +41,14 @@ KINDS: Final = {
     "sampled": (PROMPTS["chat"], GenerationConfig(max_tokens=LENGTH, temperature=0.8, seed=1)),
     "tools": (PROMPTS["chat"], GenerationConfig(max_tokens=LENGTH, tools=(_WEATHER,))),
     "schema": (
-        [Message("user", "Make up the crew of a ship, as JSON: name, age and city of each.")],
-        GenerationConfig(max_tokens=LENGTH, response_format=JsonSchema(schema=_CREW)),
+        PROMPTS["chat"],
+        GenerationConfig(max_tokens=LENGTH, response_format=JsonSchema(schema=_STORY)),
     ),
 }
 """Kind of answer -> prompt and options: the first is what the others are compared with.
 
-With tools bound the prompt still asks for text, as most turns of an agent do.
+With tools bound the prompt still asks for text, as most turns of an agent do; the schema leaves
+most of its tokens free, so that a mask is needed for each of them.
 """
 
 

@@ -42,8 +42,8 @@ def overhead(measured: Overhead) -> Table:
         made.add_row(
             kind,
             _shown(measured.over(kind, lambda run: run.tokens), ".0f"),
-            *(_shown(measured.per_token(kind, part), ".2f") for part in _OUTSIDE),
-            _shown(measured.per_token(kind), ".2f"),
+            *(_shown(measured.per_token(kind, part), ".1f") for part in _OUTSIDE),
+            _shown(measured.per_token(kind), ".1f"),
             _shown(measured.against_greedy(kind), ".2f"),
         )
     return made
