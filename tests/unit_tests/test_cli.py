@@ -14,11 +14,13 @@ import pytest
 from rich.cells import cell_len
 from typer.testing import CliRunner
 
-from safe_integrations.cli import checkup
+from safe_integrations.cli import doctor
 from safe_integrations.cli import options as cli_options
 from safe_integrations.cli.app import app
+from safe_integrations.cli.config_options import field_help
 from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.errors import ModelNotFoundError
+from safe_integrations.evaluate.fit import SAMPLES
 from safe_integrations.models import inspection
 from safe_integrations.models.embedded import DEFAULT_DRAFTER, DEFAULT_VERIFIERS
 from safe_integrations.models.loading import ModelSpec
@@ -144,17 +146,22 @@ def test_the_system_message_comes_first() -> None:
     assert [m.role for m in cli_options.messages_of("hi", "be brief")] == ["system", "user"]
 
 
-def test_knobs_reach_the_engine(loader: Loader) -> None:
+def test_options_reach_the_engine(loader: Loader) -> None:
     options = {
         "--lookahead": "3",
         "--method": "gac",
         "--weights": "0.75,0.25",
         "--mode": "every-token",
     }
-    result = run("generate", "hi", *(x for pair in options.items() for x in pair))
+    given = (x for pair in options.items() for x in pair)
+    result = run("generate", "hi", *given, "--no-prompt-lookup")
     assert result.exit_code == 0
     assert loader.calls[0][2] == EnsembleConfig(
-        lookahead=3, method="gac", weights=(0.75, 0.25), mode="every-token"
+        lookahead=3,
+        method="gac",
+        weights=(0.75, 0.25),
+        mode="every-token",
+        prompt_lookup=False,
     )
 
 
@@ -170,7 +177,7 @@ def test_without_options_the_models_own_defaults_hold(
 
     monkeypatch.setattr(SafeEngine, "generate", spy)
     run("generate", "hi")
-    assert loader.calls[0] == (None, None, EnsembleConfig())
+    assert loader.calls[0][2] == EnsembleConfig()
     assert seen == [GenerationConfig()]
 
 
@@ -184,7 +191,7 @@ def test_max_tokens_cuts(loader: Loader) -> None:
 
 
 @pytest.mark.parametrize("command", ["generate", "compare"])
-def test_help_lists_every_knob(command: str) -> None:
+def test_help_lists_every_field(command: str) -> None:
     told = run(command, "--help").stdout
     fields = [*EnsembleConfig.model_fields, *GenerationConfig.model_fields]
     left_out = {*cli_options.WITHOUT, *(["mode"] if command == "compare" else [])}
@@ -194,9 +201,7 @@ def test_help_lists_every_knob(command: str) -> None:
         assert option in told
 
 
-def test_every_knob_is_explained() -> None:
-    from safe_integrations.cli.knobs import field_help
-
+def test_every_field_is_explained() -> None:
     for model in (EnsembleConfig, GenerationConfig):
         assert field_help(model).keys() == model.model_fields.keys()
 
@@ -285,10 +290,13 @@ def test_a_drafter_named_alone_writes_alone(loader: Loader) -> None:
 def test_what_is_not_named_is_the_embedded_pair(loader: Loader) -> None:
     run("generate", "hi", "--verifier", "org/b")
     run("generate", "hi", "--dtype", "float32")
-    (first, _, _), (second, verifiers, _) = loader.calls
-    assert first == ModelSpec(source=DEFAULT_DRAFTER)
-    assert second == ModelSpec(source=DEFAULT_DRAFTER, dtype="float32")
-    assert [v.source for v in verifiers] == list(DEFAULT_VERIFIERS)
+    run("generate", "hi")
+    default = [ModelSpec(source=name) for name in (DEFAULT_DRAFTER, *DEFAULT_VERIFIERS)]
+    assert [[drafter, *verifiers] for drafter, verifiers, _ in loader.calls] == [
+        [default[0], ModelSpec(source="org/b")],
+        [spec.model_copy(update={"dtype": "float32"}) for spec in default],
+        default,
+    ]
 
 
 # compare
@@ -356,11 +364,11 @@ def test_doctor_as_json(scripted_reports: None) -> None:
     result = run("doctor", "--drafter", "a", "--verifier", "b", "--json")
     assert result.exit_code == 0
     report = json.loads(result.stdout)
-    assert report["packages"]["torch"] and set(checkup.EXTRAS) == report["extras"].keys()
+    assert report["packages"]["torch"] and set(doctor.EXTRAS) == report["extras"].keys()
     assert [m["role"] for m in report["models"]] == ["drafter", "verifier"]
     assert report["memory"]["weight_bytes"] == 8_000_000
     (pair,) = report["pairs"]
-    assert pair["samples"].keys() == {*checkup.SAMPLES, "all"}
+    assert pair["samples"].keys() == {*SAMPLES, "all"}
     assert all(s["share"] == 1 for s in pair["samples"].values()), "bytes have every boundary"
 
 
@@ -381,16 +389,6 @@ def test_doctor_tells_a_folder_that_holds_no_model(tmp_path: Any) -> None:
     pytest.importorskip("torch")
     result = run("doctor", "--drafter", str(tmp_path))
     assert result.exit_code == 1 and "config.json" in result.stdout
-
-
-def test_fit_counts_the_drafters_boundaries_that_are_common() -> None:
-    words = ScriptedMember("words", [b"The", b" quick"], follows(b"")).tokens
-    bytes_only = ScriptedMember("bytes", [], follows(b"")).tokens
-    fit = checkup.fits(bytes_only, words)["English"]
-    length = len(checkup.SAMPLES["English"])
-    assert (fit.boundaries, fit.common) == (length, length - 7)
-    assert fit.bytes_between == length / (length - 7)
-    assert checkup.total([fit, fit]).share == fit.share
 
 
 # Start

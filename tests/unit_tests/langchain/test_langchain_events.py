@@ -7,6 +7,7 @@ import gc
 import io
 import json
 import re
+import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
@@ -289,8 +290,16 @@ def test_the_trace_is_readable_without_colours() -> None:
 
 
 def test_the_trace_tells_parallel_answers_apart() -> None:
+    begun: set[int] = set()
+    both_begun = threading.Barrier(2)
+
+    def before_pass() -> None:
+        if threading.get_ident() not in begun:
+            begun.add(threading.get_ident())
+            both_begun.wait(20)
+
     def work(handler: Any) -> None:
-        chat(delay=0.002).batch(["a", "b"], {"callbacks": [handler]})
+        chat(before_pass=before_pass).batch(["a", "b"], {"callbacks": [handler]})
 
     text = _trace(work)
     assert text.count("●") == text.count("■") == 2
