@@ -44,12 +44,12 @@ eval: $(STAMP)
 
 # Speed, side by side with transformers' generate; results in docs/performance.md.
 bench: $(STAMP)
-	$(BIN)/safe-integrations bench --json docs/performance/short.json
+	$(BIN)/python -m benchmarks --json docs/performance/short.json
 	$(BIN)/python benchmarks/plot.py docs/performance/short.json docs/images/performance.png
-	$(BIN)/safe-integrations bench --dtype bfloat16 --json docs/performance/bfloat16.json
-	$(BIN)/safe-integrations bench --tokens 1000 --repetitions 1 --prompt chat --json docs/performance/long-chat.json
-	$(BIN)/safe-integrations bench --tokens 1000 --repetitions 1 --prompt rag --json docs/performance/long-rag.json
-	OMP_NUM_THREADS=1 $(BIN)/safe-integrations bench --overhead --json docs/performance/overhead.json
+	$(BIN)/python -m benchmarks --dtype bfloat16 --json docs/performance/bfloat16.json
+	$(BIN)/python -m benchmarks --tokens 1000 --repetitions 1 --prompt chat --json docs/performance/long-chat.json
+	$(BIN)/python -m benchmarks --tokens 1000 --repetitions 1 --prompt rag --json docs/performance/long-rag.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks --overhead --json docs/performance/overhead.json
 	$(BIN)/python benchmarks/toys.py
 
 # A LangChain and a LlamaIndex pipeline traced into a real Arize Phoenix on loopback.

@@ -1,4 +1,4 @@
-"""Draws what `safe-integrations bench --json FILE` measured: python benchmarks/plot.py FILE PNG."""
+"""Draws what `python -m benchmarks --json FILE` measured: python benchmarks/plot.py FILE PNG."""
 
 from __future__ import annotations
 
@@ -83,9 +83,8 @@ def _times(axes: Axes, cells: list[dict[str, Any]]) -> None:
 def _ms_per_token(cell: dict[str, Any], way: str, part: str | None = None) -> float:
     """Median of the repetitions: of the whole, or of a part of it."""
     runs = [run for runs in cell["repetitions"] for run in runs if run["way"] == way]
-    return 1000 * median(
-        (run["parts"][part] if part else run["seconds"]) / run["tokens"] for run in runs
-    )
+    shares = [(run["parts"][part] if part else run["seconds"]) / run["tokens"] for run in runs]
+    return float(1000 * median(shares))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Final
 
-from safe_integrations.bench.measure import Clock, run_engine
+from benchmarks.measure import Clock, run_engine
 from safe_integrations.config import GenerationConfig
 from safe_integrations.engine.distribution import DenseDistribution
 from safe_integrations.engine.model import never

@@ -11,7 +11,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from safe_integrations.bench.prompts import CONTEXT
+from benchmarks.prompts import CONTEXT
 from safe_integrations.models.loading import LoadedModel
 
 SHAPE = {

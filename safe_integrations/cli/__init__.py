@@ -1,4 +1,4 @@
-"""The command line: `generate`, `compare`, `doctor`, `bench`. Importing it loads no model."""
+"""The command line: `generate`, `compare`, `doctor`. Importing it loads no model."""
 
 from __future__ import annotations
 

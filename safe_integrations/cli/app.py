@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from safe_integrations import __version__
-from safe_integrations.cli.bench import bench
 from safe_integrations.cli.compare import compare
 from safe_integrations.cli.doctor import doctor
 from safe_integrations.cli.generate import generate
 from safe_integrations.errors import InvalidArgumentError, SafeError
 
 
-class _Group(TyperGroup):
+@contextmanager
+def readable_errors() -> Iterator[None]:
     """Turns the package's errors into a line on stderr and an exit code."""
+    try:
+        yield
+    except SafeError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2 if isinstance(error, InvalidArgumentError) else 1) from None
+    except KeyboardInterrupt:
+        typer.echo("\nstopped", err=True)
+        raise typer.Exit(130) from None
 
+
+class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with readable_errors():
             return super().invoke(ctx)
-        except SafeError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(2 if isinstance(error, InvalidArgumentError) else 1) from None
-        except KeyboardInterrupt:
-            typer.echo("\nstopped", err=True)
-            raise typer.Exit(130) from None
 
 
 app = typer.Typer(
@@ -43,7 +49,6 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(compare)
 app.command()(doctor)
-app.command()(bench)
 
 
 def _print_version(wanted: bool) -> None:

@@ -47,7 +47,7 @@ def doctor(
 
 def _examine(specs: Sequence[ModelSpec], quiet: bool) -> dict[str, Any]:
     """Everything that is found out, as JSON-safe data."""
-    from safe_integrations.bench.machine import available_memory, versions
+    from safe_integrations.cli.machine import available_memory, versions
     from safe_integrations.models import inspection
     from safe_integrations.models.embedded import EMBEDDED, is_installed
 

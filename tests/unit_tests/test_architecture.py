@@ -36,8 +36,7 @@ MAY_USE = {
     "llama_index": {"adapters", "engine", "report"},
     "evaluate": {"engine", "models", "report", "safe_engine"},
     "testing": {"engine"},
-    "bench": {"engine", "models", "report", "safe_engine", "testing"},
-    "cli": {"bench", "engine", "evaluate", "models", "report", "safe_engine"},
+    "cli": {"engine", "evaluate", "models", "report", "safe_engine"},
 }
 """Which parts each part may import, besides itself and what everybody may know."""
 
@@ -57,7 +56,7 @@ ENGINE = (
 
 ONLY_IN = {
     "torch": {"models"},
-    "transformers": {"models", "bench"},
+    "transformers": {"models"},
     "tokenizers": {"models"},
     "huggingface_hub": {"models"},
     "gguf": {"models"},

@@ -14,9 +14,9 @@ import torch
 from toy_models import toy_model
 from typer.testing import CliRunner
 
-from benchmarks.toys import engine_cost, toy_engine
-from safe_integrations.bench import benchmark as b
-from safe_integrations.bench.measure import (
+from benchmarks import benchmark as b
+from benchmarks.__main__ import app
+from benchmarks.measure import (
     Run,
     first_token_seconds,
     ratio,
@@ -24,10 +24,10 @@ from safe_integrations.bench.measure import (
     run_engine,
     writing_ratio,
 )
-from safe_integrations.bench.overhead import KINDS, LENGTH, Overhead
-from safe_integrations.bench.prompts import AGAIN, CONTEXT, PROMPTS
-from safe_integrations.bench.reference import transformers_generate
-from safe_integrations.cli.app import app
+from benchmarks.overhead import KINDS, LENGTH, Overhead
+from benchmarks.prompts import AGAIN, CONTEXT, PROMPTS
+from benchmarks.reference import transformers_generate
+from benchmarks.toys import engine_cost, toy_engine
 from safe_integrations.config import GenerationConfig, JsonSchema
 from safe_integrations.messages import Message
 from safe_integrations.models.load import load_member
@@ -224,7 +224,7 @@ def test_a_member_forgets_what_it_read(toys: dict[str, LoadedModel]) -> None:
 
 
 def invoke(*arguments: str) -> Any:
-    return CliRunner().invoke(app, ["bench", *arguments], env={"COLUMNS": "200"})
+    return CliRunner().invoke(app, [*arguments], env={"COLUMNS": "200"})
 
 
 @pytest.fixture(scope="module")

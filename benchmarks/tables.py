@@ -8,9 +8,9 @@ from typing import Final
 
 from rich.table import Table
 
-from safe_integrations.bench.benchmark import Cell, Report, Spread
-from safe_integrations.bench.measure import TITLES, Parts, Run, Way, ratio, writing_ratio
-from safe_integrations.bench.overhead import KINDS, Overhead
+from benchmarks.benchmark import Cell, Report, Spread
+from benchmarks.measure import TITLES, Parts, Run, Way, ratio, writing_ratio
+from benchmarks.overhead import KINDS, Overhead
 from safe_integrations.cli.tables import table
 
 _MODELS: Final = ("draft", "verify")  # parts that take milliseconds, not fractions of one

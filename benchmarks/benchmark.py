@@ -8,7 +8,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any, Final, NamedTuple
 
-from safe_integrations.bench.measure import (
+from benchmarks.measure import (
     Alone,
     Clock,
     Run,
@@ -20,7 +20,7 @@ from safe_integrations.bench.measure import (
     run_engine,
     writing_ratio,
 )
-from safe_integrations.bench.prompts import AGAIN, PROMPTS
+from benchmarks.prompts import AGAIN, PROMPTS
 from safe_integrations.config import GenerationConfig
 from safe_integrations.safe_engine import SafeEngine
 

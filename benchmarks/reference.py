@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from safe_integrations.bench.measure import Alone
+from benchmarks.measure import Alone
 
 
 def transformers_generate(model: Any, tokenizer: Any) -> Alone:

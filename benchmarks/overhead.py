@@ -7,9 +7,9 @@ from functools import partial
 from time import perf_counter
 from typing import Any, Final
 
-from safe_integrations.bench.benchmark import Rounds, Spread, Tell, pair_name, plain
-from safe_integrations.bench.measure import Clock, Parts, Run, run_engine
-from safe_integrations.bench.prompts import PROMPTS
+from benchmarks.benchmark import Rounds, Spread, Tell, pair_name, plain
+from benchmarks.measure import Clock, Parts, Run, run_engine
+from benchmarks.prompts import PROMPTS
 from safe_integrations.config import GenerationConfig, JsonSchema, Tool
 from safe_integrations.safe_engine import SafeEngine
 

@@ -1,4 +1,4 @@
-"""`safe-integrations bench`."""
+"""`python -m benchmarks`: what `make bench` runs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from safe_integrations.cli import options as o
+from safe_integrations.cli.app import readable_errors
 from safe_integrations.cli.config_options import config_options
 from safe_integrations.cli.render import out, progress
 from safe_integrations.config import EnsembleConfig, GenerationConfig
@@ -19,7 +20,7 @@ from safe_integrations.errors import InvalidArgumentError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from safe_integrations.bench.benchmark import Contest, Tell
+    from benchmarks.benchmark import Contest, Tell
     from safe_integrations.messages import Message
     from safe_integrations.models.loading import ModelSpec
 
@@ -28,7 +29,7 @@ _FIRST_ANSWER: Final = 64  # tokens
 
 
 class PromptName(StrEnum):
-    """A prompt of `bench.prompts`."""
+    """A prompt of `benchmarks.prompts`."""
 
     CHAT = "chat"
     RAG = "rag"
@@ -53,6 +54,11 @@ JsonFile = Annotated[
 ]
 
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+@readable_errors()
 @config_options({"config": EnsembleConfig}, without=("mode",))
 def bench(
     *,
@@ -76,11 +82,11 @@ def bench(
     so it takes twice their memory. By default the embedded pair is measured both ways round, which
     takes about a quarter of an hour on two cores.
     """
-    from safe_integrations.bench.benchmark import WAYS, Settings, benchmark
-    from safe_integrations.bench.machine import machine
-    from safe_integrations.bench.overhead import measure_overhead
-    from safe_integrations.bench.prompts import PROMPTS
-    from safe_integrations.cli import bench_tables
+    from benchmarks import tables as draw
+    from benchmarks.benchmark import WAYS, Settings, benchmark
+    from benchmarks.overhead import measure_overhead
+    from benchmarks.prompts import PROMPTS
+    from safe_integrations.cli.machine import machine
 
     specs = o.specs_of(drafter, verifier, dtype, device)
     if len(specs) < 2:
@@ -89,7 +95,7 @@ def bench(
     with progress(quiet) as tell:
         if overhead:
             measured = measure_overhead(o.load(specs, config, tell), repetitions, tell)
-            document, tables = measured.to_dict(), [bench_tables.overhead(measured)]
+            document, tables = measured.to_dict(), [draw.overhead(measured)]
         else:
             settings = Settings(
                 lengths=tuple(sorted(set(tokens))),
@@ -101,7 +107,7 @@ def bench(
             contests, memory = _contests(specs, config, swapped, question, tell)
             report = benchmark(contests, settings, tell)
             document = {"memory": memory, **report.to_dict()}
-            tables = bench_tables.tables(report, memory)
+            tables = draw.tables(report, memory)
         described = machine() | {"dtype": dtype or "auto", "config": config.model_dump(mode="json")}
     _show(tables, repetitions)
     if json_file is not None:
@@ -122,9 +128,9 @@ def _contests(
     The engine gets the models as users get them, and answers once before `generate` gets copies
     of its own: so the memory is that of the ensemble.
     """
-    from safe_integrations.bench.benchmark import Contest
-    from safe_integrations.bench.machine import peak_memory, resident_memory
-    from safe_integrations.bench.reference import transformers_generate
+    from benchmarks.benchmark import Contest
+    from benchmarks.reference import transformers_generate
+    from safe_integrations.cli.machine import peak_memory, resident_memory
     from safe_integrations.models.loading import load_model
     from safe_integrations.models.transformers.member import TransformersMember  # noqa: F401
     from safe_integrations.safe_engine import SafeEngine
@@ -153,3 +159,7 @@ def _show(tables: Sequence[Table], repetitions: int) -> None:
     console.print(
         f"Medians of {repetitions} repetitions, ± half the distance from the lowest to the highest."
     )
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m benchmarks")

@@ -1,0 +1,1 @@
+"""What the ensemble costs, beside its drafter alone. Part of the repository, not of the package."""
