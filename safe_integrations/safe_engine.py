@@ -14,7 +14,8 @@ from safe_integrations.engine.loop import write
 from safe_integrations.engine.model import Member
 from safe_integrations.errors import ContextWindowError, InvalidArgumentError
 from safe_integrations.messages import as_messages
-from safe_integrations.models.load import ModelSource, Progress, load_member, with_defaults
+from safe_integrations.models.load import ModelSource, load_member, with_defaults
+from safe_integrations.models.spec import Progress
 from safe_integrations.report.result import Result
 from safe_integrations.structure.calls import constraint_for
 

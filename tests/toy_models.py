@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from safe_integrations.bench.prompts import CONTEXT
-from safe_integrations.models.loading import LoadedModel
+from safe_integrations.models.spec import LoadedModel
 
 SHAPE = {
     "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,

@@ -19,7 +19,7 @@ from safe_integrations.errors import InvalidArgumentError
 if TYPE_CHECKING:
     from safe_integrations.bench.benchmark import Contest, Report, Tell
     from safe_integrations.messages import Message
-    from safe_integrations.models.loading import ModelSpec
+    from safe_integrations.models.spec import ModelSpec
 
 
 _FIRST_ANSWER: Final = 64  # tokens
@@ -128,7 +128,7 @@ def _contests(
     from safe_integrations.bench.machine import peak_memory, resident_memory
     from safe_integrations.bench.rival import TransformersGenerate
     from safe_integrations.models.load import load_member
-    from safe_integrations.models.loading import load_model
+    from safe_integrations.models.transformers.load import load_model
     from safe_integrations.models.transformers.member import TransformersMember  # noqa: F401
     from safe_integrations.safe_engine import SafeEngine
 

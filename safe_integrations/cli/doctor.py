@@ -41,10 +41,7 @@ def _examine(models: o.Models, quiet: bool) -> dict[str, Any]:
     from safe_integrations.models import inspection
 
     with progress(quiet) as tell:
-        found = [
-            inspection.inspect_model(spec, "verifier" if nth else "drafter", tell)
-            for nth, spec in enumerate(o.named(models))
-        ]
+        found = [inspection.inspect_model(spec, tell) for spec in o.named(models)]
     ours, *theirs = found
     weights = [m.weight_bytes for m in found]
     folder, count, size = checkup.conversions()
@@ -58,7 +55,7 @@ def _examine(models: o.Models, quiet: bool) -> dict[str, Any]:
         "models": [
             {
                 "name": m.name,
-                "role": m.role,
+                "role": "verifier" if nth else "drafter",
                 "problem": m.problem,
                 "where": m.where,
                 "dtype": m.dtype,
@@ -67,7 +64,7 @@ def _examine(models: o.Models, quiet: bool) -> dict[str, Any]:
                 "weight_bytes": m.weight_bytes,
                 "kv_bytes_per_1000_tokens": m.kv_bytes,
             }
-            for m in found
+            for nth, m in enumerate(found)
         ],
         "pairs": [_pair(ours, other) for other in theirs if ours.tokens and other.tokens],
         "memory": {

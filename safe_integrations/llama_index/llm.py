@@ -48,7 +48,7 @@ from safe_integrations.llama_index.messages import (
 )
 from safe_integrations.messages import Message
 from safe_integrations.models import load as loading
-from safe_integrations.models.loading import ModelSpec
+from safe_integrations.models.spec import ModelSpec
 from safe_integrations.report import tracing
 
 if TYPE_CHECKING:

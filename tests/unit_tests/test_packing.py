@@ -10,7 +10,7 @@ import torch
 from toy_models import toy_model
 
 from safe_integrations.models.load import load_member
-from safe_integrations.models.loading import ModelSpec
+from safe_integrations.models.spec import ModelSpec
 from safe_integrations.models.transformers.member import TransformersMember
 from safe_integrations.models.transformers.packing import PackedLinear, pack
 

@@ -29,7 +29,7 @@ from safe_integrations.langchain import (
     result_of,
 )
 from safe_integrations.models import load as loading
-from safe_integrations.models.loading import ModelSpec
+from safe_integrations.models.spec import ModelSpec
 
 CALLS: dict[str, Callable[[ChatSafe], Any]] = {
     "invoke": lambda c: c.invoke("hi"),
