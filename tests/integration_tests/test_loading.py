@@ -119,10 +119,8 @@ def test_a_loaded_model_is_ready(name: str) -> None:
     assert given_name == name
     assert not model.training
     assert {str(p.dtype) for p in model.parameters()} == {"torch.float32"}
-    assert (
-        context_window_of(model.config, ModelSpec(source=name))
-        == {"smollm2-135m": 8192, "gemma3-270m": 32768}[name]
-    )
+    built = context_window_of(model.config, ModelSpec(source=name))
+    assert built == {"smollm2-135m": 8192, "gemma3-270m": 32768}[name]
     assert context_window_of(model.config, ModelSpec(source=name, context_window=100)) == 100
 
 

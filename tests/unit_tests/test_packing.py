@@ -55,6 +55,27 @@ def test_a_type_that_cannot_be_packed_stays_as_it_is() -> None:
     assert model(torch.arange(5)[None]).logits.dtype is torch.float64
 
 
+class Quantised(torch.Tensor):
+    """What torchao makes of a weight: a tensor of another kind that says it is a float."""
+
+
+@pytest.mark.parametrize("kind", ["integers", "of another class"])
+def test_a_quantised_model_stays_as_it_is(kind: str) -> None:
+    """Its layers may still be `Linear`, and its weights must be neither packed nor copied."""
+    model = toy_model("quantised", SIZE).model
+    layer = model.model.layers[0].self_attn.q_proj
+    if kind == "integers":
+        weight = torch.zeros(8, 16, dtype=torch.uint8)
+        layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    else:
+        layer.weight = torch.nn.Parameter(layer.weight.detach().as_subclass(Quantised))
+    before = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    assert not pack(model)
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
+    after = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    assert after == before
+
+
 def mapped_from(tensor: torch.Tensor) -> Path | None:
     """The file that a tensor is mapped from; None where it has memory of its own."""
     for line in Path("/proc/self/maps").read_text().splitlines():
