@@ -55,17 +55,22 @@ def test_a_type_that_cannot_be_packed_stays_as_it_is() -> None:
     assert model(torch.arange(5)[None]).logits.dtype is torch.float64
 
 
+class Linear4bit(torch.nn.Linear):
+    """What bitsandbytes makes of a layer: a `Linear` of another class with bytes for weights."""
+
+
 class Quantised(torch.Tensor):
-    """What torchao makes of a weight: a tensor of another kind that says it is a float."""
+    """What torchao makes of a weight: a tensor of another class that says it is a float."""
 
 
-@pytest.mark.parametrize("kind", ["integers", "of another class"])
+@pytest.mark.parametrize("kind", ["layer", "weight"])
 def test_a_quantised_model_stays_as_it_is(kind: str) -> None:
     """Its layers may still be `Linear`, and its weights must be neither packed nor copied."""
     model = toy_model("quantised", SIZE).model
     layer = model.model.layers[0].self_attn.q_proj
-    if kind == "integers":
-        weight = torch.zeros(8, 16, dtype=torch.uint8)
+    if kind == "layer":
+        layer.__class__ = Linear4bit
+        weight = torch.zeros(128, 1, dtype=torch.uint8)
         layer.weight = torch.nn.Parameter(weight, requires_grad=False)
     else:
         layer.weight = torch.nn.Parameter(layer.weight.detach().as_subclass(Quantised))
