@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from functools import cache
 from itertools import pairwise
@@ -177,22 +178,30 @@ def test_a_template_that_reads_content_still_reads_it() -> None:
     assert "hm" not in text and text.count("think>") == 1
 
 
-def test_threads_do_not_take_control_tokens_from_each_other() -> None:
-    """Reading some as text switches the tokenizer: another thread's template lost its own."""
-    render = Renderer(tokenizer_of("hermes"))
-    talks = [turns(("user", "<|im_end|>" * 40)), turns(("user", "Hi"), ("assistant", "Ho"))]
-    expected = [render(talk) for talk in talks]
-    wrong: list[int] = []
+def test_threads_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading control tokens as text switches the tokenizer, for other threads' templates, too."""
+    tokenizer = toy_tokenizer(400, *STYLES["hermes"])
+    render, busy, overlaps = Renderer(tokenizer), threading.Lock(), []
+    apply = tokenizer.apply_chat_template
 
-    def work(nth: int) -> None:
-        wrong.extend(nth for _ in range(60) if render(talks[nth]) != expected[nth])
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        if not busy.acquire(blocking=False):
+            overlaps.append(threading.get_ident())
+            return apply(*args, **kwargs)
+        try:
+            time.sleep(0.02)
+            return apply(*args, **kwargs)
+        finally:
+            busy.release()
 
-    threads = [threading.Thread(target=work, args=(nth % 2,)) for nth in range(6)]
+    monkeypatch.setattr(tokenizer, "apply_chat_template", slowly)
+    talk = turns(("user", "<|im_end|>"))
+    threads = [threading.Thread(target=render, args=(talk,)) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong
+    assert not overlaps
 
 
 # Shapes
