@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safe_integrations.engine.tokens import TokenTable
 from safe_integrations.errors import SafeError
-from safe_integrations.models.locate import folder_of, locate
+from safe_integrations.models.locate import folder_of
 from safe_integrations.models.spec import ModelSpec, Progress
 
 
@@ -48,23 +48,13 @@ def inspect_model(spec: ModelSpec, tell: Progress) -> ModelReport:
 
 
 def _inspect(spec: ModelSpec, tell: Progress) -> ModelReport:
-    from transformers import AutoConfig, GenerationConfig
-
     from safe_integrations.models.transformers import load
     from safe_integrations.models.transformers.kv_cache import layer_windows
 
-    where, options = locate(spec, tell)
-    tell(f"{spec.source}: reading its tokenizer")
-    with load.reading(spec):
-        config = AutoConfig.from_pretrained(where, **options)
-        tokenizer = load.read_tokenizer(where, options, spec)
-        try:
-            generation = GenerationConfig.from_pretrained(where, **options)
-        except OSError:  # a model need not have one
-            generation = None
+    where, config, generation_config, tokenizer = load.look_at(spec, tell)
     layers = len(layer_windows(config, spec.source))
+    tokens = load.tokens_of(tokenizer, config, generation_config, spec.source)
     text_config = config.get_text_config(decoder=True)
-    tokens = load.tokens_of(tokenizer, config, generation, spec.source)
     stored = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     dtype = stored if spec.dtype == "auto" else spec.dtype
     on_disk = _weights_on_disk(folder_of(where, spec.revision, spec.load_kwargs.get("cache_dir")))

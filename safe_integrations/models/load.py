@@ -16,20 +16,15 @@ ModelSource = str | ModelSpec | LoadedModel | Member
 """A hub id, folder, GGUF file or embedded name; the same with options; or a loaded model."""
 
 
-class Backend(Protocol):
+class _Backend(Protocol):
     """What the module `load` in a backend's folder offers."""
 
-    def load(self, spec: ModelSpec, tell: Progress) -> Member:
-        """Loads a model as a member."""
-
-    def member_of(self, loaded: LoadedModel) -> Member:
-        """Makes a member of what the caller has loaded."""
-
-    def card_of(self, spec: ModelSpec) -> ModelCard:
-        """What can be known of a model without its weights."""
+    def load(self, spec: ModelSpec, tell: Progress) -> Member: ...
+    def member_of(self, loaded: LoadedModel) -> Member: ...
+    def card_of(self, spec: ModelSpec) -> ModelCard: ...
 
 
-def backend_of(source: ModelSpec | LoadedModel) -> Backend:
+def backend_of(source: ModelSpec | LoadedModel) -> _Backend:
     """Which backend computes a model."""
     from safe_integrations.models.transformers import load
 

@@ -16,24 +16,16 @@ from safe_integrations.errors import InvalidArgumentError
 Progress = Callable[[str], None]
 """Told what is going on, one line at a time."""
 
-_OWN: Final = {
-    "dtype": "dtype",
-    "torch_dtype": "dtype",
-    "device_map": "device_map",
-    "revision": "revision",
-    "trust_remote_code": "trust_remote_code",
-    "gguf_file": "gguf_file",
-    "pretrained_model_name_or_path": "source",
-    "subfolder": "source",
+_FIELDS: Final = ("dtype", "device_map", "revision", "trust_remote_code", "gguf_file")
+_ELSEWHERE: Final = {
+    **{field: f"set ModelSpec's {field}" for field in _FIELDS},
+    "torch_dtype": "set ModelSpec's dtype",
+    "local_files_only": "leave it out: loading decides it",
+    "output_loading_info": "leave it out: the model alone is wanted",
+    "subfolder": "name the folder as the source",
+    "token": "log in with `hf auth login`: what a model is loaded with is shown in traces",
 }
-"""Arguments of `from_pretrained` that a field says, and which one."""
-
-_REFUSED: Final = {
-    "local_files_only": "loading decides it; leave it out",
-    "output_loading_info": "loading decides it; leave it out",
-    "token": "what a model is loaded with is shown in traces; log in with `hf auth login`",
-}
-"""Further arguments that cannot be passed on, and why."""
+"""Arguments of `from_pretrained` that `load_kwargs` does not take, and what to do instead."""
 
 
 class ModelSpec(StrictModel):
@@ -85,10 +77,8 @@ class ModelSpec(StrictModel):
     @classmethod
     def _nothing_twice(cls, given: dict[str, Any]) -> dict[str, Any]:
         for key in given:
-            if key in _OWN:
-                raise ValueError(f"{key} is none of them: set ModelSpec's {_OWN[key]}")
-            if key in _REFUSED:
-                raise ValueError(f"{key} is none of them: {_REFUSED[key]}")
+            if key in _ELSEWHERE:
+                raise ValueError(f"it does not take {key}: {_ELSEWHERE[key]}")
         _data(given)
         return given
 

@@ -7,7 +7,7 @@ import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from safe_integrations.engine.tokens import TokenTable
 from safe_integrations.errors import ModelLoadError, SafeError, UnsupportedModelError
@@ -55,8 +55,8 @@ def load_model(spec: ModelSpec, tell: Progress = lambda _: None) -> LoadedModel:
 
     where, options = locate(spec, tell)
     tell(f"{name_of(spec)}: loading")
-    with reading(spec):
-        tokenizer = read_tokenizer(where, options, spec)
+    with _reading(spec):
+        tokenizer = _read_tokenizer(where, options, spec)
         device_map = spec.device_map
         if device_map is None and (device := spec.device or _best_device()) != "cpu":
             device_map = {"": device}
@@ -95,18 +95,41 @@ def card_of(spec: ModelSpec) -> ModelCard:
     Raises:
         ModelError: The model cannot be found or read.
     """
-    from transformers import AutoConfig
+    seen = look_at(spec, lambda _: None)
+    window = context_window_of(seen.config, spec)
+    return ModelCard(name_of(spec), window, template_of(seen.tokenizer) is not None)
 
-    where, options = locate(spec, lambda _: None)
-    with reading(spec):
+
+class Seen(NamedTuple):
+    """What is read of a model before its weights, and where it is."""
+
+    where: str
+    config: Any
+    generation_config: Any
+    tokenizer: Any
+
+
+def look_at(spec: ModelSpec, tell: Progress) -> Seen:
+    """Reads all of a model but its weights, as loading it would.
+
+    Raises:
+        ModelError: The model cannot be found or read.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    where, options = locate(spec, tell)
+    tell(f"{name_of(spec)}: reading its tokenizer")
+    with _reading(spec):
         config = AutoConfig.from_pretrained(where, **options)
-        tokenizer = read_tokenizer(where, options, spec)
-    window = context_window_of(config, spec)
-    return ModelCard(name_of(spec), window, template_of(tokenizer) is not None)
+        tokenizer = _read_tokenizer(where, options, spec)
+        try:
+            generation_config = GenerationConfig.from_pretrained(where, **options)
+        except OSError:  # a model need not have one
+            generation_config = None
+    return Seen(where, config, generation_config, tokenizer)
 
 
-def read_tokenizer(where: str, options: dict[str, Any], spec: ModelSpec) -> Any:
-    """The tokenizer of a model that was located, with the chat template that was asked for."""
+def _read_tokenizer(where: str, options: dict[str, Any], spec: ModelSpec) -> Any:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(where, **options)
@@ -138,12 +161,8 @@ def tokens_of(tokenizer: Any, config: Any, generation_config: Any, name: str) ->
 
 
 @contextmanager
-def reading(spec: ModelSpec) -> Iterator[None]:
-    """Silences transformers, and says what its errors mean.
-
-    Raises:
-        ModelError: Whatever went wrong inside.
-    """
+def _reading(spec: ModelSpec) -> Iterator[None]:
+    """Silences transformers, and says what its errors mean."""
     try:
         with quiet():
             yield
