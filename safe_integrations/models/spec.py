@@ -6,9 +6,9 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
-from typing import Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
-from pydantic import Field, field_serializer, field_validator, model_validator
+from pydantic import Field, PlainSerializer, field_validator, model_validator
 
 from safe_integrations.config import StrictModel
 from safe_integrations.errors import InvalidArgumentError
@@ -26,6 +26,29 @@ _ELSEWHERE: Final = {
     "token": "log in with `hf auth login`: what a model is loaded with is shown in traces",
 }
 """Arguments of `from_pretrained` that `load_kwargs` does not take, and what to do instead."""
+
+
+def _data(value: Any) -> Any:
+    """A value as JSON data.
+
+    Raises:
+        ValueError: Nothing would tell it apart from another object of its class.
+    """
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _data(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_data(item) for item in value]
+    if isinstance(value, PurePath) or type(value).__module__ == "torch":
+        return str(value)
+    if callable(to_dict := getattr(value, "to_dict", None)):
+        return _data(to_dict())
+    kind = type(value).__name__
+    raise ValueError(f"{kind} cannot be told apart from another: pass data, or what has a to_dict")
+
+
+_Data = Annotated[Any, PlainSerializer(_data)]
 
 
 class ModelSpec(StrictModel):
@@ -57,7 +80,7 @@ class ModelSpec(StrictModel):
     name: str | None = Field(default=None, min_length=1)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str | None = None
-    device_map: str | dict[str, Any] | None = None
+    device_map: str | dict[str, _Data] | None = None
     revision: str | None = None
     gguf_file: str | None = None
     trust_remote_code: bool = False
@@ -65,7 +88,7 @@ class ModelSpec(StrictModel):
     context_window: int | None = Field(default=None, ge=2)
     pack: bool = True
     reuse_bytes: int = Field(default=1 << 30, ge=0)
-    load_kwargs: dict[str, Any] = Field(default_factory=dict)
+    load_kwargs: dict[str, _Data] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_placement(self) -> ModelSpec:
@@ -81,10 +104,6 @@ class ModelSpec(StrictModel):
                 raise ValueError(f"it does not take {key}: {_ELSEWHERE[key]}")
         _data(given)
         return given
-
-    @field_serializer("load_kwargs", "device_map")
-    def _as_data(self, value: Any) -> Any:
-        return _data(value)
 
 
 class LoadedModel(NamedTuple):
@@ -149,23 +168,3 @@ def key_of(spec: ModelSpec) -> str:
 def _last_part(source: str) -> str:
     path = os.path.abspath(os.path.expanduser(source))  # "." and ".." have names, too
     return os.path.basename(path) or path
-
-
-def _data(value: Any) -> Any:
-    """A value as JSON data.
-
-    Raises:
-        ValueError: Nothing would tell it apart from another object of its class.
-    """
-    if value is None or isinstance(value, str | int | float):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _data(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_data(item) for item in value]
-    if isinstance(value, PurePath) or type(value).__module__ == "torch":
-        return str(value)
-    if callable(to_dict := getattr(value, "to_dict", None)):
-        return _data(to_dict())
-    kind = type(value).__name__
-    raise ValueError(f"{kind} cannot be told apart from another: pass data, or what has a to_dict")

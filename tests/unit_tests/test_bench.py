@@ -30,9 +30,9 @@ from safe_integrations.bench.toys import engine_cost, toy_engine
 from safe_integrations.cli.app import app
 from safe_integrations.config import GenerationConfig
 from safe_integrations.messages import Message
-from safe_integrations.models import loading
 from safe_integrations.models.load import load_member
 from safe_integrations.models.spec import LoadedModel
+from safe_integrations.models.transformers import load as loading
 from safe_integrations.safe_engine import SafeEngine
 from safe_integrations.testing import ScriptedMember, ScriptedSession, follows
 

@@ -136,6 +136,7 @@ def test_specs_with_objects_tell_models_apart_and_can_be_written_down() -> None:
         "offload_folder": "/tmp",
     }
     assert isinstance(spec(4).load_kwargs["quantization_config"], Quantisation)
+    assert ModelSpec(source="a").model_dump(exclude_defaults=True) == {"source": "a"}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -196,11 +197,11 @@ def test_profile_and_tracing_parameters() -> None:
 def test_one_process_loads_once(monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[str] = []
 
-    def loaded_member(spec: ModelSpec, on_progress: Any = None) -> Any:
+    def load(spec: ModelSpec, tell: Any) -> Any:
         loads.append(spec.source)
         return Chatty(spec.source)
 
-    monkeypatch.setattr(loading, "_loaded_member", loaded_member)
+    monkeypatch.setattr(loading, "backend_of", lambda _: SimpleNamespace(load=load))
     monkeypatch.setattr(loading, "_slots", {})
     models = [ChatSafe(drafter="a", verifiers=["b"], lookahead=n) for n in (2, 3)]
     threads = [threading.Thread(target=m.invoke, args=("hi",)) for m in models * 2]
