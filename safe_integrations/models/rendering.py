@@ -9,7 +9,11 @@ from os.path import commonprefix
 from types import MappingProxyType
 from typing import Any, Final
 
-from safe_integrations.calls import render_tools_plainly, template_supports_tools, tool_signature
+from safe_integrations.calls.plain import (
+    render_tools_plainly,
+    template_supports_tools,
+    tool_signature,
+)
 from safe_integrations.config import Tool
 from safe_integrations.errors import InvalidArgumentError, UnsupportedModelError
 from safe_integrations.messages import Message

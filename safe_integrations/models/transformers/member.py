@@ -13,8 +13,8 @@ from typing import Any, Final, NoReturn
 import torch
 
 from safe_integrations.config import Tool
-from safe_integrations.engine.model import Work
-from safe_integrations.engine.tokens import TokenTable
+from safe_integrations.engine.model import Limits, Work, never
+from safe_integrations.engine.tokens import TokenTable, common_prefix
 from safe_integrations.errors import ModelError
 from safe_integrations.messages import Message
 from safe_integrations.models.transformers.fork import check_process
@@ -80,6 +80,7 @@ class TransformersMember:
         self._idle: list[_Cached] = []
         self._returned: deque[_Cached] = deque()
         self.fold: Final = Fold(tokens)
+        self.limits: Final = Limits()
 
     def __reduce__(self) -> NoReturn:
         """Refuses to be pickled, which would send the weights along."""
@@ -98,14 +99,16 @@ class TransformersMember:
         check_process(self.name)
         return self._render(messages, tools, template_args)
 
-    def start(self, prompt: Sequence[int]) -> TransformersSession:
+    def start(
+        self, prompt: Sequence[int], cancel: Callable[[], bool] = never
+    ) -> TransformersSession:
         """Opens a session on a prompt, on the best cache that is idle."""
         check_process(self.name)
         wanted = list(prompt)
         with self._lock:
             self._sort_in()
             shared, cached = max(
-                ((_common_prefix(c.ids, wanted), c) for c in self._idle),
+                ((common_prefix(c.ids, wanted), c) for c in self._idle),
                 key=lambda pair: pair[0],
                 default=(0, None),
             )
@@ -202,7 +205,7 @@ class TransformersSession:
         assert cached is not None, "the session is closed"
         wanted = self._prompt + list(ids)
         first = len(self._prompt) + since - 1  # the token whose row answers first
-        kept = _common_prefix(cached.ids, wanted)
+        kept = common_prefix(cached.ids, wanted)
         rows_start = len(cached.ids) - len(self._rows)
         if first < rows_start:  # its row is gone: forward that token once more
             kept = min(kept, first)
@@ -249,17 +252,3 @@ class _Cached:
         self.kv = kv
         self.ids = ids
         self.stretched = stretched
-
-
-def _common_prefix(a: list[int], b: list[int]) -> int:
-    """Length of the longest common beginning, by bisection over slice comparisons."""
-    low, high = 0, min(len(a), len(b))
-    if a[:high] == b[:high]:
-        return high
-    while low + 1 < high:
-        middle = (low + high) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low
