@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from benchmarks.benchmark import Contest, Tell
     from safe_integrations.messages import Message
-    from safe_integrations.models.loading import ModelSpec
+    from safe_integrations.models.spec import ModelSpec
 
 
 _FIRST_ANSWER: Final = 64  # tokens
@@ -131,7 +131,7 @@ def _contests(
     from benchmarks.benchmark import Contest
     from benchmarks.reference import transformers_generate
     from safe_integrations.cli.machine import peak_memory, resident_memory
-    from safe_integrations.models.loading import load_model
+    from safe_integrations.models.transformers.load import load_model
     from safe_integrations.models.transformers.member import TransformersMember  # noqa: F401
     from safe_integrations.safe_engine import SafeEngine
 

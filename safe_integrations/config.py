@@ -1,7 +1,7 @@
 """Every knob of the package, typed and checked: how models are merged, and how one answer is made.
 
 `EnsembleConfig` belongs to an engine, `GenerationConfig` to a call. How a model is loaded is
-`backends.loading.ModelSpec`.
+`models.spec.ModelSpec`.
 """
 
 from __future__ import annotations

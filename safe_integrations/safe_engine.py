@@ -14,7 +14,8 @@ from safe_integrations.engine.loop import write
 from safe_integrations.engine.model import Limits, Member, never
 from safe_integrations.errors import ContextWindowError, InvalidArgumentError
 from safe_integrations.messages import as_messages
-from safe_integrations.models.load import ModelSource, Progress, load_member, with_defaults
+from safe_integrations.models.load import ModelSource, load_member, with_defaults
+from safe_integrations.models.spec import Progress
 from safe_integrations.report.result import Result
 from safe_integrations.structure.calls import constraint_for
 
@@ -39,8 +40,8 @@ class SafeEngine:
     ) -> None:
         self.config = config or EnsembleConfig()
         self.weights = self.config.weights_for(1 + len(verifiers))
-        self.drafter = drafter
-        self.verifiers = tuple(verifiers)
+        self.drafter, *rest = _told_apart([drafter, *verifiers])
+        self.verifiers = tuple(rest)
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -91,6 +92,30 @@ class SafeEngine:
     def complete(self, messages: object, options: GenerationConfig | None = None) -> Result:
         """Answers in one go. Arguments and errors are those of `generate`."""
         return Result.of(self.generate(messages, options))
+
+
+class _Renamed:
+    """A member that another one shares its name with."""
+
+    def __init__(self, member: Member, name: str) -> None:
+        self.name = name
+        self.tokens = member.tokens
+        self.context_window = member.context_window
+        self.render = member.render
+        self.start = member.start
+        self.limits = member.limits
+
+
+def _told_apart(members: Sequence[Member]) -> list[Member]:
+    """Members whose names differ, as votes and statistics need them: the second `m` is `m#2`."""
+    apart: dict[str, Member] = {}
+    for member in members:
+        name, number = member.name, 1
+        while name in apart:
+            number += 1
+            name = f"{member.name}#{number}"
+        apart[name] = member if number == 1 else _Renamed(member, name)
+    return list(apart.values())
 
 
 def _check_limits(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -12,7 +14,7 @@ from transformers import (
 )
 
 from benchmarks.prompts import CONTEXT
-from safe_integrations.models.loading import LoadedModel
+from safe_integrations.models.spec import LoadedModel
 
 SHAPE = {
     "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -20,13 +22,19 @@ SHAPE = {
 }  # fmt: skip
 
 
-def toy_model(name: str, size: int, config: PretrainedConfig | None = None) -> LoadedModel:
-    """A model with a vocabulary of its own.
+def toy_tokenizer(
+    size: int,
+    template: str | dict[str, str] | None = None,
+    special: Sequence[str] = (),
+    added: Sequence[str] = (),
+) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer of its own.
 
     Args:
-        name: How it is called.
-        size: Tokens of its vocabulary, and the seed of its weights.
-        config: What to build; None takes a small Llama.
+        size: Tokens of its vocabulary, before `special` and `added`.
+        template: Its chat template, or several with names.
+        special: Special tokens besides `<eos>`.
+        added: Further tokens that are none.
     """
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -38,7 +46,29 @@ def toy_model(name: str, size: int, config: PretrainedConfig | None = None) -> L
         show_progress=False,
     )
     inner.train_from_iterator([CONTEXT], trainer)
+    inner.add_special_tokens(list(special))
+    inner.add_tokens(list(added))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>")
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def toy_model(
+    name: str,
+    size: int,
+    config: PretrainedConfig | None = None,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+) -> LoadedModel:
+    """A model with a vocabulary of its own.
+
+    Args:
+        name: How it is called.
+        size: Tokens of its vocabulary, and the seed of its weights.
+        config: What to build; None takes a small Llama.
+        tokenizer: None takes a `toy_tokenizer`.
+    """
+    tokenizer = tokenizer or toy_tokenizer(size)
     torch.manual_seed(size)
-    config = config or LlamaConfig(vocab_size=size, max_position_embeddings=8192, **SHAPE)
+    rows = max(size, len(tokenizer))
+    config = config or LlamaConfig(vocab_size=rows, max_position_embeddings=8192, **SHAPE)
     return LoadedModel(AutoModelForCausalLM.from_config(config).eval(), tokenizer, name)

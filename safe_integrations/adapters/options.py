@@ -13,8 +13,8 @@ from pydantic import BaseModel, field_validator
 from safe_integrations.config import EnsembleConfig, Method, Mode, Sharpening
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.models import load as loading
-from safe_integrations.models.loading import LoadedModel, ModelCard, ModelSpec
-from safe_integrations.models.loading import name_of as name_of_spec
+from safe_integrations.models.spec import LoadedModel, ModelCard, ModelSpec
+from safe_integrations.models.spec import name_of as name_of_spec
 from safe_integrations.safe_engine import SafeEngine, load_engine
 
 _ids: WeakKeyDictionary[Any, str] = WeakKeyDictionary()

@@ -18,7 +18,7 @@ from safe_integrations.cli.tables import table
 
 if TYPE_CHECKING:
     from safe_integrations.models.inspection import ModelReport
-    from safe_integrations.models.loading import ModelSpec
+    from safe_integrations.models.spec import ModelSpec
 
 PACKAGES: Final = ("torch", "transformers", "numpy", "pydantic")
 EXTRAS: Final = ("langchain-core", "llama-index-core", "llguidance", "gguf", "opentelemetry-api")
@@ -52,10 +52,7 @@ def _examine(specs: Sequence[ModelSpec], quiet: bool) -> dict[str, Any]:
     from safe_integrations.models.embedded import EMBEDDED, is_installed
 
     with progress(quiet) as tell:
-        found = [
-            inspection.inspect_model(spec, "verifier" if nth else "drafter", tell)
-            for nth, spec in enumerate(specs)
-        ]
+        found = [inspection.inspect_model(spec, tell) for spec in specs]
     ours, *theirs = found
     weights = [m.weight_bytes for m in found]
     return {
@@ -68,7 +65,7 @@ def _examine(specs: Sequence[ModelSpec], quiet: bool) -> dict[str, Any]:
         "models": [
             {
                 "name": m.name,
-                "role": m.role,
+                "role": "verifier" if nth else "drafter",
                 "problem": m.problem,
                 "where": m.where,
                 "dtype": m.dtype,
@@ -77,7 +74,7 @@ def _examine(specs: Sequence[ModelSpec], quiet: bool) -> dict[str, Any]:
                 "weight_bytes": m.weight_bytes,
                 "kv_bytes_per_1000_tokens": m.kv_bytes,
             }
-            for m in found
+            for nth, m in enumerate(found)
         ],
         "pairs": [_pair(ours, other) for other in theirs if ours.tokens and other.tokens],
         "memory": {

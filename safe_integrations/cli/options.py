@@ -16,7 +16,7 @@ from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.messages import Message
 
 if TYPE_CHECKING:
-    from safe_integrations.models.loading import ModelSpec
+    from safe_integrations.models.spec import ModelSpec
     from safe_integrations.safe_engine import SafeEngine
 
 
@@ -116,7 +116,7 @@ def specs_of(
 
 def _spec(named: str, dtype: str | None, device: str | None) -> ModelSpec:
     """Reads the name of a model; `repository:file.gguf` is one of the files of a repository."""
-    from safe_integrations.models.loading import ModelSpec
+    from safe_integrations.models.spec import ModelSpec
 
     given: dict[str, Any] = {"source": named, "dtype": dtype, "device": device}
     repository, colon, file = named.rpartition(":")

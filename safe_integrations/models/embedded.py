@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from safe_integrations.errors import ModelLoadError, ModelNotFoundError
-from safe_integrations.models.transformers.gguf import Progress, converted
+from safe_integrations.models.spec import Progress
+from safe_integrations.models.transformers.gguf import converted
 
 DEFAULT_DRAFTER: Final = "smollm2-135m"
 DEFAULT_VERIFIERS: Final = ("gemma3-270m",)

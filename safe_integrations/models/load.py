@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import sys
+import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final, Protocol
 
-from safe_integrations.calls.plain import (
-    render_tools_plainly,
-    template_supports_tools,
-    tool_signature,
-)
-from safe_integrations.config import Tool
 from safe_integrations.engine.model import Member
-from safe_integrations.messages import Message
 from safe_integrations.models.embedded import DEFAULT_DRAFTER, DEFAULT_VERIFIERS
-from safe_integrations.models.loading import (
-    LoadedModel,
-    ModelCard,
-    ModelSpec,
-    context_window_of,
-    folder_of,
-    load_model,
-)
-
-if TYPE_CHECKING:
-    from safe_integrations.models.transformers.member import Render, TransformersMember
+from safe_integrations.models.spec import LoadedModel, ModelCard, ModelSpec, Progress, key_of
 
 ModelSource = str | ModelSpec | LoadedModel | Member
 """A hub id, folder, GGUF file or embedded name; the same with options; or a loaded model."""
 
-Progress = Callable[[str], None]
+
+class _Backend(Protocol):
+    """What the module `load` in a backend's folder offers."""
+
+    def load(self, spec: ModelSpec, tell: Progress) -> Member: ...
+    def member_of(self, loaded: LoadedModel) -> Member: ...
+    def card_of(self, spec: ModelSpec) -> ModelCard: ...
+
+
+def backend_of(source: ModelSpec | LoadedModel) -> _Backend:
+    """Which backend computes a model."""
+    from safe_integrations.models.transformers import load
+
+    return load
 
 
 def with_defaults(
@@ -54,22 +47,21 @@ def load_member(source: ModelSource, on_progress: Progress | None = None) -> Mem
         ModelError: The model cannot be found, read or used.
     """
     if isinstance(source, LoadedModel):
-        return _member(source, ModelSpec(source=source.name))
+        return backend_of(source).member_of(source)
     if isinstance(source, str):
         source = ModelSpec(source=source)
     if not isinstance(source, ModelSpec):
         return source
     with _guard:
-        slot = _slots.setdefault(source.model_dump_json(), _Slot())
+        slot = _slots.setdefault(key_of(source), _Slot())
     with slot.lock:
         if slot.member is None:
-            with _collecting_nothing():
-                slot.member = _loaded_member(source, on_progress)
+            slot.member = backend_of(source).load(source, on_progress or (lambda _: None))
         return slot.member
 
 
 def peek(source: ModelSource) -> ModelCard:
-    """What can be known of a model without loading its weights.
+    """What can be known of a model without loading its weights; read once per process.
 
     Raises:
         ModelError: The model cannot be found or read.
@@ -79,15 +71,17 @@ def peek(source: ModelSource) -> ModelCard:
     if not isinstance(source, ModelSpec):
         member = load_member(source)
         return ModelCard(member.name, member.context_window, True)
-    from safe_integrations.models.inspection import card_of
-
-    return card_of(source)
+    key = key_of(source)
+    if key not in _cards:
+        _cards[key] = backend_of(source).card_of(source)
+    return _cards[key]
 
 
 def unload_models() -> None:
     """Forgets the models that this process shares; engines that use them keep them alive."""
     with _guard:
         _slots.clear()
+        _cards.clear()
 
 
 @dataclass
@@ -96,80 +90,17 @@ class _Slot:
     member: Member | None = None
 
 
-_guard: Final = threading.Lock()
+_guard = threading.Lock()
 _slots: Final[dict[str, _Slot]] = {}
+_cards: Final[dict[str, ModelCard]] = {}
 
 
-@contextmanager
-def _collecting_nothing() -> Iterator[None]:
-    """Keeps the garbage collector from going through millions of lasting objects again and again.
-
-    Loading the default pair takes a quarter less time this way.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+def _start_afresh() -> None:
+    """A forked process shares no models with its parent, nor locks that nobody there will open."""
+    global _guard
+    _guard = threading.Lock()
+    _slots.clear()
 
 
-def _loaded_member(spec: ModelSpec, on_progress: Progress | None) -> TransformersMember:
-    from safe_integrations.models.transformers.packing import pack
-
-    loaded = load_model(spec, on_progress)
-    member = _member(loaded, spec)
-    _return_free_memory()  # before the weights are read: what they take is never free again
-    if spec.pack:
-        pack(loaded.model, folder_of(loaded.model.name_or_path, spec.revision))
-    return member
-
-
-def _return_free_memory() -> None:
-    """Has glibc return what it holds free to the system: building tokenizers leaves plenty.
-
-    Other C libraries cannot be told to.
-    """
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(0)
-
-
-def _member(loaded: LoadedModel, spec: ModelSpec) -> TransformersMember:
-    from safe_integrations.models.tokenizer import build_token_table, end_ids_of
-    from safe_integrations.models.transformers.member import TransformersMember
-
-    model, tokenizer, name = loaded
-    config = model.config.get_text_config()
-    tokens = build_token_table(
-        tokenizer,
-        end_ids=end_ids_of(tokenizer, model.generation_config, model.config),
-        vocab_size=config.vocab_size,
-        name=name,
-    )
-    window = context_window_of(model, spec)
-    return TransformersMember(
-        model,
-        tokens,
-        _renderer(tokenizer),
-        name=name,
-        context_window=window,
-        reuse_bytes=spec.reuse_bytes,
-    )
-
-
-def _renderer(tokenizer: Any) -> Render:
-    from safe_integrations.models.rendering import render
-
-    knows_tools = template_supports_tools(tokenizer.chat_template)
-
-    def rendered(
-        messages: Sequence[Message], tools: Sequence[Tool], template_args: Mapping[str, Any]
-    ) -> list[int]:
-        if not knows_tools:
-            messages = render_tools_plainly(messages, tools)
-        elif tools:
-            template_args = {**template_args, "tools": [tool_signature(tool) for tool in tools]}
-        return render(tokenizer, messages, template_args=template_args)
-
-    return rendered
+if hasattr(os, "register_at_fork"):  # not everywhere can a process be forked
+    os.register_at_fork(after_in_child=_start_afresh)

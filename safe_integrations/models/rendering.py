@@ -2,53 +2,145 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from os.path import commonprefix
+from types import MappingProxyType
 from typing import Any, Final
 
-from safe_integrations.errors import InvalidArgumentError
+from safe_integrations.calls.plain import (
+    render_tools_plainly,
+    template_supports_tools,
+    tool_signature,
+)
+from safe_integrations.config import Tool
+from safe_integrations.errors import InvalidArgumentError, UnsupportedModelError
 from safe_integrations.messages import Message
 
 _SPEAKERS: Final = {"user": "User", "assistant": "Assistant", "tool": "Tool"}
 
+_RESERVED: Final = frozenset(
+    "conversation messages tools chat_template add_generation_prompt continue_final_message "
+    "tokenize sanitize_control_tokens padding truncation max_length return_tensors return_dict "
+    "return_assistant_tokens_mask tokenizer_kwargs".split()
+)
+"""What `apply_chat_template` takes besides a template's variables."""
 
-def render(
-    tokenizer: Any,
-    messages: Sequence[Message],
-    *,
-    chat_template: str | None = None,
-    template_args: Mapping[str, Any] | None = None,
-) -> list[int]:
-    """Renders messages as the beginning of an assistant's turn.
+_Turn = dict[str, Any]
 
-    A template that refuses the conversation (no system role, strictly alternating roles) is asked
-    again with the system text moved into the first user message and with neighbours of one role
-    joined. BOS comes first exactly once where the tokenizer writes it, whoever wrote it.
+
+class Renderer:
+    """Turns conversations into the prompt ids of one model, for any thread.
+
+    Control tokens are what the chat template writes. In what people, tools and documents say they
+    are text: `<|im_end|>` in a retrieved page ends nobody's turn.
 
     Args:
         tokenizer: The model's tokenizer.
-        messages: The conversation.
-        chat_template: A template instead of the tokenizer's own.
-        template_args: Further variables of the template (`tools`, `enable_thinking`, ...).
+    """
 
-    Returns:
-        Token ids.
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._knows_tools = template_supports_tools(template_of(tokenizer, tools=True))
+        self._lock = threading.Lock()  # reading control tokens as text changes the tokenizer
+        first = tokenizer("")["input_ids"][:1]
+        self._bos = first if first == [tokenizer.bos_token_id] else []
+
+    def __call__(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        template_args: Mapping[str, Any] = MappingProxyType({}),
+    ) -> list[int]:
+        """Renders messages as the beginning of an assistant's turn.
+
+        A template that refuses the conversation (no system role, strictly alternating roles) is
+        asked again with neighbours of one role joined, then with the system text moved into the
+        first turn, which becomes a user's. If that does not help, calls and results of tools are
+        said in plain text. BOS comes first exactly once where the tokenizer writes it, whoever
+        wrote it.
+
+        Args:
+            messages: The conversation.
+            tools: Functions the model may call.
+            template_args: Further variables of the template (`enable_thinking`, ...).
+
+        Returns:
+            Token ids.
+
+        Raises:
+            InvalidArgumentError: The template refuses the conversation in any shape, or
+                `template_args` holds something that is no variable of a template.
+        """
+        for name in _RESERVED & template_args.keys():
+            remedy = "that is no variable of a chat template; leave it out"
+            raise InvalidArgumentError(f"template_args[{name!r}]", template_args[name], remedy)
+        with self._lock:
+            ids = self._ids(messages, tools, template_args)
+        return ids if ids[:1] == self._bos else [*self._bos, *ids]
+
+    def _ids(
+        self, messages: Sequence[Message], tools: Sequence[Tool], args: Mapping[str, Any]
+    ) -> list[int]:
+        plain_tools = render_tools_plainly(messages, tools)
+        if template_of(self._tokenizer) is None:
+            ids: list[int] = self._tokenizer(
+                plain(plain_tools), add_special_tokens=False, split_special_tokens=True
+            )["input_ids"]
+            return ids
+        refusal: Exception | None = None
+        for shape, more in self._shapes(messages, plain_tools, tools):
+            try:
+                ids = self._tokenizer.apply_chat_template(
+                    shape,
+                    add_generation_prompt=True,
+                    sanitize_control_tokens=True,
+                    return_dict=False,
+                    **more,
+                    **args,
+                )
+            except Exception as error:  # a template may raise whatever it likes
+                refusal = refusal or error
+            else:
+                return ids
+        raise InvalidArgumentError(
+            "messages",
+            [m.role for m in messages],
+            f"the model's chat template refuses this conversation: {refusal}",
+        ) from refusal
+
+    def _shapes(
+        self, messages: Sequence[Message], plain_tools: Sequence[Message], tools: Sequence[Tool]
+    ) -> Iterator[tuple[list[_Turn], dict[str, Any]]]:
+        """Ways to put a conversation, and what to give the template besides."""
+        in_use = any(m.role == "tool" or m.extra.get("tool_calls") for m in messages)
+        if self._knows_tools:
+            signatures = [tool_signature(tool) for tool in tools]
+            # of several templates, the one that renders calls is taken where there are `tools`
+            several = isinstance(self._tokenizer.chat_template, dict)
+            more = {"tools": signatures} if tools or (several and in_use) else {}
+            yield from ((shape, more) for shape in _shapes(messages))
+        if in_use or tools or not self._knows_tools:
+            yield from ((shape, {}) for shape in _shapes(plain_tools))
+
+
+def template_of(tokenizer: Any, *, tools: bool = False) -> str | None:
+    """The chat template for a conversation with or without tools; None for a base model.
 
     Raises:
-        InvalidArgumentError: The template refuses the conversation in any shape.
+        UnsupportedModelError: There are several with names, and none is the default.
     """
-    template = chat_template or getattr(tokenizer, "chat_template", None)
-    if template is None:
-        text = plain(messages)
-    else:
-        text = _templated(tokenizer, messages, chat_template, dict(template_args or {}))
-    ids: list[int] = tokenizer(text)["input_ids"]
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if bos is not None and ids[:2] == [bos, bos]:
-        ids = ids[1:]
-    # Some tokenizers close every text with EOS; a prompt is not closed.
-    if getattr(tokenizer, "add_eos_token", False) and ids[-1:] == [eos]:
-        ids = ids[:-1]
-    return ids
+    if not tokenizer.chat_template:
+        return None
+    try:
+        template: str = tokenizer.get_chat_template(tools=[] if tools else None)
+    except ValueError as error:
+        raise UnsupportedModelError(
+            f"{tokenizer.name_or_path}: none of its chat templates is the default; set "
+            f"chat_template to one of {', '.join(tokenizer.chat_template)}"
+        ) from error
+    return template
 
 
 def plain(messages: Sequence[Message]) -> str:
@@ -58,50 +150,60 @@ def plain(messages: Sequence[Message]) -> str:
     return "\n\n".join([*parts, "Assistant:\n"])
 
 
-def _templated(
-    tokenizer: Any, messages: Sequence[Message], template: str | None, args: dict[str, Any]
-) -> str:
-    shapes = [_fields(messages)]
-    shapes.append(_joined(shapes[0]))
-    shapes.append(_joined(_system_in_user(shapes[0])))
-    refusal: Exception | None = None
-    for shape in shapes:
+def call_tokens(tokenizer: Any) -> set[str]:
+    """Special tokens that a model's own chat template writes around a tool call.
+
+    Found by rendering an assistant's turn with and without a call. None where the template knows
+    no tools, or refuses both.
+    """
+    if not template_supports_tools(template_of(tokenizer, tools=True)):
+        return set()
+    special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+    tools = [tool_signature(Tool(name="look_up"))]
+    for arguments in ({"about": "x"}, json.dumps({"about": "x"})):
+        call = {"name": "look_up", "arguments": arguments}
+        calls = [{"id": "call00000", "type": "function", "function": call}]
         try:
-            text: str = tokenizer.apply_chat_template(
-                shape, chat_template=template, add_generation_prompt=True, tokenize=False, **args
+            said, called = (
+                tokenizer.apply_chat_template(
+                    [{"role": "user", "content": "?"}, {"role": "assistant", **turn}],
+                    tools=tools,
+                    tokenize=False,
+                )
+                for turn in ({"content": "x"}, {"content": "", "tool_calls": calls})
             )
-        except Exception as error:  # a template may raise whatever it likes
-            refusal = refusal or error
-        else:
-            return text
-    raise InvalidArgumentError(
-        "messages",
-        [m.role for m in messages],
-        f"the model's chat template refuses this conversation: {refusal}",
-    ) from refusal
+        except Exception:  # a template may raise whatever it likes
+            continue
+        before = len(commonprefix([said, called]))
+        return {t for t in special if t in called[before:] and t not in said[before:]}
+    return set()
 
 
-def _fields(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    return [{**m.extra, "role": m.role, "content": m.content} for m in messages]
+def _shapes(messages: Sequence[Message]) -> list[list[_Turn]]:
+    turns = [{**m.extra, "role": m.role, "content": m.content} for m in messages]
+    return [turns, _joined(turns), _joined(_user_first(turns))]
 
 
-def _joined(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Neighbours of one role made one message; messages with further fields stay alone."""
-    joined: list[dict[str, Any]] = []
-    for message in messages:
+def _joined(turns: list[_Turn]) -> list[_Turn]:
+    """Neighbours of one role made one turn; those that are more than text and a name stay alone."""
+    joined: list[_Turn] = []
+    for turn in turns:
         last = joined[-1] if joined else None
-        if last and last["role"] == message["role"] and len(last) == len(message) == 2:
-            joined[-1] = message | {"content": f"{last['content']}\n\n{message['content']}"}
+        texts = last is not None and {*last, *turn} <= {"role", "content", "name"}
+        if last is not None and texts and last["role"] == turn["role"]:
+            shared = {key: value for key, value in last.items() if turn.get(key) == value}
+            joined[-1] = shared | {"content": f"{last['content']}\n\n{turn['content']}"}
         else:
-            joined.append(message)
+            joined.append(turn)
     return joined
 
 
-def _system_in_user(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    system = "\n\n".join(m["content"] for m in messages if m["role"] == "system")
-    rest = [m for m in messages if m["role"] != "system"]
-    for i, message in enumerate(rest):
-        if system and message["role"] == "user":
-            rest[i] = message | {"content": f"{system}\n\n{message['content']}"}
-            return rest
-    return [{"role": "user", "content": system}, *rest] if system else rest
+def _user_first(turns: list[_Turn]) -> list[_Turn]:
+    """The system text at the beginning of a user's turn, which comes first, empty if need be."""
+    system = "\n\n".join(turn["content"] for turn in turns if turn["role"] == "system")
+    rest = [turn for turn in turns if turn["role"] != "system"]
+    if not rest or rest[0]["role"] != "user":
+        return [{"role": "user", "content": system}, *rest]
+    if not system:
+        return rest
+    return [rest[0] | {"content": f"{system}\n\n{rest[0]['content']}"}, *rest[1:]]

@@ -3,7 +3,8 @@
 Two families can be mapped exactly: byte-level BPE (every token is spelled in GPT-2's alphabet of
 256 letters) and SentencePiece with byte fallback (`▁` is a space, `<0xNN>` a byte). The encoder is
 the tokenizer's own, less everything that changes text (normalizers, prefix space, BOS) and less
-its special tokens: generated text is only text, whatever it spells.
+its special tokens: generated text is only text, whatever it spells. The special tokens that mark a
+tool call for the model are text as well: without them it could not write one.
 """
 
 from __future__ import annotations
@@ -50,7 +51,12 @@ _SAMPLE: Final = "Hello world,\n  1 + 12 = 13.\tÉtude 你好 😀"
 
 
 def build_token_table(
-    tokenizer: Any, *, end_ids: Collection[int], vocab_size: int, name: str
+    tokenizer: Any,
+    *,
+    end_ids: Collection[int],
+    vocab_size: int,
+    name: str,
+    spoken: Collection[str] = (),
 ) -> TokenTable:
     """Gives every token of a tokenizer its bytes.
 
@@ -61,6 +67,8 @@ def build_token_table(
         end_ids: The ids that end a text (see `end_ids_of`).
         vocab_size: Rows of the model's output, padding included.
         name: How errors call the model.
+        spoken: Special tokens that are text all the same (see `rendering.call_tokens`); those that
+            end a text do so first of all.
 
     Raises:
         UnsupportedTokenizerError: The tokens cannot be mapped to bytes one by one.
@@ -71,15 +79,20 @@ def build_token_table(
     ends = {i for i in end_ids if 0 <= i < vocab_size}
     if not ends:
         raise _refused(name, "it declares no end-of-text token")
-    token_bytes = _piece_reader(backend, name)
+    learned_bytes, added_bytes = _piece_readers(backend, name)
     added = backend.get_added_tokens_decoder()
     silent = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+    silent -= {i for i, token in added.items() if token.content in spoken}
     silent |= ends
     rows: list[bytes | None] = [None] * vocab_size
-    pieces = [*backend.get_vocab(False).items(), *((t.content, i) for i, t in added.items())]
-    for piece, i in pieces:
-        if i < vocab_size and i not in silent:
-            rows[i] = token_bytes(piece)
+    # What the model has learned comes last: an "é" that is its letter for a byte, and was added,
+    # too, is that byte.
+    kinds = ((added_bytes, ((t.content, i) for i, t in added.items())),
+             (learned_bytes, backend.get_vocab(False).items()))  # fmt: skip
+    for bytes_of, pieces in kinds:
+        for piece, i in pieces:
+            if i < vocab_size and i not in silent:
+                rows[i] = bytes_of(piece)
     byte_ids = _byte_ids(rows, name)
     texts = {t.content: (i, t) for i, t in added.items() if i not in silent}
     encoder = _Encoder(_text_only(backend, texts, name), texts, rows, byte_ids)
@@ -252,14 +265,16 @@ def _without_prefix_space(pre_tokenizer: dict[str, Any]) -> dict[str, Any]:
     return pre_tokenizer | changes.get(pre_tokenizer["type"], {})
 
 
-def _piece_reader(backend: Any, name: str) -> Callable[[str], bytes]:
-    """What the tokenizer's decoder makes of one piece, as a function."""
+def _piece_readers(
+    backend: Any, name: str
+) -> tuple[Callable[[str], bytes], Callable[[str], bytes]]:
+    """What one piece stands for, as two functions: pieces the model has learned, and added ones."""
     decoders = list(_parts(backend.decoder, name))
     types = {d["type"] for d in decoders}
     if "ByteLevel" in types:
-        return _byte_level_reader()
+        return _byte_level_reader(), str.encode
     if "ByteFallback" in types and getattr(backend.model, "byte_fallback", True):
-        return _sentencepiece_piece
+        return _sentencepiece_piece, _sentencepiece_piece
     kind = type(backend.model).__name__
     raise _refused(
         name,
@@ -282,7 +297,7 @@ def _byte_level_reader() -> Callable[[str], bytes]:
     def read(piece: str) -> bytes:
         try:
             return bytes([byte_of[char] for char in piece])
-        except KeyError:  # an added token, spelled as it is
+        except KeyError:  # not in the alphabet: spelled as it is
             return piece.encode()
 
     return read

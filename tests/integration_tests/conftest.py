@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from safe_integrations.models.load import load_member
-from safe_integrations.models.loading import LoadedModel, ModelSpec, load_model
+from safe_integrations.models.spec import LoadedModel, ModelSpec
+from safe_integrations.models.transformers.load import load_model
 from safe_integrations.models.transformers.member import TransformersMember
 
 

@@ -21,8 +21,9 @@ from safe_integrations.engine.tokens import END
 from safe_integrations.messages import as_messages
 from safe_integrations.models.embedded import EMBEDDED
 from safe_integrations.models.load import load_member
-from safe_integrations.models.loading import LoadedModel, ModelSpec, load_model
+from safe_integrations.models.spec import LoadedModel, ModelSpec
 from safe_integrations.models.transformers.kv_cache import reads_in_parts
+from safe_integrations.models.transformers.load import load_model
 from safe_integrations.models.transformers.member import TransformersMember
 from safe_integrations.models.transformers.packing import PackedLinear, pack
 from safe_integrations.safe_engine import SafeEngine

@@ -31,7 +31,7 @@ from benchmarks.toys import engine_cost, toy_engine
 from safe_integrations.config import GenerationConfig, JsonSchema
 from safe_integrations.messages import Message
 from safe_integrations.models.load import load_member
-from safe_integrations.models.loading import LoadedModel
+from safe_integrations.models.spec import LoadedModel
 from safe_integrations.safe_engine import SafeEngine
 from safe_integrations.testing import ScriptedMember, ScriptedSession, follows
 

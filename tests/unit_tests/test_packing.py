@@ -10,7 +10,7 @@ import torch
 from toy_models import toy_model
 
 from safe_integrations.models.load import load_member
-from safe_integrations.models.loading import ModelSpec
+from safe_integrations.models.spec import ModelSpec
 from safe_integrations.models.transformers.member import TransformersMember
 from safe_integrations.models.transformers.packing import PackedLinear, pack
 
@@ -53,6 +53,32 @@ def test_a_type_that_cannot_be_packed_stays_as_it_is() -> None:
     model = toy_model("double", SIZE).model.double()
     assert not pack(model)
     assert model(torch.arange(5)[None]).logits.dtype is torch.float64
+
+
+class Linear4bit(torch.nn.Linear):
+    """What bitsandbytes makes of a layer: a `Linear` of another class with bytes for weights."""
+
+
+class Quantised(torch.Tensor):
+    """What torchao makes of a weight: a tensor of another class that says it is a float."""
+
+
+@pytest.mark.parametrize("kind", ["layer", "weight"])
+def test_a_quantised_model_stays_as_it_is(kind: str) -> None:
+    """Its layers may still be `Linear`, and its weights must be neither packed nor copied."""
+    model = toy_model("quantised", SIZE).model
+    layer = model.model.layers[0].self_attn.q_proj
+    if kind == "layer":
+        layer.__class__ = Linear4bit
+        weight = torch.zeros(128, 1, dtype=torch.uint8)
+        layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    else:
+        layer.weight = torch.nn.Parameter(layer.weight.detach().as_subclass(Quantised))
+    before = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    assert not pack(model)
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
+    after = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    assert after == before
 
 
 def mapped_from(tensor: torch.Tensor) -> Path | None:

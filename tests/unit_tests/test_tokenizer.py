@@ -181,6 +181,34 @@ def test_a_rare_byte_that_the_tokenizer_lacks_is_read_as_sub() -> None:
     assert joined(table, b"a\x04bc\x04") == b"a\x1abc\x1a"
 
 
+@pytest.mark.parametrize("normalized", [True, False])
+def test_added_tokens_are_spelled_as_they_are(normalized: bool) -> None:
+    """DeepSeek adds "ö" beside an alphabet that lacks its byte: it was read as that byte."""
+    vocab = make("byte-level").backend_tokenizer.get_vocab(False)
+    del vocab["ö"]  # the letter of byte 0xF6, which UTF-8 never uses
+    dense = {piece: i for i, piece in enumerate(sorted(vocab, key=vocab.__getitem__))}
+    tok = Tokenizer(models.BPE(vocab=dense, merges=[]))
+    tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
+    tok.add_tokens([AddedToken(text, normalized=normalized) for text in ("ö", "café", "é")])
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tok)
+    table = build_token_table(wrapped, end_ids={0}, vocab_size=len(wrapped), name="m")
+    for text in ("ö", "café"):
+        assert table.symbol(wrapped.convert_tokens_to_ids(text)) == text.encode()
+        assert table.encode(text.encode()) == wrapped(text)["input_ids"]
+    # This one is a letter of the alphabet, so it has no id of its own: it stays that byte.
+    assert table.symbol(wrapped.convert_tokens_to_ids("é")) == b"\xe9"
+    assert joined(table, "ö café é".encode()) == "ö café é".encode()
+
+
+def test_special_tokens_may_be_spoken_but_ends_end() -> None:
+    tokenizer = make("byte-level")
+    s, end, im_end = tokenizer.convert_tokens_to_ids(SPECIAL)
+    spoken = ["<s>", "</s>"]
+    table = build_token_table(tokenizer, end_ids={end}, vocab_size=600, name="m", spoken=spoken)
+    assert table.symbol(s) == b"<s>" and table.encode(b"a<s>b")[1] == s
+    assert table.symbol(end) is END and im_end in table.silent
+
+
 def wordpiece() -> PreTrainedTokenizerFast:
     tok = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
     tok.decoder = decoders.WordPiece()

@@ -10,7 +10,7 @@ from toy_models import SHAPE, toy_model
 from transformers import Phi3Config
 
 from safe_integrations.models.load import load_member
-from safe_integrations.models.loading import LoadedModel
+from safe_integrations.models.spec import LoadedModel
 from safe_integrations.models.transformers.member import TransformersMember
 
 SIZE = 400

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from safe_integrations.errors import ModelLoadError, ModelNotFoundError, SafeError
-
-Progress = Callable[[str], None]
+from safe_integrations.models.quiet import quiet
+from safe_integrations.models.spec import Progress
 
 VERSION: Final = 1
 """Part of every folder's name: raise it when a conversion would come out differently."""
@@ -158,8 +158,6 @@ def _write_manifest(folder: Path) -> None:
 def _convert(gguf: Path, target: Path, label: str, on_progress: Progress) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from safe_integrations.models.loading import quiet
 
     with quiet(), _fast_reading(label, on_progress) as read:
         read(gguf)

@@ -8,14 +8,16 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import torch
 
 from safe_integrations.config import Tool
 from safe_integrations.engine.model import Limits, Work, never
 from safe_integrations.engine.tokens import TokenTable, common_prefix
+from safe_integrations.errors import ModelError
 from safe_integrations.messages import Message
+from safe_integrations.models.transformers.fork import check_process
 from safe_integrations.models.transformers.kv_cache import (
     CroppableCache,
     layer_windows,
@@ -80,6 +82,13 @@ class TransformersMember:
         self.fold: Final = Fold(tokens)
         self.limits: Final = Limits()
 
+    def __reduce__(self) -> NoReturn:
+        """Refuses to be pickled, which would send the weights along."""
+        raise ModelError(
+            f"{self.name}: a loaded model cannot be pickled or copied; name it, and each process "
+            "will load it"
+        )
+
     def render(
         self,
         messages: Sequence[Message],
@@ -87,12 +96,14 @@ class TransformersMember:
         template_args: Mapping[str, Any] = MappingProxyType({}),
     ) -> list[int]:
         """The prompt's token ids."""
+        check_process(self.name)
         return self._render(messages, tools, template_args)
 
     def start(
         self, prompt: Sequence[int], cancel: Callable[[], bool] = never
     ) -> TransformersSession:
         """Opens a session on a prompt, on the best cache that is idle."""
+        check_process(self.name)
         wanted = list(prompt)
         with self._lock:
             self._sort_in()

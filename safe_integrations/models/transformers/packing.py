@@ -51,8 +51,8 @@ class PackedLinear(torch.nn.Module):
 def pack(model: Any, folder: Path | None = None) -> bool:
     """Packs the linear layers of a model on the CPU, in place.
 
-    A model elsewhere or with layers of several types, or a torch or a CPU without these operations,
-    is left as it is.
+    A model elsewhere, quantised, or with layers of several types, or a torch or a CPU without these
+    operations, is left as it is.
 
     Args:
         model: A model as it was loaded, that nobody else uses.
@@ -62,6 +62,9 @@ def pack(model: Any, folder: Path | None = None) -> bool:
     Returns:
         Whether the layers were packed.
     """
+    parameters = list(model.parameters())
+    if not all(type(p) is torch.nn.Parameter and p.is_floating_point() for p in parameters):
+        return False  # quantised: packed in another way already
     layers = [
         (parent, name, child)
         for parent in model.modules()

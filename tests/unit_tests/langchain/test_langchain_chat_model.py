@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from safe_integrations.langchain import (
     result_of,
 )
 from safe_integrations.models import load as loading
-from safe_integrations.models.loading import ModelSpec
+from safe_integrations.models.spec import ModelSpec
 from tests.loops import Gate, answer_beside_a_free_loop, cancel_within_a_pass
 
 CALLS: dict[str, Callable[[ChatSafe], Any]] = {
@@ -205,11 +206,11 @@ def test_profile_and_tracing_parameters() -> None:
 def test_one_process_loads_once(monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[str] = []
 
-    def loaded_member(spec: ModelSpec, on_progress: Any = None) -> Any:
+    def load(spec: ModelSpec, tell: Any) -> Any:
         loads.append(spec.source)
         return Chatty(spec.source)
 
-    monkeypatch.setattr(loading, "_loaded_member", loaded_member)
+    monkeypatch.setattr(loading, "backend_of", lambda _: SimpleNamespace(load=load))
     monkeypatch.setattr(loading, "_slots", {})
     models = [ChatSafe(drafter="a", verifiers=["b"], lookahead=n) for n in (2, 3)]
     threads = [threading.Thread(target=m.invoke, args=("hi",)) for m in models * 2]
@@ -391,11 +392,11 @@ async def test_a_caller_that_gives_up_does_not_wait_for_the_models_to_be_loaded(
     may_go_on = threading.Event()
     model = Chatty()
 
-    def loaded_member(*_: Any) -> Chatty:
+    def load(*_: Any) -> Chatty:
         may_go_on.wait(60)
         return model
 
-    monkeypatch.setattr(loading, "_loaded_member", loaded_member)
+    monkeypatch.setattr(loading, "backend_of", lambda _: SimpleNamespace(load=load))
     monkeypatch.setattr(loading, "_slots", {})
     chatty = ChatSafe(drafter="a")
     with pytest.raises(TimeoutError):

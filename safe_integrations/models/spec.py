@@ -1,0 +1,170 @@
+"""What a model is called by: the public way to say which model to load, and how."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Final, Literal, NamedTuple
+
+from pydantic import Field, PlainSerializer, field_validator, model_validator
+
+from safe_integrations.config import StrictModel
+from safe_integrations.errors import InvalidArgumentError
+
+Progress = Callable[[str], None]
+"""Told what is going on, one line at a time."""
+
+_FIELDS: Final = ("dtype", "device_map", "revision", "trust_remote_code", "gguf_file")
+_ELSEWHERE: Final = {
+    **{field: f"set ModelSpec's {field}" for field in _FIELDS},
+    "torch_dtype": "set ModelSpec's dtype",
+    "local_files_only": "leave it out: loading decides it",
+    "output_loading_info": "leave it out: the model alone is wanted",
+    "subfolder": "name the folder as the source",
+    "token": "log in with `hf auth login`: what a model is loaded with is shown in traces",
+}
+"""Arguments of `from_pretrained` that `load_kwargs` does not take, and what to do instead."""
+
+
+def _data(value: Any) -> Any:
+    """A value as JSON data.
+
+    Raises:
+        ValueError: Nothing would tell it apart from another object of its class.
+    """
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _data(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_data(item) for item in value]
+    if isinstance(value, PurePath) or type(value).__module__ == "torch":
+        return str(value)
+    if callable(to_dict := getattr(value, "to_dict", None)):
+        return _data(to_dict())
+    kind = type(value).__name__
+    raise ValueError(f"{kind} cannot be told apart from another: pass data, or what has a to_dict")
+
+
+_Data = Annotated[Any, PlainSerializer(_data)]
+
+
+class ModelSpec(StrictModel):
+    """Which model to load, and how.
+
+    Attributes:
+        source: A hub id, a folder, a `.gguf` file, or the name of an embedded model
+            (`smollm2-135m`, `gemma3-270m`).
+        name: How errors and statistics call it. None takes it from the source.
+        dtype: Type of the weights. `auto` takes the checkpoint's own; GGUF becomes float32.
+        device: Where to compute. None takes CUDA, else MPS, else the CPU.
+        device_map: Layers to devices, as accelerate reads it, instead of `device`.
+        revision: Branch, tag or commit of a hub model.
+        gguf_file: Name of a GGUF file inside the hub repository or folder.
+        trust_remote_code: Whether to run code that comes with the model.
+        chat_template: A Jinja chat template instead of the model's own, or the name of one of its
+            own where it has several.
+        context_window: Tokens to use at most. None takes what the model was built for.
+        pack: Whether to pack weights on a CPU for small batches: faster passes, and several
+            rows at the price of one (docs/performance.md). Quantised models never are.
+        reuse_bytes: Memory for caches of finished prompts, in bytes: what a new prompt shares with
+            them is not computed again. 0 keeps none.
+        load_kwargs: Whatever else `from_pretrained` of transformers takes (`quantization_config`,
+            `attn_implementation`, `max_memory`, ...): JSON data, paths, types of torch,
+            and objects with a `to_dict`.
+    """
+
+    source: str = Field(min_length=1)
+    name: str | None = Field(default=None, min_length=1)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str | None = None
+    device_map: str | dict[str, _Data] | None = None
+    revision: str | None = None
+    gguf_file: str | None = None
+    trust_remote_code: bool = False
+    chat_template: str | None = None
+    context_window: int | None = Field(default=None, ge=2)
+    pack: bool = True
+    reuse_bytes: int = Field(default=1 << 30, ge=0)
+    load_kwargs: dict[str, _Data] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_placement(self) -> ModelSpec:
+        if self.device is not None and self.device_map is not None:
+            raise ValueError("give a device or a device_map, not both")
+        return self
+
+    @field_validator("load_kwargs")
+    @classmethod
+    def _nothing_twice(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for key in given:
+            if key in _ELSEWHERE:
+                raise ValueError(f"it does not take {key}: {_ELSEWHERE[key]}")
+        _data(given)
+        return given
+
+
+class LoadedModel(NamedTuple):
+    """A model and its tokenizer, ready to use.
+
+    Objects the caller already has go in as they are: neither copied nor changed.
+
+    Attributes:
+        model: A causal language model of transformers, in eval mode.
+        tokenizer: Its fast tokenizer.
+        name: How errors and statistics call it.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, name: str | None = None) -> LoadedModel:
+        """Takes a model and a tokenizer that the caller has loaded.
+
+        Raises:
+            InvalidArgumentError: The model is in training mode, so dropout may be on.
+        """
+        if getattr(model, "training", False):
+            raise InvalidArgumentError("model", type(model).__name__, "call model.eval() first")
+        path = getattr(model, "name_or_path", "") or ""
+        known = _last_part(path) if path and Path(path).exists() else path
+        return cls(model, tokenizer, name or known or type(model).__name__)
+
+
+class ModelCard(NamedTuple):
+    """What can be known of a model without its weights.
+
+    Attributes:
+        name: How errors and statistics call it.
+        context_window: Tokens it can hold.
+        is_chat_model: Whether it has a chat template.
+    """
+
+    name: str
+    context_window: int
+    is_chat_model: bool
+
+
+def name_of(spec: ModelSpec) -> str:
+    """How errors and statistics call the model; never empty."""
+    if spec.name is not None:
+        return spec.name
+    name = _last_part(spec.gguf_file or spec.source)
+    return name.removesuffix(".gguf") or name
+
+
+def key_of(spec: ModelSpec) -> str:
+    """What tells a model apart from all others: two spellings of one folder are one model."""
+    path = Path(spec.source).expanduser()
+    source = str(path.resolve()) if path.exists() else spec.source
+    resolved = spec.model_copy(update={"source": source, "name": name_of(spec)})
+    return json.dumps(resolved.model_dump(mode="json"), sort_keys=True)
+
+
+def _last_part(source: str) -> str:
+    path = os.path.abspath(os.path.expanduser(source))  # "." and ".." have names, too
+    return os.path.basename(path) or path

@@ -1,0 +1,224 @@
+"""Reading a model with transformers, and making a member of it."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from safe_integrations.engine.tokens import TokenTable
+from safe_integrations.errors import ModelLoadError, SafeError, UnsupportedModelError
+from safe_integrations.models.locate import folder_of, locate
+from safe_integrations.models.quiet import quiet
+from safe_integrations.models.rendering import Renderer, call_tokens, template_of
+from safe_integrations.models.spec import LoadedModel, ModelCard, ModelSpec, Progress, name_of
+from safe_integrations.models.tokenizer import build_token_table, end_ids_of
+from safe_integrations.models.transformers.fork import check_process
+from safe_integrations.models.transformers.member import TransformersMember
+from safe_integrations.models.transformers.packing import pack
+
+
+def load(spec: ModelSpec, tell: Progress) -> TransformersMember:
+    """Loads a model as a member.
+
+    Raises:
+        ModelError: The model cannot be found, read or used.
+    """
+    check_process(name_of(spec))
+    with _collecting_nothing():
+        loaded = load_model(spec, tell)
+        member = member_of(loaded, spec)
+        _return_free_memory()  # before the weights are read: what they take is never free again
+        if spec.pack:
+            cache = spec.load_kwargs.get("cache_dir")
+            pack(loaded.model, folder_of(loaded.model.name_or_path, spec.revision, cache))
+    return member
+
+
+def load_model(spec: ModelSpec, tell: Progress = lambda _: None) -> LoadedModel:
+    """Loads a model with its tokenizer.
+
+    Args:
+        spec: Which model, and how.
+        tell: Told what is going on.
+
+    Raises:
+        ModelNotFoundError: There is nothing at `spec.source`, or the hub cannot be reached.
+        ModelLoadError: There is something, but it cannot be read.
+        UnsupportedModelError: It is no causal language model that transformers knows.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    where, options = locate(spec, tell)
+    tell(f"{name_of(spec)}: loading")
+    with _reading(spec):
+        tokenizer = _read_tokenizer(where, options, spec)
+        device_map = spec.device_map
+        if device_map is None and (device := spec.device or _best_device()) != "cpu":
+            device_map = {"": device}
+        dtype = "auto" if spec.dtype == "auto" else getattr(torch, spec.dtype)
+        options = {**spec.load_kwargs, **options, "dtype": dtype, "device_map": device_map}
+        model = AutoModelForCausalLM.from_pretrained(where, **options)
+        return LoadedModel(model.eval(), tokenizer, name_of(spec))
+
+
+def member_of(loaded: LoadedModel, spec: ModelSpec | None = None) -> TransformersMember:
+    """A loaded model as a member.
+
+    Args:
+        loaded: The model and its tokenizer.
+        spec: Its window and its memory for caches; None takes the defaults.
+
+    Raises:
+        ModelError: The model cannot be used.
+    """
+    model, tokenizer, name = loaded
+    check_process(name)
+    spec = spec or ModelSpec(source=name)
+    return TransformersMember(
+        model,
+        tokens_of(tokenizer, model.config, model.generation_config, name),
+        Renderer(tokenizer),
+        name=name,
+        context_window=context_window_of(model.config, spec),
+        reuse_bytes=spec.reuse_bytes,
+    )
+
+
+def card_of(spec: ModelSpec) -> ModelCard:
+    """What can be known of a model without its weights.
+
+    Raises:
+        ModelError: The model cannot be found or read.
+    """
+    seen = look_at(spec, lambda _: None)
+    window = context_window_of(seen.config, spec)
+    return ModelCard(name_of(spec), window, template_of(seen.tokenizer) is not None)
+
+
+class Seen(NamedTuple):
+    """What is read of a model before its weights, and where it is."""
+
+    where: str
+    config: Any
+    generation_config: Any
+    tokenizer: Any
+
+
+def look_at(spec: ModelSpec, tell: Progress) -> Seen:
+    """Reads all of a model but its weights, as loading it would.
+
+    Raises:
+        ModelError: The model cannot be found or read.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    where, options = locate(spec, tell)
+    tell(f"{name_of(spec)}: reading its tokenizer")
+    with _reading(spec):
+        config = AutoConfig.from_pretrained(where, **options)
+        tokenizer = _read_tokenizer(where, options, spec)
+        try:
+            generation_config = GenerationConfig.from_pretrained(where, **options)
+        except OSError:  # a model need not have one
+            generation_config = None
+    return Seen(where, config, generation_config, tokenizer)
+
+
+def _read_tokenizer(where: str, options: dict[str, Any], spec: ModelSpec) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(where, **options)
+    if not spec.trust_remote_code:  # foreign code may want them
+        # Python copies of what transformers has built the fast tokenizer from, and does not need
+        # again: half a million tuples for Gemma, more memory than the tokenizer itself takes.
+        for table in ("_vocab", "_merges"):
+            vars(tokenizer).pop(table, None)
+    if spec.chat_template is not None:
+        named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
+        tokenizer.chat_template = named.get(spec.chat_template, spec.chat_template)
+    template_of(tokenizer)  # refuses what could not be rendered
+    return tokenizer
+
+
+def tokens_of(tokenizer: Any, config: Any, generation_config: Any, name: str) -> TokenTable:
+    """The tokens of a model as bytes.
+
+    Raises:
+        UnsupportedTokenizerError: They cannot be mapped to bytes one by one.
+    """
+    return build_token_table(
+        tokenizer,
+        end_ids=end_ids_of(tokenizer, generation_config, config),
+        vocab_size=config.get_text_config(decoder=True).vocab_size,
+        name=name,
+        spoken=call_tokens(tokenizer),
+    )
+
+
+@contextmanager
+def _reading(spec: ModelSpec) -> Iterator[None]:
+    """Silences transformers, and says what its errors mean."""
+    try:
+        with quiet():
+            yield
+    except SafeError:
+        raise
+    except Exception as error:
+        raise _meaning(error, spec) from error
+
+
+def context_window_of(config: Any, spec: ModelSpec) -> int:
+    """Tokens that a model can hold, as built, or less where the spec says so."""
+    built = getattr(config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+    return min(int(built), spec.context_window or sys.maxsize)
+
+
+def _meaning(error: Exception, spec: ModelSpec) -> SafeError:
+    name, text = name_of(spec), str(error).strip() or type(error).__name__
+    if isinstance(error, ValueError) and (
+        "Unrecognized configuration class" in text or "does not recognize this architecture" in text
+    ):
+        first = text.splitlines()[0]
+        return UnsupportedModelError(f"{name}: not a causal language model that we know: {first}")
+    if "trust_remote_code" in text:
+        return UnsupportedModelError(
+            f"{name}: it comes with its own code; set trust_remote_code=True if you trust it"
+        )
+    return ModelLoadError(f"{name}: {spec.source} was found but cannot be loaded: {text}")
+
+
+def _best_device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+@contextmanager
+def _collecting_nothing() -> Iterator[None]:
+    """Keeps the garbage collector from going through millions of lasting objects again and again.
+
+    Loading the default pair takes a quarter less time this way.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _return_free_memory() -> None:
+    """Has glibc return what it holds free to the system: building tokenizers leaves plenty.
+
+    Other C libraries cannot be told to.
+    """
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
