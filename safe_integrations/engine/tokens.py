@@ -162,3 +162,18 @@ def _joinable_pairs(tokens: Iterable[bytes]) -> bytes:
         inside[np.cumsum([len(t) for t in kept]) - 1] = False  # a token's last byte joins nothing
         joins[(text[:-1] << 8 | text[1:])[inside[:-1]]] = 1
     return joins.tobytes()
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest beginning that two lists of ids share.
+
+    By bisection: slices are compared faster than items.
+    """
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

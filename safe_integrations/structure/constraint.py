@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safe_integrations.config import Choice, JsonSchema, Regex, ResponseFormat
-from safe_integrations.engine.tokens import END, TokenTable
+from safe_integrations.engine.tokens import END, TokenTable, common_prefix
 from safe_integrations.errors import GenerationError, InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class Cursor:
             return True
         if wanted == self._rejected:
             return False
-        shared = _shared(self._ids, wanted)
+        shared = common_prefix(self._ids, wanted)
         if shared < len(self._ids):
             self._matcher.rollback(len(self._ids) - shared)
             del self._ids[shared:]
@@ -404,18 +404,6 @@ def _plain(message: str) -> str:
     text = re.split(r"<(?:state|grammar)>|^ *\d+ \| ", message, maxsplit=1, flags=re.M)[0]
     text = re.sub(r"^(at )?\d+\(\d+\): (failed to compile JSON schema: )?", "", text)
     return " ".join(text.split())
-
-
-def _shared(a: list[int], b: list[int]) -> int:
-    """Length of the longest common beginning; slices are compared faster than items."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def _unfinished(text: bytes) -> int:

@@ -42,7 +42,7 @@ MAY_USE = {
 """Which parts each part may import, besides itself and what everybody may know."""
 
 ENGINE = (
-    ("tokens",),
+    ("tokens", "rows"),
     ("segments", "text", "events", "model"),
     ("distribution", "lookahead", "judge", "ensemble"),
     ("sampling",),

@@ -7,7 +7,7 @@ from cases import worlds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safe_integrations.engine.tokens import END, MAX_UNSETTLED, TokenTable
+from safe_integrations.engine.tokens import END, MAX_UNSETTLED, TokenTable, common_prefix
 from safe_integrations.testing import ScriptedMember
 
 
@@ -111,3 +111,14 @@ def test_settled_boundaries_survive_any_continuation(data: st.DataObject) -> Non
     assert 0 <= settled < len(text)
     assert sum(map(len, tokens_within(text, settled))) == settled
     assert tokens_within(text, settled) == tokens_within(longer, settled)
+
+
+@given(st.lists(st.integers(0, 1)), st.lists(st.integers(0, 1)), st.lists(st.integers(0, 1)))
+def test_a_common_beginning_is_as_long_as_it_can_be(
+    shared: list[int], a: list[int], b: list[int]
+) -> None:
+    """One too many, and a cache would be used for ids that it has never seen."""
+    a, b = shared + a, shared + b
+    length = common_prefix(a, b)
+    assert a[:length] == b[:length]
+    assert a[length : length + 1] != b[length : length + 1] or length in (len(a), len(b))

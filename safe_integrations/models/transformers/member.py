@@ -14,7 +14,7 @@ import torch
 
 from safe_integrations.config import Tool
 from safe_integrations.engine.model import Work
-from safe_integrations.engine.tokens import TokenTable
+from safe_integrations.engine.tokens import TokenTable, common_prefix
 from safe_integrations.messages import Message
 from safe_integrations.models.transformers.kv_cache import (
     CroppableCache,
@@ -94,7 +94,7 @@ class TransformersMember:
         with self._lock:
             self._sort_in()
             shared, cached = max(
-                ((_common_prefix(c.ids, wanted), c) for c in self._idle),
+                ((common_prefix(c.ids, wanted), c) for c in self._idle),
                 key=lambda pair: pair[0],
                 default=(0, None),
             )
@@ -191,7 +191,7 @@ class TransformersSession:
         assert cached is not None, "the session is closed"
         wanted = self._prompt + list(ids)
         first = len(self._prompt) + since - 1  # the token whose row answers first
-        kept = _common_prefix(cached.ids, wanted)
+        kept = common_prefix(cached.ids, wanted)
         rows_start = len(cached.ids) - len(self._rows)
         if first < rows_start:  # its row is gone: forward that token once more
             kept = min(kept, first)
@@ -238,17 +238,3 @@ class _Cached:
         self.kv = kv
         self.ids = ids
         self.stretched = stretched
-
-
-def _common_prefix(a: list[int], b: list[int]) -> int:
-    """Length of the longest common beginning, by bisection over slice comparisons."""
-    low, high = 0, min(len(a), len(b))
-    if a[:high] == b[:high]:
-        return high
-    while low + 1 < high:
-        middle = (low + high) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low
