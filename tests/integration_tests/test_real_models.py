@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, RepetitionPenaltyLogitsProcessor
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.engine.tokens import END
@@ -22,7 +22,6 @@ from safe_integrations.messages import as_messages
 from safe_integrations.models.embedded import EMBEDDED
 from safe_integrations.models.load import load_member
 from safe_integrations.models.loading import LoadedModel, ModelSpec, load_model
-from safe_integrations.models.transformers.kv_cache import reads_in_parts
 from safe_integrations.models.transformers.member import TransformersMember
 from safe_integrations.models.transformers.packing import PackedLinear, pack
 from safe_integrations.safe_engine import SafeEngine
@@ -193,24 +192,6 @@ def test_a_prompt_that_is_read_in_parts_gives_the_same_distributions(
     assert passes[:3] == [len(ids), 97, 97] and sum(passes[1:]) == len(ids)
     for whole, parts in zip(*scored, strict=True):
         np.testing.assert_allclose(np.exp(whole.dense()), np.exp(parts.dense()), atol=NOISE)
-
-
-@pytest.mark.parametrize(
-    ("name", "rope", "expected"),
-    [
-        ("llama", {"rope_type": "default", "rope_theta": 1e4}, True),
-        ("llama", {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}, False),
-        ("gemma3_text", {"full_attention": {"rope_type": "dynamic"}}, False),
-        ("gpt2", None, True),
-    ],
-)
-def test_what_a_prompts_length_changes_is_read_whole(
-    name: str, rope: dict[str, object] | None, expected: bool
-) -> None:
-    config = AutoConfig.for_model(name)
-    if rope is not None:
-        config.rope_parameters = rope
-    assert reads_in_parts(config) is expected
 
 
 @pytest.mark.parametrize("name", EMBEDDED)

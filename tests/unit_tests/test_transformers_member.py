@@ -85,4 +85,5 @@ def test_a_session_can_be_closed_in_the_middle_of_a_forward_pass() -> None:
         session.close()
     assert member.cache_bytes > 0
     again = member.start([1, 2, 3, 4])
+    again.score([], 0)
     assert again.work.reused == 3
