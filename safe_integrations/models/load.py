@@ -25,7 +25,6 @@ from safe_integrations.models.loading import (
     ModelCard,
     ModelSpec,
     context_window_of,
-    folder_of,
     load_model,
 )
 
@@ -122,7 +121,7 @@ def _loaded_member(spec: ModelSpec, on_progress: Progress | None) -> Transformer
     member = _member(loaded, spec)
     _return_free_memory()  # before the weights are read: what they take is never free again
     if spec.pack:
-        pack(loaded.model, folder_of(loaded.model.name_or_path, spec.revision))
+        pack(loaded.model)
     return member
 
 
