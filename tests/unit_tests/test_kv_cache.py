@@ -1,4 +1,4 @@
-"""Caches that can be cut back: whose layers they can stand for, and that cutting changes nothing."""
+"""Caches that can be cut back: which layers they can stand for, and what cutting leaves."""
 
 from __future__ import annotations
 
