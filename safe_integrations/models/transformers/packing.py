@@ -9,7 +9,7 @@ speed of one row. These are the operations that torch's own compiler uses when i
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 
@@ -87,13 +87,8 @@ def pack(model: Any) -> bool:
     return True
 
 
-class _Region(NamedTuple):
-    """Where a file is mapped into this process's memory: addresses, and where that is in it."""
-
-    start: int
-    end: int
-    offset: int
-    file: str
+_Region = tuple[int, int, int, str]
+"""Where a file is mapped into memory: first and last address, and offset in the file, and file."""
 
 
 def _unwritten_regions() -> list[_Region]:
@@ -107,13 +102,13 @@ def _unwritten_regions() -> list[_Region]:
         lines = Path("/proc/self/smaps").read_text().splitlines()
     except OSError:
         return regions
-    region = None
+    region: _Region | None = None
     for key, *values in (line.split(maxsplit=5) for line in lines):
         if not key.endswith(":"):  # a new region: addresses, mode, offset, device, inode, file
             region = None
             if len(values) == 5 and values[0].endswith("p") and Path(values[4]).is_file():
                 start, _, end = key.partition("-")
-                region = _Region(int(start, 16), int(end, 16), int(values[1], 16), values[4])
+                region = int(start, 16), int(end, 16), int(values[1], 16), values[4]
         elif region and key == "Anonymous:" and values[0] == "0":
             regions.append(region)
         elif key == "Swap:" and values[0] != "0" and region in regions:
@@ -135,18 +130,16 @@ class _Files:
 
     def again(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """The same numbers from the new mapping; None where they are not as they are in a file."""
-        start = tensor.data_ptr()
-        for region in self._regions:
-            at = start - region.start + region.offset
-            inside = region.start <= start and start + tensor.nbytes <= region.end
+        first, size = tensor.data_ptr(), tensor.nbytes
+        for start, end, offset, file in self._regions:
+            at = first - start + offset
+            inside = start <= first and first + size <= end
             if inside and tensor.is_contiguous() and at % tensor.itemsize == 0:
-                if region.file not in self._mapped:
-                    size = Path(region.file).stat().st_size
-                    self._mapped[region.file] = torch.from_file(
-                        region.file, shared=False, size=size, dtype=torch.uint8
+                if file not in self._mapped:
+                    self._mapped[file] = torch.from_file(
+                        file, shared=False, size=Path(file).stat().st_size, dtype=torch.uint8
                     )
-                found = self._mapped[region.file][at : at + tensor.nbytes]
-                return found.view(tensor.dtype).view(tensor.shape)
+                return self._mapped[file][at : at + size].view(tensor.dtype).view(tensor.shape)
         return None
 
 
