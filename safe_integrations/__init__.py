@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from safe_integrations.safe_engine import SafeEngine as SafeEngine
     from safe_integrations.safe_engine import load_engine as load_engine
 
-__version__: Final = "0.1.0"
+__version__ = "0.1.0"
 
 _HOMES: Final = {
     "EnsembleConfig": "config",

@@ -5,6 +5,9 @@ SafeError
 ├── ContextWindowError     (ValueError)         the prompt does not fit the smallest model
 ├── GenerationError        (RuntimeError)       a model failed while it computed
 ├── GenerationCancelled                         the caller asked to stop
+│   └── SafeTimeoutError   (TimeoutError)       the answer took longer than it may
+├── MissingDependencyError (ImportError)        an extra of the package is not installed
+├── IncompleteAnswerError                       a tool call or an object was cut off
 └── ModelError
     ├── ModelNotFoundError (FileNotFoundError)  nothing at that hub id, folder or file
     ├── ModelLoadError     (RuntimeError)       found, but unreadable or damaged
@@ -65,7 +68,37 @@ class GenerationError(SafeError, RuntimeError):
 
 
 class GenerationCancelled(SafeError):
-    """The caller set the `cancel` event of a running generation."""
+    """The caller stopped a running generation."""
+
+
+class SafeTimeoutError(GenerationCancelled, TimeoutError):
+    """The answer was not complete after `timeout` seconds."""
+
+
+class IncompleteAnswerError(SafeError):
+    """A tool call or an object that was asked for was cut off, or is broken otherwise.
+
+    It is no `ValueError`: frameworks take these for answers that may be left out.
+    """
+
+
+class MissingDependencyError(SafeError, ImportError):
+    """Something was asked for that needs a library which is not installed.
+
+    Args:
+        feature: What was asked for.
+        library: What it needs.
+        extra: The extra of this package that brings the library.
+    """
+
+    def __init__(self, feature: str, library: str, extra: str) -> None:
+        self.feature = feature
+        self.library = library
+        self.extra = extra
+        super().__init__(f'{feature} needs {library}: pip install "safe-integrations[{extra}]"')
+
+    def __reduce__(self) -> tuple[type[MissingDependencyError], tuple[str, str, str]]:
+        return type(self), (self.feature, self.library, self.extra)
 
 
 class ModelError(SafeError):

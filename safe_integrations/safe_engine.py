@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.engine.events import Event
 from safe_integrations.engine.loop import write
-from safe_integrations.engine.model import Member
+from safe_integrations.engine.model import Limits, Member, never
 from safe_integrations.errors import ContextWindowError, InvalidArgumentError
 from safe_integrations.messages import as_messages
 from safe_integrations.models.load import ModelSource, Progress, load_member, with_defaults
@@ -52,7 +52,7 @@ class SafeEngine:
         messages: object,
         options: GenerationConfig | None = None,
         *,
-        cancel: Callable[[], bool] | None = None,
+        cancel: Callable[[], bool] = never,
     ) -> Generator[Event, None, None]:
         """Answers, event by event. Closing the generator stops the work.
 
@@ -74,7 +74,8 @@ class SafeEngine:
         conversation = as_messages(messages)
         members = (self.drafter,) if self.config.mode == "drafter-only" else self.members
         options = options or GenerationConfig()
-        constraint = constraint_for(options)
+        whole = _check_limits(members, self.config, options)
+        constraint = constraint_for(options) if whole else None
         cursors = [None if constraint is None else constraint.cursor(m.tokens) for m in members]
         prompts = [
             member.render(conversation, options.tools, options.template_args) for member in members
@@ -85,11 +86,44 @@ class SafeEngine:
                 raise InvalidArgumentError("messages", messages, remedy)
             if len(prompt) >= member.context_window:
                 raise ContextWindowError(member.name, len(prompt), member.context_window)
-        return write(members, prompts, cursors, self.config, options, cancel)
+        return write(members, prompts, cursors, self.config, options, self.weights, cancel)
 
     def complete(self, messages: object, options: GenerationConfig | None = None) -> Result:
         """Answers in one go. Arguments and errors are those of `generate`."""
         return Result.of(self.generate(messages, options))
+
+
+def _check_limits(
+    members: Sequence[Member], config: EnsembleConfig, options: GenerationConfig
+) -> bool:
+    """Refuses options that need more of a distribution than some member can give.
+
+    Returns:
+        Whether all members give whole distributions. If not, calls under `auto` are not enforced.
+    """
+    penalty, choice = options.repetition_penalty, options.tool_choice
+    whole = {  # what needs the probabilities of all ids
+        "method": config.method if config.method == "gac" else None,
+        "temperature": options.temperature or None,
+        "repetition_penalty": None if penalty == 1 else penalty,
+        "response_format": options.response_format,
+        "tool_choice": None if choice in ("auto", "none") else choice,
+    }
+    asked = config.union_top_k * (len(members) - 1)
+    for member in members:
+        limits: Limits = member.limits
+        if limits.top is None:
+            continue
+        knows = f"{member.name} tells only the probabilities of its {limits.top} best ids"
+        for name, given in whole.items():
+            if given is not None:
+                raise InvalidArgumentError(name, given, f"leave it out: {knows}")
+        if config.union_top_k > limits.top:
+            raise InvalidArgumentError("union_top_k", config.union_top_k, f"lower it: {knows}")
+        if limits.ids is not None and asked > limits.ids and len(members) > 1:
+            remedy = f"lower it: {member.name} can be asked for {limits.ids} other ids at most"
+            raise InvalidArgumentError("union_top_k", config.union_top_k, remedy)
+    return all(member.limits.top is None for member in members)
 
 
 def load_engine(

@@ -10,7 +10,7 @@ import numpy as np
 
 from safe_integrations.config import Tool
 from safe_integrations.engine.distribution import DenseDistribution
-from safe_integrations.engine.model import Work
+from safe_integrations.engine.model import Limits, Work, never
 from safe_integrations.engine.tokens import END, TokenTable
 from safe_integrations.messages import Message
 
@@ -47,6 +47,7 @@ class ScriptedMember:
         self.tokens = TokenTable([*symbols, b""], {len(symbols)}, self._encode)
         self.script = script
         self.sessions: list[ScriptedSession] = []
+        self.limits = Limits()
 
     def render(
         self,
@@ -57,7 +58,7 @@ class ScriptedMember:
         """One token per message."""
         return [0] * len(messages)
 
-    def start(self, prompt: Sequence[int]) -> ScriptedSession:
+    def start(self, prompt: Sequence[int], cancel: Callable[[], bool] = never) -> ScriptedSession:
         """Opens a session; it is kept in `sessions` for tests to look at."""
         self.sessions.append(ScriptedSession(self))
         return self.sessions[-1]

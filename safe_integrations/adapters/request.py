@@ -1,158 +1,249 @@
-"""What an adapter is made with: its models, and the options of its answers."""
+"""What is asked of the models: their owner's options and those of one call, in all their forms."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from os import PathLike, fspath
-from typing import Any, Literal, Self
-from uuid import uuid4
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+from time import monotonic
+from typing import Any, Final
 
-from pydantic import BaseModel, field_validator
+from pydantic import BaseModel, Field
 
-from safe_integrations.config import Method, Mode, Sharpening
-from safe_integrations.errors import InvalidArgumentError
-from safe_integrations.models import load as loading
-from safe_integrations.models.loading import LoadedModel, ModelSpec
-from safe_integrations.models.loading import name_of as name_of_spec
+from safe_integrations.config import (
+    EnsembleConfig,
+    GenerationConfig,
+    JsonSchema,
+    StrictModel,
+    Tool,
+)
+from safe_integrations.engine.events import Event
+from safe_integrations.engine.model import never
+from safe_integrations.errors import GenerationCancelled, InvalidArgumentError, SafeTimeoutError
+from safe_integrations.messages import Message
+from safe_integrations.report.tracing import GenerationSpan
+from safe_integrations.safe_engine import SafeEngine
 
-_ids: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+__all__ = [
+    "CALL_OPTIONS",
+    "Job",
+    "Request",
+    "SafeEngine",
+    "closed",
+    "openai_function",
+    "read_format",
+    "read_request",
+    "read_tool_choice",
+    "read_tools",
+]
+
+_ENSEMBLE: Final = frozenset(EnsembleConfig.model_fields)
+_GENERATION: Final = frozenset(GenerationConfig.model_fields)
+CALL_OPTIONS: Final = _ENSEMBLE | _GENERATION | {"timeout"}
+"""Everything that can be said about one answer."""
+
+_ALIASES: Final = {"max_completion_tokens": "max_tokens"}
+_WORDS: Final = {"auto": "auto", "none": "none", "any": "required", "required": "required"}
+_NOT_DATA: Final = ("const", "enum", "default", "examples")
 
 
-class EnsembleOptions(BaseModel):
-    """The models of an ensemble, and everything that can be said about its answers.
-
-    Models are named, not passed: they are loaded by the first call, once per process. Everything
-    that is None takes the default of `EnsembleConfig` or `GenerationConfig`, which also say what
-    the options mean. Every option but the models can be given per call, too.
+class Request(StrictModel):
+    """How one answer is made.
 
     Attributes:
-        drafter: The model that writes: a hub id, a folder, a GGUF file, a `ModelSpec`, or a loaded
-            `Member`. None takes the embedded pair.
-        verifiers: The models that check it, given the same way. None takes the default verifier
-            for the default drafter, and none at all for one that is named: it then writes alone.
-        mode: How the models work together.
-        lookahead: Tokens the drafter writes ahead, or `auto`.
-        prompt_lookup: Whether the drafter tries what followed the same words before.
-        method: How distributions are merged.
-        union_top_k: Tokens each model brings to a merge.
-        sharpening: What to do with a merged distribution that is too smooth.
-        sharpen_below: When it is too smooth.
-        prefix_threshold: When a token collects the mass of its continuations.
-        consensus_above: When models agree.
-        weights: One per model, drafter first.
-        max_tokens: Most tokens of an answer, in the drafter's tokens.
-        stop: Texts that end an answer. A call's own `stop` takes their place.
-        temperature: 0 is greedy.
-        top_p: Nucleus sampling.
-        top_k: Draw from the k best tokens.
-        min_p: Draw from tokens that are not much worse than the best.
-        repetition_penalty: Makes repetition less likely.
-        seed: Makes drawing repeatable.
-        template_args: Further arguments of the chat templates (`enable_thinking`, ...).
+        ensemble: How the models are merged.
+        options: How the answer is made.
+        timeout: Seconds it may take, once the models are loaded.
     """
 
-    drafter: Any = None
-    verifiers: tuple[Any, ...] | None = None
-
-    mode: Mode | None = None
-    lookahead: int | Literal["auto"] | None = None
-    prompt_lookup: bool | None = None
-    method: Method | None = None
-    union_top_k: int | None = None
-    sharpening: Sharpening | None = None
-    sharpen_below: float | None = None
-    prefix_threshold: float | None = None
-    consensus_above: float | None = None
-    weights: tuple[float, ...] | None = None
-
-    max_tokens: int | None = None
-    stop: tuple[str, ...] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = None
-    template_args: dict[str, Any] | None = None
-
-    @field_validator("drafter", mode="before")
-    @classmethod
-    def _one_model(cls, given: Any) -> Any:
-        return None if given is None else _read_source(given, "drafter")
-
-    @field_validator("verifiers", mode="before")
-    @classmethod
-    def _several_models(cls, given: Any) -> Any:
-        if given is None:
-            return None
-        if isinstance(given, str | Mapping | LoadedModel) or not isinstance(given, Sequence):
-            given = [given]
-        return tuple(_read_source(item, f"verifiers[{i}]") for i, item in enumerate(given))
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _one_or_many(cls, given: Any) -> Any:
-        return (given,) if isinstance(given, str) else given
-
-    @property
-    def sources(self) -> list[Any]:
-        """All models, drafter first, as `load_engine` picks them."""
-        return loading.with_defaults(self.drafter, self.verifiers)
-
-    def __getstate__(self) -> dict[Any, Any]:
-        """Refuses to pickle weights."""
-        for member in self._members():
-            raise InvalidArgumentError(
-                "drafter or verifiers",
-                member,
-                "a loaded model cannot be pickled: name it, and each process will load it",
-            )
-        return super().__getstate__()
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """A copy that shares the models."""
-        shared = {id(member): member for member in self._members()}
-        return super().__deepcopy__({**(memo or {}), **shared})
-
-    def _members(self) -> list[Any]:
-        return [source for source in self.sources if is_member(source)]
+    ensemble: EnsembleConfig
+    options: GenerationConfig
+    timeout: float | None = Field(default=None, gt=0, strict=True)
 
 
-def is_member(source: Any) -> bool:
-    """Whether a model is loaded already."""
-    return all(hasattr(source, name) for name in ("tokens", "render", "start"))
+@dataclass(frozen=True)
+class Job:
+    """One answer to make.
+
+    Attributes:
+        request: How.
+        conversation: What is asked.
+        load: Gives the engine, made with `request.ensemble`. May block for long.
+        span: Records it.
+    """
+
+    request: Request
+    conversation: Sequence[Message]
+    load: Callable[[], SafeEngine]
+    span: GenerationSpan
+
+    def events(
+        self, engine: SafeEngine, stopped: Callable[[], bool] = never
+    ) -> Generator[Event, None, None]:
+        """What the engine does to answer. Blocks.
+
+        Args:
+            engine: What `load` gave.
+            stopped: Whether the caller has stopped it.
+
+        Raises:
+            SafeTimeoutError: The time is up.
+            SafeError: Whatever the engine raises.
+        """
+        options, seconds = self.request.options, self.request.timeout
+        end = inf if seconds is None else monotonic() + seconds
+
+        def enough() -> bool:
+            return monotonic() >= end or stopped()
+
+        try:
+            events = engine.generate(self.conversation, options, cancel=enough)
+            yield from self.span.follow(events, left=stopped)
+        except GenerationCancelled:
+            if monotonic() < end:
+                raise
+            raise SafeTimeoutError(
+                f"the answer was not complete after {seconds:g} seconds: raise timeout, or "
+                "lower max_tokens"
+            ) from None
 
 
-def name_of(source: Any) -> str:
-    """What a model is called, without loading it."""
-    if is_member(source):
-        return str(source.name)
-    return name_of_spec(ModelSpec(source=source) if isinstance(source, str) else source)
+def read_request(
+    own: Mapping[str, Any],
+    call: Mapping[str, Any],
+    as_tool: Callable[[Any], Mapping[str, Any]],
+    as_schema: Callable[[type], dict[str, Any]],
+) -> Request:
+    """How a call is made: the model's own options, and those of the call over them.
 
+    None stands for what is not said. Where a call of a tool is forced, it is one call unless
+    `parallel_tool_calls` is given: small models that may go on calling do. Stop strings never cut
+    a forced call or a structured answer: these end by their grammar.
 
-def identity_of(source: Any) -> dict[str, Any]:
-    """What tells a model apart from all others. A loaded one equals nothing but itself."""
-    if not is_member(source):
-        spec = ModelSpec(source=source) if isinstance(source, str) else source
-        return dict(spec.model_dump())
-    try:
-        loaded = _ids.setdefault(source, str(uuid4()))
-    except TypeError:  # it cannot be weakly referenced: never the same again
-        loaded = str(uuid4())
-    return {"name": source.name, "loaded": loaded}
+    Args:
+        own: The model's options.
+        call: The call's.
+        as_tool: The framework's function that gives one of its tools OpenAI's form.
+        as_schema: Gives the JSON schema of a class.
 
-
-def _read_source(given: Any, argument: str) -> Any:
-    """A model as it is kept: a name, a `ModelSpec`, or a loaded `Member`."""
-    if isinstance(given, ModelSpec) or is_member(given):
-        return given
-    if isinstance(given, LoadedModel):
-        return loading.load_member(given)  # made a member once, not by every call
-    if isinstance(given, str | PathLike) and fspath(given):
-        return fspath(given)
-    if isinstance(given, Mapping):
-        return ModelSpec(**given)
-    raise InvalidArgumentError(
-        argument, given, "pass a hub id, a folder, a .gguf file, a ModelSpec or a loaded model"
+    Raises:
+        InvalidArgumentError: There is no such option, or its value cannot be used.
+    """
+    given: dict[str, Any] = {}
+    for said in (own, call):
+        for name, value in said.items():
+            if name not in CALL_OPTIONS and name not in _ALIASES:
+                known = ", ".join(sorted(CALL_OPTIONS))
+                raise InvalidArgumentError(
+                    name, value, f"there is no such option of a call; use one of {known}"
+                )
+            if value is not None:
+                given[_ALIASES.get(name, name)] = value
+    if "tools" in given:
+        given["tools"] = read_tools(given["tools"], as_tool)
+    if "tool_choice" in given:
+        names = [tool.name for tool in given.get("tools", ())]
+        given["tool_choice"] = read_tool_choice(given["tool_choice"], names)
+    forced = given.get("tool_choice", "auto") not in ("auto", "none")
+    given.setdefault("parallel_tool_calls", not forced)
+    if "response_format" in given:
+        given["response_format"] = read_format(given["response_format"], as_schema)
+    if forced or given.get("response_format") is not None:
+        given.pop("stop", None)
+    return Request(
+        ensemble=EnsembleConfig(**{k: v for k, v in given.items() if k in _ENSEMBLE}),
+        options=GenerationConfig(**{k: v for k, v in given.items() if k in _GENERATION}),
+        timeout=given.get("timeout"),
     )
+
+
+def read_tools(tools: Any, as_tool: Callable[[Any], Mapping[str, Any]]) -> tuple[Tool, ...]:
+    """Reads tools: ours, OpenAI's dicts (of both its interfaces), and the framework's own.
+
+    Raises:
+        InvalidArgumentError: It is no list, or something in it is not a function that a local
+            model could call (`web_search` and the like run elsewhere).
+    """
+    if isinstance(tools, str | Mapping) or not isinstance(tools, Sequence):
+        raise InvalidArgumentError("tools", tools, "pass a list of tools")
+    return tuple(tool if isinstance(tool, Tool) else _tool(tool, as_tool) for tool in tools)
+
+
+def _tool(tool: Any, as_tool: Callable[[Any], Mapping[str, Any]]) -> Tool:
+    found = openai_function(tool) or openai_function(as_tool(tool))
+    if found is None:
+        raise InvalidArgumentError("tools", tool, "only functions can be called by local models")
+    fields = ("name", "description", "parameters")
+    return Tool(**{key: found[key] for key in fields if found.get(key)})
+
+
+def openai_function(tool: Any) -> Mapping[str, Any] | None:
+    """The function of a tool in either form of OpenAI's, or None where it has another."""
+    if not isinstance(tool, Mapping):
+        return None
+    function = tool.get("function", tool if tool.get("type") == "function" else None)
+    return function if isinstance(function, Mapping) and "name" in function else None
+
+
+def read_tool_choice(choice: Any, names: Sequence[str]) -> str:
+    """Reads every form of tool_choice: words, booleans, a tool's name, OpenAI's and Anthropic's.
+
+    Args:
+        choice: What the caller said.
+        names: Names of the tools.
+
+    Returns:
+        `auto`, `none`, `required`, or a name.
+
+    Raises:
+        InvalidArgumentError: It is none of these.
+    """
+    said = choice
+    if isinstance(choice, bool):
+        said = "required" if choice else "none"
+    elif isinstance(choice, Mapping):
+        function = choice.get("function", choice)
+        name = function.get("name") if isinstance(function, Mapping) else None
+        said = choice.get("type") if name is None else name
+        if name is not None and name in names:
+            return str(name)
+    if isinstance(said, str) and said in _WORDS:
+        return _WORDS[said]
+    if isinstance(said, str) and said in names:
+        return said
+    known = ", ".join(["auto", "none", "any", "required", *names])
+    raise InvalidArgumentError("tool_choice", choice, f"use one of {known}")
+
+
+def read_format(given: Any, as_schema: Callable[[type], dict[str, Any]]) -> Any:
+    """Reads OpenAI's forms of response_format and classes; ours are left to `GenerationConfig`."""
+    if isinstance(given, type):
+        return JsonSchema(schema=closed(as_schema(given)))
+    if not isinstance(given, Mapping) or isinstance(given, BaseModel):
+        return given
+    match given.get("type"):
+        case "text":
+            return None
+        case "json_object":
+            return JsonSchema(schema={"type": "object"})
+        case "json_schema" if isinstance(given.get("json_schema"), Mapping):
+            return JsonSchema(schema=closed(given["json_schema"].get("schema")))
+        case _:
+            return dict(given)
+
+
+def closed(schema: Any) -> Any:
+    """A JSON schema whose objects take no further keys, unless they say so themselves.
+
+    A small model that may invent keys invents them.
+    """
+    if isinstance(schema, list):
+        return [closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result = {k: v if k in _NOT_DATA else closed(v) for k, v in schema.items()}
+    if result.get("type") == "object" and isinstance(result.get("properties"), dict):
+        composed = result.keys() & {"allOf", "anyOf", "oneOf", "patternProperties", "$ref"}
+        if not composed:
+            result.setdefault("additionalProperties", False)
+    return result

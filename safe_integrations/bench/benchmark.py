@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from time import perf_counter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from safe_integrations.bench.measure import (
     Alone,
@@ -21,7 +21,7 @@ from safe_integrations.bench.measure import (
     writing_ratio,
 )
 from safe_integrations.bench.prompts import AGAIN, PROMPTS
-from safe_integrations.bench.toys import LENGTHS, EngineCost, engine_cost
+from safe_integrations.config import GenerationConfig
 from safe_integrations.safe_engine import SafeEngine
 
 WAYS: Final[tuple[Way, ...]] = ("generate", "safe", "every-token")
@@ -40,8 +40,12 @@ class Contest:
     @property
     def name(self) -> str:
         """Drafter, arrow, verifiers."""
-        verifiers = ", ".join(member.name for member in self.engine.verifiers)
-        return f"{self.engine.drafter.name} -> {verifiers}"
+        return pair_name(self.engine)
+
+
+def pair_name(engine: SafeEngine) -> str:
+    """Drafter, arrow, verifiers."""
+    return f"{engine.drafter.name} -> {', '.join(member.name for member in engine.verifiers)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +57,12 @@ class Settings:
         repetitions: How often everything is done.
         prompts: Names of `PROMPTS`.
         ways: How answers are written; `generate` and `safe` are needed for the ratio.
-        toy_lengths: Tokens that the toys write.
     """
 
     lengths: tuple[int, ...] = (50, 200)
     repetitions: int = 3
     prompts: tuple[str, ...] = tuple(PROMPTS)
     ways: tuple[Way, ...] = WAYS
-    toy_lengths: tuple[int, ...] = LENGTHS
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,32 +79,39 @@ class Spread:
         return cls(median(values), min(values), max(values))
 
 
+def plain(spread: Spread | None) -> dict[str, float] | None:
+    """A spread as JSON-safe data."""
+    return None if spread is None else asdict(spread)
+
+
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """All ways to write one answer, all repetitions: a row of the report."""
+class Rounds:
+    """Several ways to write an answer, taking turns: one run of each per repetition."""
 
     pair: str
-    prompt: str
-    length: int
-    rounds: list[dict[Way, Run]] = field(default_factory=list)
+    rounds: list[dict[str, Run]] = field(default_factory=list)
 
-    def runs(self, way: Way) -> list[Run]:
-        """One per repetition; empty where the way was not measured."""
-        return [ways[way] for ways in self.rounds if way in ways]
-
-    def over(self, way: Way, value: Callable[[Run], float]) -> Spread | None:
+    def over(self, way: str, value: Callable[[Run], float]) -> Spread | None:
         """The spread of a number of each run; None where the way was not measured."""
-        values = [value(run) for run in self.runs(way)]
+        values = [value(runs[way]) for runs in self.rounds if way in runs]
         return Spread.of(values) if values else None
 
     def ratio(
-        self, way: Way, reference: Way, by: Callable[[Run, Run], float] = ratio
+        self, way: str, reference: str, by: Callable[[Run, Run], float] = ratio
     ) -> Spread | None:
-        """How fast one way is as a multiple of another, compared within each repetition."""
+        """How one way compares with another, within each repetition."""
         values = [by(r[way], r[reference]) for r in self.rounds if {way, reference} <= set(r)]
         return Spread.of(values) if values else None
 
-    def forwarded(self, way: Way) -> list[float]:
+
+@dataclass(frozen=True, slots=True)
+class Cell(Rounds):
+    """All ways to write one answer: a column of the report."""
+
+    prompt: str = ""
+    length: int = 0
+
+    def forwarded(self, way: str) -> list[float]:
         """Tokens forwarded behind the prompt per token written: the median, one per model."""
         per_run = [
             [
@@ -110,7 +119,7 @@ class Cell:
                 (m.forwarded_tokens + m.reused_tokens - m.prompt_tokens + 1) / run.tokens
                 for m in run.statistics.models
             ]
-            for run in self.runs(way)
+            for run in (runs[way] for runs in self.rounds if way in runs)
             if run.statistics
         ]
         return [median(column) for column in zip(*per_run, strict=True)]
@@ -118,23 +127,22 @@ class Cell:
     def to_dict(self) -> dict[str, Any]:
         """The cell as JSON-safe data, raw repetitions included."""
         speeds = {way: self.over(way, lambda run: run.speed) for way in self.rounds[0]}
-        against: tuple[Way, ...] = ("generate", "every-token")
+        against = ("generate", "every-token")
         ratios = {f"safe/{other}": self.ratio("safe", other) for other in against}
         writing = {f"safe/{other}": self.ratio("safe", other, writing_ratio) for other in against}
         return {
             "pair": self.pair,
             "prompt": self.prompt,
             "length": self.length,
-            "tokens_per_second": {way: s and asdict(s) for way, s in speeds.items()},
-            "ratios": {name: s and asdict(s) for name, s in ratios.items()},
-            "writing_ratios": {name: s and asdict(s) for name, s in writing.items()},
+            "tokens_per_second": {way: plain(s) for way, s in speeds.items()},
+            "ratios": {name: plain(s) for name, s in ratios.items()},
+            "writing_ratios": {name: plain(s) for name, s in writing.items()},
             "forwarded_per_token": {way: self.forwarded(way) for way in self.rounds[0]},
             "repetitions": [[run.to_dict() for run in ways.values()] for ways in self.rounds],
         }
 
 
-@dataclass(frozen=True, slots=True)
-class FirstToken:
+class FirstToken(NamedTuple):
     """Seconds to the first text of `rag`: new, and with another question about its context."""
 
     pair: str
@@ -149,30 +157,18 @@ class Report:
     settings: Settings
     cells: list[Cell] = field(default_factory=list)
     first_tokens: list[FirstToken] = field(default_factory=list)
-    costs: list[EngineCost] = field(default_factory=list)
 
-    def cost(self, length: int) -> Spread:
-        """Milliseconds per token that the engine needs with toys."""
-        return Spread.of([1000 * cost.per_token for cost in self.costs if cost.length == length])
-
-    def first_token(self, pair: str) -> tuple[Spread, Spread, Spread]:
+    def first_token(self, pair: str) -> list[Spread]:
         """Cold, again, and again as a share of cold."""
-        found = [f for f in self.first_tokens if f.pair == pair]
-        return (
-            Spread.of([f.cold for f in found]),
-            Spread.of([f.again for f in found]),
-            Spread.of([f.again / f.cold for f in found]),
-        )
+        found = [(f.cold, f.again, f.again / f.cold) for f in self.first_tokens if f.pair == pair]
+        return [Spread.of(values) for values in zip(*found, strict=True)]
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-safe data."""
         return {
             "settings": asdict(self.settings),
             "cells": [cell.to_dict() for cell in self.cells],
-            "first_token_seconds": [asdict(first) for first in self.first_tokens],
-            "engine_cost": [
-                asdict(cost) | {"seconds_per_token": cost.per_token} for cost in self.costs
-            ],
+            "first_token_seconds": [first._asdict() for first in self.first_tokens],
         }
 
 
@@ -185,7 +181,7 @@ def benchmark(
     """Measures everything, interleaved, so that a slow minute of the machine hits all alike.
 
     Args:
-        contests: The ensembles. None at all measures the engine on toys only.
+        contests: The ensembles.
         settings: What is measured.
         tell: Told what is going on.
         clock: Seconds, from anywhere.
@@ -195,8 +191,9 @@ def benchmark(
         tell(f"{contest.name}: warming up")
         _round(contest, "chat", _WARM_UP, settings.ways, clock)
         for prompt in settings.prompts:
-            report.cells.extend(Cell(contest.name, prompt, n) for n in settings.lengths)
-    engine_cost(_WARM_UP, clock)
+            report.cells.extend(
+                Cell(contest.name, prompt=prompt, length=n) for n in settings.lengths
+            )
     for nth in range(settings.repetitions):
         shift = nth % len(settings.ways)  # nobody is always first
         order = settings.ways[shift:] + settings.ways[:shift]
@@ -207,22 +204,20 @@ def benchmark(
                     cell.rounds.append(_round(contest, cell.prompt, cell.length, order, clock))
             if "rag" in settings.prompts:
                 report.first_tokens.append(_first_token(contest, clock))
-        for length in settings.toy_lengths:
-            tell(f"{nth + 1}: toys: {length} tokens")
-            report.costs.append(engine_cost(length, clock))
     return report
 
 
 def _round(
     contest: Contest, prompt: str, count: int, ways: Sequence[Way], clock: Clock
-) -> dict[Way, Run]:
+) -> dict[str, Run]:
     messages, engine = PROMPTS[prompt], contest.engine
-    runs: dict[Way, Run] = {}
+    runs: dict[str, Run] = {}
     for way in ways:
         if way == "generate":
             runs[way] = run_alone(contest.alone, engine.drafter.render(messages), count, clock)
         else:
-            runs[way] = run_engine(engine, way, messages, count, clock)
+            options = GenerationConfig(max_tokens=count)
+            runs[way] = run_engine(engine, way, messages, options, clock)
     forget(engine.members)
     return runs
 

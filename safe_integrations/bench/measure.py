@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple
 
 from safe_integrations.config import GenerationConfig, Mode
 from safe_integrations.engine.events import Finished, Statistics, TextDelta, Verified
@@ -18,7 +18,8 @@ from safe_integrations.report.payloads import statistics_payload
 from safe_integrations.safe_engine import SafeEngine
 
 Clock = Callable[[], float]
-Way = Literal["generate", "safe", "every-token", "drafter-only"]
+Way = Literal["generate"] | Mode
+"""How an answer is written: by another program, or by this engine in one of its modes."""
 
 TITLES: Final[dict[Way, str]] = {
     "generate": "generate() of the drafter",
@@ -26,19 +27,9 @@ TITLES: Final[dict[Way, str]] = {
     "every-token": "every token ensembled",
     "drafter-only": "drafter in this engine",
 }
-_MODES: Final[dict[Way, Mode]] = {
-    "safe": "safe",
-    "every-token": "every-token",
-    "drafter-only": "drafter-only",
-}
 
-
-class Alone(Protocol):
-    """A model on its own, written by another program than this package's engine."""
-
-    def __call__(self, prompt: Sequence[int], count: int, tell: Callable[[], None]) -> None:
-        """Writes exactly `count` tokens after a prompt, greedily; tells after each of them."""
-        ...
+Alone = Callable[[Sequence[int], int, Callable[[], None]], None]
+"""Another program: writes exactly so many tokens after a prompt, greedily; tells after each."""
 
 
 class Parts(NamedTuple):
@@ -105,6 +96,10 @@ class Run:
         """Wall time until `count` tokens were written."""
         return self.marks[bisect_left(self.marks, count, key=lambda mark: mark[0])][1]
 
+    def per_token(self, part: str = "outside") -> float:
+        """Milliseconds per token: of all that is outside the models, or of one of its `Parts`."""
+        return 1000 * float(getattr(self.parts, part)) / self.tokens
+
     def to_dict(self) -> dict[str, Any]:
         """The run as JSON-safe data."""
         return {
@@ -144,9 +139,9 @@ def run_alone(alone: Alone, prompt: Sequence[int], count: int, clock: Clock = pe
 
 def run_engine(
     engine: SafeEngine,
-    way: Way,
+    mode: Mode,
     messages: Sequence[Message],
-    count: int,
+    options: GenerationConfig,
     clock: Clock = perf_counter,
 ) -> Run:
     """Times the engine on a prompt that no model has seen."""
@@ -155,7 +150,8 @@ def run_engine(
     marks: list[tuple[int, float]] = []
     first: float | None = None
     tokens = 0
-    events = _in_mode(engine, _MODES[way]).generate(messages, GenerationConfig(max_tokens=count))
+    config = engine.config.model_copy(update={"mode": mode})
+    events = SafeEngine(engine.drafter, engine.verifiers, config).generate(messages, options)
     started = clock()
     for event in events:
         if isinstance(event, Verified) and event.pieces:
@@ -167,7 +163,7 @@ def run_engine(
             seconds = clock() - started
             # an ensemble may have written several tokens in one piece: only now the count is exact
             marks[-1] = (event.statistics.tokens, seconds)
-            return Run(way, tuple(marks), seconds if first is None else first, event.statistics)
+            return Run(mode, tuple(marks), seconds if first is None else first, event.statistics)
     raise AssertionError("the events hold no Finished")
 
 
@@ -188,8 +184,3 @@ def forget(members: Sequence[Member]) -> None:
         drop = getattr(member, "forget", None)
         if drop is not None:
             drop()
-
-
-def _in_mode(engine: SafeEngine, mode: Mode) -> SafeEngine:
-    config = engine.config.model_copy(update={"mode": mode})
-    return SafeEngine(engine.drafter, engine.verifiers, config)

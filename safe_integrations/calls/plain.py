@@ -1,7 +1,7 @@
 """Tools as plain text, for models whose chat template knows nothing of them.
 
 The tools are described at the end of the system message, a call is written in the Hermes form
-that `parse` reads, and a result is said by the user:
+that `stream` reads, and a result is said by the user:
 
     <tool_response>
     22 °C, sunny

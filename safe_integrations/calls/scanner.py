@@ -1,96 +1,83 @@
-"""Reads one call, `{"name": ..., "arguments": {...}}`, character by character."""
+"""Reads one call, `{"name": ..., "arguments": {...}}`, while it is being written.
+
+A partial JSON parser gives the values so far; here the text of the arguments is wanted, piece by
+piece and as the model wrote it, and each piece is read once, however long the call becomes.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+from contextlib import suppress
 from typing import Any, Final
 
-ARGUMENT_KEYS: Final = ("arguments", "parameters")
-
-_PUNCTUATION: Final = frozenset('{}[]":,+-. \t\r\n')
+_IN_STRING: Final = re.compile(r'[^"\\]+|["\\]')
+_OUTSIDE: Final = re.compile(r'[{}\[\]",:]|[ \t\r\n]+|[0-9A-Za-z+\-.]+')
+_CONTROL: Final = re.compile(r"[\x00-\x1f]")
+_NAME: Final = re.compile(r'"name"\s*:\s*("(?:[^"\\]|\\.)+")$')
+_BEFORE_ARGUMENTS: Final = re.compile(r'"(?:arguments|parameters)"\s*:\s*$')
 
 
 class CallScanner:
     """One JSON object that is a call, as far as it has been written.
 
-    Control characters inside strings, which models write and JSON forbids, are escaped.
-
     Attributes:
         name: The tool, once its value is complete.
-        arguments: The arguments so far, as JSON text, where they are an object.
-        raw: Everything taken in.
         closed: Whether the object is complete, or broken.
         broken: Whether it holds something that no JSON object can hold.
+        told: How many parts of the arguments `news` has handed out.
     """
 
     def __init__(self) -> None:
         self.name: str | None = None
-        self.arguments = ""
         self.closed = False
         self.broken = False
-        self._raw: list[str] = []
+        self.told = 0
+        self._text: list[str] = []
+        self._arguments: list[str] = []
+        self._top: list[str] = []  # what is written at depth 1: keys and simple values
         self._depth = 0
-        self._in_string = False
-        self._escaped = False
-        self._string: list[str] = []  # the string being read, quotes included
-        self._key: str | None = None  # the key at depth 1 whose value comes
-        self._expects_value = False
-        self._in_arguments = False
+        self._in_string = self._escaped = self._in_arguments = False
 
     @property
-    def raw(self) -> str:
+    def text(self) -> str:
         """Everything taken in."""
-        return "".join(self._raw)
+        return "".join(self._text)
 
-    def take(self, char: str) -> None:
-        """Takes in the next character of the object; the first one is its opening brace."""
-        written = _escape(char) if self._in_string and char < " " else char
-        self._raw.append(written)
-        if self._in_string:
-            self._take_in_string(written)
-        else:
-            self._take_outside(char)
+    @property
+    def arguments(self) -> str:
+        """The arguments as far as they are written, as JSON text; empty where none was begun.
 
-    def _take_in_string(self, written: str) -> None:
-        self._string.append(written)
-        if self._in_arguments:
-            self.arguments += written
-        if self._escaped:
-            self._escaped = False
-        elif written == "\\":
-            self._escaped = True
-        elif written == '"':
-            self._in_string = False
-            if self._depth == 1:
-                self._end_string("".join(self._string))
+        Control characters inside strings, which models write and JSON forbids, are escaped.
+        """
+        return "".join(self._arguments)
 
-    def _end_string(self, written: str) -> None:
-        text = _loads(written)
-        if not self._expects_value:
-            self._key = text
-        elif self._key == "name" and isinstance(text, str) and self.name is None:
-            self.name = text
+    def news(self) -> str:
+        """What has come to the arguments since the last call, once the name is known.
 
-    def _take_outside(self, char: str) -> None:
-        if char not in _PUNCTUATION and not char.isalnum():
-            self.closed = self.broken = True
-            return
-        opens, closes = char in "{[", char in "}]"
-        if opens and self._depth == 1 and char == "{" and self._expects_value:
-            self._in_arguments = self._key in ARGUMENT_KEYS and not self.arguments
-        if self._in_arguments:
-            self.arguments += char
-        self._depth += opens - closes
-        if char == '"':
-            self._in_string = True
-            self._string = ['"']
-        elif self._depth == 1:
-            self._in_arguments = self._in_arguments and not closes
-            if char == ":":
-                self._expects_value = True
-            elif char == ",":
-                self._expects_value = False
-        self.closed = self._depth <= 0
+        Empty where they are no object: then `result` knows them.
+        """
+        if not self.name or self._arguments[:1] != ["{"]:
+            return ""
+        fresh = self._arguments[self.told :]
+        self.told = len(self._arguments)
+        return "".join(fresh)
+
+    def take(self, text: str) -> str:
+        """Takes in more, from the opening brace on; returns what lies behind the object."""
+        at = 0
+        while at < len(text) and not self.closed:
+            part = (_IN_STRING if self._in_string else _OUTSIDE).match(text, at)
+            if part is None or not (self._depth or part[0] == "{"):
+                self.closed = self.broken = True
+                break
+            if self._in_string:
+                self._take_in_string(_CONTROL.sub(_escape, part[0]))
+            else:
+                self._take_outside(part[0])
+            at = part.end()
+        self._text.append(text[:at])
+        return text[at:]
 
     def result(self) -> tuple[str, dict[str, Any], str]:
         """The finished call: its name, its arguments, and these as JSON text.
@@ -100,41 +87,58 @@ class CallScanner:
         """
         if not self.closed:
             raise ValueError("the call is incomplete")
-        try:
-            value = json.loads(self.raw)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"the call is not JSON: {error}") from None
-        name, arguments, written = read_call(value)
-        if self.arguments:
-            arguments, written = json.loads(self.arguments), self.arguments
-        return self.name or name, arguments, written
+        _loads(self.text)
+        if not self.name:
+            raise ValueError("the call has no name")
+        written = self.arguments
+        if written.startswith('"'):  # JSON inside a JSON string
+            written = _loads(written).strip()
+        if written in ("", "null"):
+            written = "{}"
+        arguments = _loads(written)
+        if not isinstance(arguments, dict):
+            raise ValueError("the arguments are not a JSON object")
+        return self.name, arguments, written
 
+    def _take_in_string(self, part: str) -> None:
+        if self._in_arguments:
+            self._arguments.append(part)
+        self._in_string = self._escaped or part != '"'
+        self._escaped = part == "\\" and not self._escaped
+        if self._depth == 1:
+            self._top.append(part)
+            if not self._in_string and self.name is None:
+                name = _NAME.search("".join(self._top))
+                with suppress(ValueError):  # then the whole will not be JSON either
+                    self.name = _loads(name[1]) if name else None
 
-def read_call(value: Any) -> tuple[str, dict[str, Any], str]:
-    """Reads a call from JSON data: its name, its arguments, and these as JSON text.
-
-    Raises:
-        ValueError: It is not a call.
-    """
-    name = value.get("name") if isinstance(value, dict) else None
-    if not isinstance(name, str) or not name:
-        raise ValueError("the call has no name")
-    arguments = next((value[key] for key in ARGUMENT_KEYS if key in value), None)
-    if isinstance(arguments, str):  # JSON inside a JSON string
-        arguments = _loads(arguments) if arguments.strip() else None
-    if arguments is None:
-        arguments = {}
-    if not isinstance(arguments, dict):
-        raise ValueError("the arguments are not a JSON object")
-    return name, arguments, json.dumps(arguments, ensure_ascii=False)
+    def _take_outside(self, part: str) -> None:
+        top = self._depth <= 1
+        if top and part == ",":
+            self._in_arguments = False
+        elif top and not self._in_arguments and self._arguments[:1] != ["{"]:
+            if _BEFORE_ARGUMENTS.search("".join(self._top)) and not part.isspace():
+                self._in_arguments, self._arguments = True, []
+        self._depth += (part in "{[") - (part in "}]")
+        self._in_string = part == '"'
+        self.closed = self._depth == 0
+        if top:
+            self._top.append(part)
+        if self._in_arguments and not self.closed and not (top and part.isspace()):
+            self._arguments.append(part)
+            self._in_arguments = self._depth > 1 or part not in "}]"
 
 
 def _loads(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
+        return json.loads(text, strict=False, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the call is not JSON: {error}") from None
 
 
-def _escape(char: str) -> str:
-    return json.dumps(char)[1:-1]
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _escape(control: re.Match[str]) -> str:
+    return json.dumps(control[0])[1:-1]

@@ -15,7 +15,7 @@ How the text is cut into pieces changes the pieces that come out, never what the
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Final
 
 from safe_integrations.calls.bare import calls_of, may_be_calls
@@ -53,193 +53,141 @@ class ToolCallStream:
         self._calls: list[ToolCall] = []
         self._invalid: list[InvalidToolCall] = []
         self._text: list[str] = []
+        self._pieces: list[Piece] = []  # not handed out yet
         self._rest = ""  # taken in and not understood yet
+        self._ended = False
         self._space = ""  # white space that is dropped if a call follows
-        self._scanner: CallScanner | None = None  # reads the call that is being written
-        self._broken: CallScanner | None = None  # has read what turned out to be no call
-        self._tag = ""  # the tag whose calls are being read; CALL_END behind a call
-        self._behind_call = False  # white space that comes now is dropped
-        self._id = ""
-        self._told: int | None = None  # characters of arguments handed out; None: nothing at all
-        self._at_start = bool(self._names)
+        self._reader = self._read()
 
     def push(self, delta: str) -> list[Piece]:
         """Takes in more of the answer; returns what is certain by now."""
-        if not self._names:
-            self._text.append(delta)
-            return [delta] if delta else []
         self._rest += delta
-        return _joined(self._advance(last=False))
+        next(self._reader, None)
+        pieces, self._pieces = self._pieces, []
+        return pieces
 
     def finish(self) -> list[Piece]:
         """Ends the answer; returns what was held back."""
-        return _joined(self._advance(last=True))
+        self._ended = True
+        return self.push("")
 
     def answer(self) -> ParsedAnswer:
         """Everything so far, taken apart. Complete after `finish`."""
         return ParsedAnswer("".join(self._text), tuple(self._calls), tuple(self._invalid))
 
-    def _advance(self, last: bool) -> Iterator[Piece]:
-        if self._at_start:
-            if may_be_calls(self._rest, self._names) and not last:
-                return
-            self._at_start = False
-            yield from self._whole_answer(last)
-        before: object = None
-        while self._rest and before != self._state():
-            before = self._state()
-            if self._scanner is not None:
-                yield from self._read_call(self._scanner)
-            elif self._broken is not None:
-                self._read_broken(last)
-            elif self._tag == CALL_END:
-                self._after_call(last)
-            elif self._tag:
-                self._between_calls(last)
-            else:
-                yield from self._read_text(last)
-        if last:
-            yield from self._end()
+    # The readers below pause wherever they need more text, until the answer has ended
 
-    def _state(self) -> tuple[object, ...]:
-        return self._rest, self._scanner, self._broken, self._tag
-
-    def _whole_answer(self, last: bool) -> Iterator[Piece]:
-        """An answer that is nothing but calls."""
-        calls = calls_of(self._rest, self._names) if last else []
-        for name, arguments, written in calls:
-            self._open()
-            yield ToolCallDelta(self._number(), self._id, name, written)
-            self._calls.append(ToolCall(self._id, name, arguments))
-        if calls:
+    def _read(self) -> Iterator[None]:
+        while not self._names and not self._ended:
+            self._say(self._rest)
             self._rest = ""
-
-    def _read_text(self, last: bool) -> Iterator[Piece]:
-        if self._behind_call:
-            self._rest = self._rest.lstrip(_SPACE)
-            if not self._rest:
-                return
-            self._behind_call = False
-        tag = _TAG.search(self._rest)
-        if tag is not None:
-            yield from self._tell(self._rest[: tag.start()])
-            self._rest = self._rest[tag.end() :]
-            self._tag = tag[0]
+            yield
+        while not self._ended and may_be_calls(self._rest, self._names):
+            yield
+        for call in calls_of(self._rest, self._names) if self._ended else ():
+            self._rest = ""
+            self._close(call, self._new_id())
+        while tag := (yield from self._read_text()):
             self._space = self._space if self._text else ""
+            if tag == CALL_START:
+                yield from self._read_tagged()
+            else:
+                yield from self._read_list()
+            yield from self._skip(_SPACE)
+        if not self._calls and not self._invalid:
+            self._say(self._space)
+
+    def _read_text(self) -> Generator[None, None, str]:
+        """Up to the next tag, which it returns; empty at the end of the answer."""
+        while True:
+            tag = _TAG.search(self._rest)
+            held = 0 if self._ended else _possible_tag(self._rest)
+            end = tag.start() if tag else len(self._rest) - held
+            text = self._space + self._rest[:end]
+            shown = text.rstrip()
+            self._space = text[len(shown) :]
+            self._say(shown)
+            self._rest = self._rest[tag.end() if tag else end :]
+            if tag or self._ended:
+                return tag[0] if tag else ""
+            yield
+
+    def _read_tagged(self) -> Iterator[None]:
+        """The call behind an opening tag, and its closing tag, which models forget."""
+        yield from self._skip(_SPACE)
+        if not (yield from self._read_call()):
             return
-        held = 0 if last else _possible_tag(self._rest)
-        keep = len(self._rest) - held
-        yield from self._tell(self._rest[:keep])
-        self._rest = self._rest[keep:]
+        yield from self._skip(_SPACE + "}")  # models write one brace too many
+        while CALL_END.startswith(self._rest) and self._rest != CALL_END and not self._ended:
+            yield
+        if CALL_END.startswith(self._rest):  # whole, or cut off
+            self._rest = ""
+        self._rest = self._rest.removeprefix(CALL_END)
 
-    def _tell(self, text: str) -> Iterator[Piece]:
-        """Hands out text, but keeps white space at its end."""
-        text = self._space + text
-        shown = text.rstrip()
-        self._space = text[len(shown) :]
-        if shown:
-            self._text.append(shown)
-            yield shown
+    def _read_list(self) -> Iterator[None]:
+        """The calls behind the tag of a list."""
+        yield from self._skip(_SPACE + "[")
+        more = not self._rest or self._rest.startswith("{")
+        while more and (yield from self._read_call()):
+            yield from self._skip(_SPACE + ",")
+            more = self._rest.startswith("{")
+        self._rest = self._rest.removeprefix("]")
 
-    def _between_calls(self, last: bool) -> None:
-        """Inside a tag, before a call: finds its opening brace, or the tag's end."""
-        self._rest = self._rest.lstrip(_SPACE + ("[," if self._tag == LIST_START else ""))
-        if self._rest.startswith("{"):
-            self._open()
-            self._scanner = CallScanner()
-        elif self._tag == LIST_START:
-            if self._rest:
-                self._rest = self._rest.removeprefix("]")
-                self._leave_tag()
-        elif self._rest:
-            self._open()
-            self._broken = CallScanner()
-            self._read_broken(last)
-
-    def _read_broken(self, last: bool) -> None:
-        """A call that is no JSON object: all up to its closing tag belongs to it."""
-        assert self._broken is not None
-        end = self._rest.find(CALL_END)
-        if end < 0 and not last:
-            return
-        body = self._broken.raw + (self._rest if end < 0 else self._rest[:end])
-        self._rest = "" if end < 0 else self._rest[end + len(CALL_END) :]
-        self._reject(self._broken.name, body.strip(), "the call is not a JSON object")
-        self._broken = None
-        self._leave_tag()
-
-    def _after_call(self, last: bool) -> None:
-        """Behind a tagged call: skips its closing tag, which models forget, and stray braces."""
-        self._rest = self._rest.lstrip(_SPACE + "}")
-        if self._rest.startswith(CALL_END):
-            self._rest = self._rest.removeprefix(CALL_END)
-            self._leave_tag()
-        elif last or not CALL_END.startswith(self._rest):
-            self._leave_tag()
-
-    def _read_call(self, scanner: CallScanner) -> Iterator[Piece]:
-        taken = 0
-        for char in self._rest:
-            scanner.take(char)
-            taken += 1
-            if scanner.closed:
+    def _read_call(self) -> Generator[None, None, bool]:
+        """A call; False where it is no JSON object: all up to a closing tag belongs to it then."""
+        call, call_id = CallScanner(), self._new_id()
+        while True:
+            self._rest = call.take(self._rest)
+            first, news = not call.told, call.news()
+            if news:
+                self._tell(call_id if first else None, call.name if first else None, news)
+            if call.closed or self._ended:
                 break
-        self._rest = self._rest[taken:]
-        yield from self._tell_arguments(scanner)
-        if scanner.broken:
-            self._scanner, self._broken = None, scanner
-        elif scanner.closed:
-            yield from self._close(scanner)
+            yield
+        if not call.broken:
+            self._close(call, call_id)
+            return True
+        body = [call.text]
+        while CALL_END not in self._rest and not self._ended:
+            body.append(self._rest[: -len(CALL_END)])
+            self._rest = self._rest[-len(CALL_END) :]
+            yield
+        end, _, self._rest = self._rest.partition(CALL_END)
+        self._reject(call, call_id, "".join([*body, end]), "the call is not a JSON object")
+        return False
 
-    def _tell_arguments(self, scanner: CallScanner) -> Iterator[Piece]:
-        if scanner.name is None or not scanner.arguments:
-            return
-        if self._told is None:
-            self._told = len(scanner.arguments)
-            yield ToolCallDelta(self._number(), self._id, scanner.name, scanner.arguments)
-        elif len(scanner.arguments) > self._told:
-            fragment = scanner.arguments[self._told :]
-            self._told = len(scanner.arguments)
-            yield ToolCallDelta(self._number(), None, None, fragment)
-
-    def _close(self, scanner: CallScanner) -> Iterator[Piece]:
+    def _close(self, call: CallScanner, call_id: str) -> None:
         try:
-            name, arguments, written = scanner.result()
+            name, arguments, written = call.result()
         except ValueError as error:
-            self._reject(scanner.name, scanner.arguments or scanner.raw, str(error))
+            self._reject(call, call_id, call.text, str(error))
         else:
-            if self._told is None:  # no object was written: nothing, or JSON in a string
-                yield ToolCallDelta(self._number(), self._id, name, written)
-            self._calls.append(ToolCall(self._id, name, arguments))
-        self._scanner = None
-        self._tag = CALL_END if self._tag == CALL_START else self._tag
+            if not call.told:
+                self._tell(call_id, name, written)
+            self._calls.append(ToolCall(call_id, name, arguments))
 
-    def _end(self) -> Iterator[Piece]:
-        if self._scanner is not None:
-            yield from self._close(self._scanner)
-        elif self._broken is not None:
-            self._read_broken(last=True)
-        elif self._tag == CALL_START:
-            self._open()
-            self._reject(None, "", "the call is empty")
-        if self._space and not self._calls and not self._invalid:
-            self._text.append(self._space)
-            yield self._space
-        self._space = ""
+    def _reject(self, call: CallScanner, call_id: str, text: str, error: str) -> None:
+        invalid = InvalidToolCall(
+            call_id, call.name, call.arguments, text.strip(), error, not call.closed
+        )
+        self._invalid.append(invalid)
 
-    def _leave_tag(self) -> None:
-        self._tag = ""
-        self._behind_call = True
+    def _tell(self, call_id: str | None, name: str | None, arguments: str) -> None:
+        number = len(self._calls) + len(self._invalid)
+        self._pieces.append(ToolCallDelta(number, call_id, name, arguments))
 
-    def _open(self) -> None:
-        self._id = self._new_id()
-        self._told = None
+    def _say(self, text: str) -> None:
+        if text:
+            self._text.append(text)
+            before = self._pieces.pop() if self._pieces else ""
+            self._pieces += [before + text] if isinstance(before, str) else [before, text]
 
-    def _number(self) -> int:
-        return len(self._calls) + len(self._invalid)
-
-    def _reject(self, name: str | None, text: str, error: str) -> None:
-        self._invalid.append(InvalidToolCall(self._id, name, text, error))
+    def _skip(self, characters: str) -> Iterator[None]:
+        """Drops characters, up to the first other one."""
+        self._rest = self._rest.lstrip(characters)
+        while not self._rest and not self._ended:
+            yield
+            self._rest = self._rest.lstrip(characters)
 
 
 def _possible_tag(text: str) -> int:
@@ -248,14 +196,3 @@ def _possible_tag(text: str) -> int:
         if CALL_START.startswith(text[-length:]) or LIST_START.startswith(text[-length:]):
             return length
     return 0
-
-
-def _joined(pieces: Iterable[Piece]) -> list[Piece]:
-    """Neighbouring texts made one."""
-    joined: list[Piece] = []
-    for piece in pieces:
-        if isinstance(piece, str) and joined and isinstance(joined[-1], str):
-            joined[-1] += piece
-        else:
-            joined.append(piece)
-    return joined

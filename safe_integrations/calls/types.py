@@ -24,19 +24,27 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class InvalidToolCall:
-    """Something that was meant as a call and cannot be read as one.
+    """Something that was meant as a call and cannot be read as one. It must never be carried out.
 
     Attributes:
         id: Pairs the call with its result.
-        name: The tool, where it could be read.
-        arguments: The arguments as written; the whole call where there is no name.
+        name: The tool; None where no name was written in full.
+        arguments: The value of `arguments` or `parameters` as far as it was written and may be
+            JSON: nothing but JSON text or the beginning of one, control characters in strings
+            escaped. Empty where the call ends before it. Where pieces of the call were handed
+            out, they add up to this.
+        text: The whole call as the model wrote it, without tags and white space around it.
         error: What is wrong.
+        cut_off: Whether the answer ended before the call did: more text might have made it a valid
+            one. Otherwise it is malformed.
     """
 
     id: str
     name: str | None
     arguments: str
+    text: str
     error: str
+    cut_off: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +55,8 @@ class ToolCallDelta:
         number: Which call of this answer, from 0.
         id: Its id; only in the call's first piece.
         name: Its tool; only in the call's first piece.
-        arguments: More of its arguments, as JSON text. All pieces together are one JSON object.
+        arguments: More of its arguments, as JSON text. All pieces together are one JSON object, or
+            what was written of it where the call is invalid.
     """
 
     number: int

@@ -22,12 +22,9 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except InvalidArgumentError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(2) from None
         except SafeError as error:
             typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(1) from None
+            raise typer.Exit(2 if isinstance(error, InvalidArgumentError) else 1) from None
         except KeyboardInterrupt:
             typer.echo("\nstopped", err=True)
             raise typer.Exit(130) from None

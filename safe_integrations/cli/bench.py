@@ -6,18 +6,20 @@ import json
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from safe_integrations.cli import options as o
-from safe_integrations.cli.knobs import knobs
+from safe_integrations.cli.config_options import config_options
 from safe_integrations.cli.render import out, progress
 from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from safe_integrations.bench.benchmark import Contest, Report, Tell
+    from rich.table import Table
+
+    from safe_integrations.bench.benchmark import Contest, Tell
     from safe_integrations.messages import Message
     from safe_integrations.models.loading import ModelSpec
 
@@ -37,20 +39,21 @@ Repetitions = Annotated[int, typer.Option(help="How often everything is measured
 Prompts = Annotated[list[PromptName], typer.Option("--prompt", help="What to answer; repeatable.")]
 Swapped = Annotated[bool, typer.Option(help="Measure one verifier as the drafter, too.")]
 Alone = Annotated[bool, typer.Option("--alone", help="Measure the drafter in this engine, too.")]
-Overhead = Annotated[
-    bool, typer.Option("--overhead", help="Measure the engine only, on toys without weights.")
+OverheadOnly = Annotated[
+    bool,
+    typer.Option(
+        "--overhead",
+        help="Measure the time outside the models instead: of answers that are greedy, sampled, "
+        "with tools bound, and held to a JSON schema.",
+    ),
 ]
 JsonFile = Annotated[
     Path | None,
     typer.Option("--json", help="Write everything measured to this file.", dir_okay=False),
 ]
-PlotFile = Annotated[
-    Path | None,
-    typer.Option("--plot", help="Draw it into this file; needs matplotlib.", dir_okay=False),
-]
 
 
-@knobs({"config": EnsembleConfig}, without=("mode",))
+@config_options({"config": EnsembleConfig}, without=("mode",))
 def bench(
     *,
     config: EnsembleConfig,
@@ -59,13 +62,12 @@ def bench(
     prompt: Prompts = [PromptName.CHAT, PromptName.RAG],  # noqa: B006
     swapped: Swapped = True,
     alone: Alone = False,
-    overhead: Overhead = False,
+    overhead: OverheadOnly = False,
     drafter: o.Drafter = None,
     verifier: o.Verifiers = None,
     dtype: o.Dtype = None,
     device: o.Device = None,
     json_file: JsonFile = None,
-    plot_file: PlotFile = None,
     quiet: o.Quiet = False,
 ) -> None:
     """Measure SAFE against its drafter alone and against ensembling at every token.
@@ -76,40 +78,36 @@ def bench(
     """
     from safe_integrations.bench.benchmark import WAYS, Settings, benchmark
     from safe_integrations.bench.machine import machine
-    from safe_integrations.bench.plot import check_matplotlib, plot
+    from safe_integrations.bench.overhead import measure_overhead
     from safe_integrations.bench.prompts import PROMPTS
+    from safe_integrations.cli import bench_tables
 
-    if plot_file is not None:
-        if overhead:
-            raise InvalidArgumentError("--plot", str(plot_file), "not with --overhead")
-        check_matplotlib()  # before an hour of measuring
-    settings = Settings(
-        lengths=tuple(sorted(set(tokens))),
-        repetitions=repetitions,
-        prompts=tuple(dict.fromkeys(str(name) for name in prompt)),
-        ways=(*WAYS, "drafter-only") if alone else WAYS,
-    )
-    contests: list[Contest] = []
-    memory: dict[str, int | None] = {}
+    specs = o.specs_of(drafter, verifier, dtype, device)
+    if len(specs) < 2:
+        raise InvalidArgumentError("--verifier", None, "name at least one model to measure with")
+    document: dict[str, Any]
     with progress(quiet) as tell:
-        if not overhead:
-            specs = o.named(o.models_of(drafter, verifier, dtype, device))
-            contests, memory = _contests(
-                specs, config, swapped, PROMPTS[settings.prompts[-1]], tell
+        if overhead:
+            measured = measure_overhead(o.load(specs, config, tell), repetitions, tell)
+            document, tables = measured.to_dict(), [bench_tables.overhead(measured)]
+        else:
+            settings = Settings(
+                lengths=tuple(sorted(set(tokens))),
+                repetitions=repetitions,
+                prompts=tuple(dict.fromkeys(str(name) for name in prompt)),
+                ways=(*WAYS, "drafter-only") if alone else WAYS,
             )
-        described = machine() | {
-            "dtype": dtype or "auto",
-            "config": config.model_dump(mode="json"),
-        }
-        report = benchmark(contests, settings, tell)
-    _show(report, memory)
+            question = PROMPTS[settings.prompts[-1]]
+            contests, memory = _contests(specs, config, swapped, question, tell)
+            report = benchmark(contests, settings, tell)
+            document = {"memory": memory, **report.to_dict()}
+            tables = bench_tables.tables(report, memory)
+        described = machine() | {"dtype": dtype or "auto", "config": config.model_dump(mode="json")}
+    _show(tables, repetitions)
     if json_file is not None:
-        document = {"version": 1, "machine": described, "memory": memory, **report.to_dict()}
         json_file.parent.mkdir(parents=True, exist_ok=True)
+        document = {"version": 1, "machine": described, **document}
         json_file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    if plot_file is not None:
-        plot_file.parent.mkdir(parents=True, exist_ok=True)
-        plot(report, plot_file)
 
 
 def _contests(
@@ -126,46 +124,32 @@ def _contests(
     """
     from safe_integrations.bench.benchmark import Contest
     from safe_integrations.bench.machine import peak_memory, resident_memory
-    from safe_integrations.bench.rival import TransformersGenerate
-    from safe_integrations.models.load import load_member
+    from safe_integrations.bench.reference import transformers_generate
     from safe_integrations.models.loading import load_model
     from safe_integrations.models.transformers.member import TransformersMember  # noqa: F401
     from safe_integrations.safe_engine import SafeEngine
 
-    if len(specs) < 2:
-        raise InvalidArgumentError("--verifier", None, "name at least one model to measure with")
-    memory = {"libraries": resident_memory()}  # torch and transformers, imported above
-    members = [load_member(spec, tell) for spec in specs]
-    engine = SafeEngine(members[0], members[1:], config)
+    memory: dict[str, int | None] = {"libraries": resident_memory()}  # torch is imported above
+    engine = o.load(specs, config, tell)
     tell("answering once, to see how much memory it takes")
     engine.complete(question, GenerationConfig(max_tokens=_FIRST_ANSWER))
     memory |= {"resident": resident_memory(), "peak": peak_memory()}
-    memory["caches"] = sum(getattr(member, "cache_bytes", 0) for member in members)
-    rivals = [load_model(spec, tell) for spec in specs]
-    memory["weights"] = sum(rival.model.get_memory_footprint() for rival in rivals)
-    alone = [TransformersGenerate(rival.model, rival.tokenizer) for rival in rivals]
+    memory["caches"] = sum(getattr(member, "cache_bytes", 0) for member in engine.members)
+    copies = [load_model(spec, tell) for spec in specs]
+    memory["weights"] = sum(copy.model.get_memory_footprint() for copy in copies)
+    alone = [transformers_generate(copy.model, copy.tokenizer) for copy in copies]
     contests = [Contest(engine, alone[0])]
-    if len(members) == 2 and swapped:
-        contests.append(Contest(SafeEngine(members[1], members[:1], config), alone[1]))
+    if len(specs) == 2 and swapped:
+        other_way = SafeEngine(engine.verifiers[0], [engine.drafter], config)
+        contests.append(Contest(other_way, alone[1]))
     return contests, memory
 
 
-def _show(report: Report, memory: dict[str, int | None]) -> None:
-    from safe_integrations.cli.bench_tables import tables
-
+def _show(tables: Sequence[Table], repetitions: int) -> None:
     console = out()
-    for table in tables(report):
+    for table in tables:
         console.print(table, soft_wrap=False)
         console.print()
-    if memory:
-        sizes = ", ".join(f"{name} {_mb(size)}" for name, size in memory.items())
-        prompt = report.settings.prompts[-1]
-        console.print(f"Memory of the first ensemble, after the {prompt} prompt: {sizes}.")
     console.print(
-        f"Medians of {report.settings.repetitions} repetitions, ± half the distance from the "
-        "lowest to the highest."
+        f"Medians of {repetitions} repetitions, ± half the distance from the lowest to the highest."
     )
-
-
-def _mb(count: int | None) -> str:
-    return "?" if count is None else f"{count / 2**20:,.0f} MiB"

@@ -1,8 +1,8 @@
-"""The report of a benchmark as tables, one for every ensemble, at most 80 columns wide."""
+"""What a benchmark measured as tables, at most 80 columns wide."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
@@ -10,43 +10,69 @@ from rich.table import Table
 
 from safe_integrations.bench.benchmark import Cell, Report, Spread
 from safe_integrations.bench.measure import TITLES, Parts, Run, Way, ratio, writing_ratio
+from safe_integrations.bench.overhead import KINDS, Overhead
+from safe_integrations.cli.tables import table
 
 _MODELS: Final = ("draft", "verify")  # parts that take milliseconds, not fractions of one
+_OUTSIDE: Final = tuple(part for part in Parts._fields if part not in _MODELS)
 
 
-def tables(report: Report) -> list[Table]:
-    """All that was measured: answers, first tokens, and the engine by itself."""
+def tables(report: Report, memory: Mapping[str, int | None]) -> list[Table]:
+    """All that was measured: an ensemble's answers each, first tokens, memory."""
     pairs = list(dict.fromkeys(cell.pair for cell in report.cells))
     shown = [_answers(pair, [c for c in report.cells if c.pair == pair], report) for pair in pairs]
     if report.first_tokens:
-        shown.append(_first_tokens(report))
-    return [*shown, _engine_costs(report)]
+        title = "Seconds to the first text of the rag prompt"
+        firsts = table(title, "", "new", "again", "again / new")
+        for pair in pairs:
+            spreads = zip(report.first_token(pair), (".2f", ".2f", ".3f"), strict=True)
+            firsts.add_row(pair, *(_shown(spread, form) for spread, form in spreads))
+        shown.append(firsts)
+    title = f"Memory in MiB of the first ensemble, after the {report.settings.prompts[-1]} prompt"
+    sizes = table(title, *memory)
+    sizes.add_row(*("?" if size is None else f"{size / 2**20:,.0f}" for size in memory.values()))
+    return [*shown, sizes]
+
+
+def overhead(measured: Overhead) -> Table:
+    """Milliseconds per token outside the models, and what they went into."""
+    title = f"{measured.pair}: ms per token outside the models"
+    made = table(title, "", "tokens", *_OUTSIDE, "together", "/ greedy")
+    for kind in KINDS:
+        made.add_row(
+            kind,
+            _shown(measured.over(kind, lambda run: run.tokens), ".0f"),
+            *(_shown(measured.per_token(kind, part), ".1f") for part in _OUTSIDE),
+            _shown(measured.per_token(kind), ".1f"),
+            _shown(measured.against_greedy(kind), ".2f"),
+        )
+    return made
 
 
 def _answers(pair: str, cells: list[Cell], report: Report) -> Table:
-    table = _table(pair, "", *(f"{cell.prompt}, {cell.length}" for cell in cells))
+    made = table(pair, "", *(f"{cell.prompt}, {cell.length}" for cell in cells))
 
     def row(label: str, show: Callable[[Cell], str]) -> None:
-        table.add_row(label, *map(show, cells))
+        made.add_row(label, *map(show, cells))
 
-    def run_row(label: str, value: Callable[[Run], float], form: str) -> None:
-        row(label, lambda cell: _shown(cell.over("safe", value), form))
+    def run_row(label: str, value: Callable[[Run], float], form: str, way: Way = "safe") -> None:
+        row(label, lambda cell: _shown(cell.over(way, value), form))
 
     def ratio_row(label: str, way: Way, by: Callable[[Run, Run], float]) -> None:
         row(f"  {label}", lambda cell: _shown(cell.ratio("safe", way, by), ".2f"))
 
     run_row("tokens written", lambda run: run.tokens, ".0f")
-    table.add_row("tokens per second")
+    made.add_row("tokens per second")
     for way in report.settings.ways:
-        row(f"  {TITLES[way]}", partial(_speed, way=way))
+        run_row(f"  {TITLES[way]}", lambda run: run.speed, ".1f", way)
     for heading, by in (("ratios", ratio), ("behind the first text", writing_ratio)):
-        table.add_row(heading)
+        made.add_row(heading)
         ratio_row("SAFE / drafter", "generate", by)
         ratio_row("SAFE / every token", "every-token", by)
-    table.add_row("ms per token of SAFE")
-    for name in Parts._fields:
-        run_row(f"  {name}", partial(_ms, part=name), ".1f" if name in _MODELS else ".2f")
-    run_row("  outside the models", partial(_ms, part="outside"), ".2f")
+    made.add_row("ms per token of SAFE")
+    for part in Parts._fields:
+        run_row(f"  {part}", partial(Run.per_token, part=part), ".1f" if part in _MODELS else ".2f")
+    run_row("  outside the models", Run.per_token, ".2f")
     run_row("outside, share of the whole", lambda run: run.parts.outside / run.seconds, ".1%")
     run_row("drafted tokens accepted", partial(_statistic, name="acceptance"), ".0%")
     run_row("places ensembled", partial(_statistic, name="ensembled_ratio"), ".0%")
@@ -54,44 +80,11 @@ def _answers(pair: str, cells: list[Cell], report: Report) -> Table:
         "forwarded per token",
         lambda cell: " + ".join(f"{count:.1f}" for count in cell.forwarded("safe")),
     )
-    return table
-
-
-def _speed(cell: Cell, way: Way) -> str:
-    return _shown(cell.over(way, lambda run: run.speed), ".1f")
-
-
-def _ms(run: Run, part: str) -> float:
-    return 1000 * float(getattr(run.parts, part)) / run.tokens
+    return made
 
 
 def _statistic(run: Run, name: str) -> float:
     return float(getattr(run.statistics, name))
-
-
-def _first_tokens(report: Report) -> Table:
-    table = _table("Seconds to the first text of the rag prompt", "", "new", "again", "again / new")
-    for pair in dict.fromkeys(first.pair for first in report.first_tokens):
-        cold, again, share = report.first_token(pair)
-        table.add_row(pair, _shown(cold, ".2f"), _shown(again, ".2f"), _shown(share, ".3f"))
-    return table
-
-
-def _engine_costs(report: Report) -> Table:
-    table = _table("The engine itself, on toys without weights", "tokens", "ms per token")
-    for length in report.settings.toy_lengths:
-        table.add_row(str(length), _shown(report.cost(length), ".3f"))
-    return table
-
-
-def _table(title: str, first: str, *columns: str) -> Table:
-    table = Table(
-        title=title, title_justify="left", min_width=len(title), box=None, padding=(0, 2, 0, 0)
-    )
-    table.add_column(first, no_wrap=True)
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
 
 
 def _shown(spread: Spread | None, form: str) -> str:

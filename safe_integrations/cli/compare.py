@@ -11,10 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from safe_integrations.cli import options as o
-from safe_integrations.cli.knobs import knobs
-from safe_integrations.cli.render import err, key, out, painted, print_json, progress, short, styled
+from safe_integrations.cli.config_options import config_options
+from safe_integrations.cli.render import out, print_json, progress
+from safe_integrations.cli.tables import table
 from safe_integrations.config import EnsembleConfig, GenerationConfig, Mode
 from safe_integrations.errors import InvalidArgumentError
+from safe_integrations.report.terminal import err, key, painted, styled
+from safe_integrations.report.verdicts import short
 
 if TYPE_CHECKING:
     from safe_integrations.messages import Message
@@ -32,7 +35,7 @@ _SIDE_BY_SIDE: Final = 100
 _WARM = "every model had read the prompt before; seconds are those of writing the answer"
 
 
-@knobs(
+@config_options(
     {"config": EnsembleConfig, "options": GenerationConfig},
     without=(*o.WITHOUT, "mode"),
 )
@@ -54,7 +57,7 @@ def compare(
     """Write one answer three ways, by the same models: drafter alone, every token, SAFE."""
     messages = o.messages_of(prompt, system)
     options = o.with_format(options, json_schema, regex)
-    engine = o.open_engine(o.models_of(drafter, verifier, dtype, device), config, quiet)
+    engine = o.open_engine(o.specs_of(drafter, verifier, dtype, device), config, quiet)
     if not engine.verifiers:
         raise InvalidArgumentError("--verifier", None, "name at least one model to compare with")
     results = _run(engine, messages, options, quiet)
@@ -127,15 +130,12 @@ def _panels(results: dict[Mode, Result], width: int, colours: bool) -> Renderabl
 
 
 def _costs(results: dict[Mode, Result]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("", overflow="fold")
-    for mode in results:
-        table.add_column(_RUNS[mode], justify="right", no_wrap=True)
+    made = table(None, "", *(_RUNS[mode] for mode in results))
     stats = [result.statistics for result in results.values()]
     slowdown = _slowdown(results).values()
 
     def row(name: str, *values: object) -> None:
-        table.add_row(name, *map(str, values))
+        made.add_row(name, *map(str, values))
 
     row("tokens", *(s.tokens for s in stats))
     row("seconds", *(f"{s.seconds:.2f}" for s in stats))
@@ -145,9 +145,9 @@ def _costs(results: dict[Mode, Result]) -> Table:
     row("changed", *(s.changed for s in stats))
     for nth, model in enumerate(stats[-1].models):
         cells = [s.models[nth] if nth < len(s.models) else None for s in stats]
-        table.add_row(Text(short(model.name), "dim"))
+        made.add_row(Text(short(model.name), "dim"))
         row("  forward passes", *(c.forward_passes if c else 0 for c in cells))
         row("  tokens forwarded", *(c.forwarded_tokens if c else 0 for c in cells))
         row("  seconds", *(f"{c.seconds if c else 0:.2f}" for c in cells))
     row("outside the models", *(f"{s.overhead_seconds:.2f}" for s in stats))
-    return table
+    return made

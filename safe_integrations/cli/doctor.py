@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import platform
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 from rich.console import RenderableType
@@ -12,6 +14,14 @@ from rich.text import Text
 from safe_integrations import __version__
 from safe_integrations.cli import options as o
 from safe_integrations.cli.render import out, print_json, progress
+from safe_integrations.cli.tables import table
+
+if TYPE_CHECKING:
+    from safe_integrations.models.inspection import ModelReport
+    from safe_integrations.models.loading import ModelSpec
+
+PACKAGES: Final = ("torch", "transformers", "numpy", "pydantic")
+EXTRAS: Final = ("langchain-core", "llama-index-core", "llguidance", "gguf", "opentelemetry-api")
 
 
 def doctor(
@@ -26,7 +36,7 @@ def doctor(
 
     Loads no weights; a GGUF file is converted (once). Exits with 1 where a model cannot be used.
     """
-    report = _examine(o.models_of(drafter, verifier, dtype, device), quiet)
+    report = _examine(o.specs_of(drafter, verifier, dtype, device), quiet)
     if as_json:
         print_json(report)
     else:
@@ -35,26 +45,26 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _examine(models: o.Models, quiet: bool) -> dict[str, Any]:
+def _examine(specs: Sequence[ModelSpec], quiet: bool) -> dict[str, Any]:
     """Everything that is found out, as JSON-safe data."""
-    from safe_integrations.cli import checkup
+    from safe_integrations.bench.machine import available_memory, versions
     from safe_integrations.models import inspection
+    from safe_integrations.models.embedded import EMBEDDED, is_installed
 
     with progress(quiet) as tell:
         found = [
             inspection.inspect_model(spec, "verifier" if nth else "drafter", tell)
-            for nth, spec in enumerate(o.named(models))
+            for nth, spec in enumerate(specs)
         ]
     ours, *theirs = found
     weights = [m.weight_bytes for m in found]
-    folder, count, size = checkup.conversions()
     return {
         "version": __version__,
-        "python": checkup.python_version(),
-        "packages": checkup.installed(checkup.PACKAGES),
-        "extras": checkup.installed(checkup.EXTRAS),
-        "embedded_models": checkup.embedded(),
-        "converted_models": {"folder": str(folder), "count": count, "bytes": size},
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "packages": versions(PACKAGES),
+        "extras": versions(EXTRAS),
+        "embedded_models": {name: is_installed(name) for name in EMBEDDED},
+        "converted_models": _conversions(),
         "models": [
             {
                 "name": m.name,
@@ -73,16 +83,25 @@ def _examine(models: o.Models, quiet: bool) -> dict[str, Any]:
         "memory": {
             "weight_bytes": None if None in weights else sum(w or 0 for w in weights),
             "kv_bytes_per_1000_tokens": sum(m.kv_bytes or 0 for m in found),
-            "available_bytes": checkup.available_memory(),
+            "available_bytes": available_memory(),
         },
     }
 
 
-def _pair(ours: Any, other: Any) -> dict[str, Any]:
-    from safe_integrations.cli import checkup
+def _conversions() -> dict[str, Any]:
+    """Where GGUF files are converted to, how many are there, and their bytes."""
+    from safe_integrations.models.transformers.gguf import cache_dir, is_intact
 
-    by_kind = checkup.fits(ours.tokens, other.tokens)
-    fits = {**by_kind, "all": checkup.total(list(by_kind.values()))}
+    root = cache_dir() / "gguf"
+    folders = [folder for folder in root.glob("*/") if is_intact(folder)]
+    size = sum(file.stat().st_size for folder in folders for file in folder.iterdir())
+    return {"folder": str(root), "count": len(folders), "bytes": size}
+
+
+def _pair(ours: ModelReport, other: ModelReport) -> dict[str, Any]:
+    from safe_integrations.evaluate.fit import fits
+
+    assert ours.tokens is not None and other.tokens is not None
     return {
         "drafter": ours.name,
         "verifier": other.name,
@@ -93,7 +112,7 @@ def _pair(ours: Any, other: Any) -> dict[str, Any]:
                 "share": round(fit.share, 4),
                 "bytes_between_common": round(fit.bytes_between, 2),
             }
-            for kind, fit in fits.items()
+            for kind, fit in fits(ours.tokens, other.tokens).items()
         },
     }
 
@@ -106,7 +125,7 @@ def _show(report: dict[str, Any]) -> None:
             console.print(part, soft_wrap=False)
         console.print()
 
-    show(Text("Installed", "bold"), _installed(report))
+    show(_installed(report))
     usable = [model for model in report["models"] if not model["problem"]]
     if usable:
         places = [Text(f"{m['name']}: {m['where']}", "dim") for m in usable]
@@ -124,36 +143,22 @@ def _show(report: dict[str, Any]) -> None:
     )
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(
-        box=None,
-        padding=(0, 2, 0, 0),
-        header_style="dim",
-        title=title,
-        title_justify="left",
-        title_style="bold",
-    )
-    for nth, column in enumerate(columns):
-        table.add_column(column, justify="right" if nth else "left", overflow="fold")
-    return table
-
-
 def _installed(report: dict[str, Any]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    table.add_row("safe-integrations", report["version"])
-    table.add_row("python", report["python"])
+    made = table("Installed")
+    made.add_row("safe-integrations", report["version"])
+    made.add_row("python", report["python"])
     for package, version in (report["packages"] | report["extras"]).items():
-        table.add_row(package, version or "no")
+        made.add_row(package, version or "no")
     for name, there in report["embedded_models"].items():
-        table.add_row(f"{name} (embedded)", "yes" if there else "no")
-    return table
+        made.add_row(f"{name} (embedded)", "yes" if there else "no")
+    return made
 
 
 def _models(usable: list[dict[str, Any]]) -> Table:
-    table = _table("Models", "model", "role", "dtype", "tokens", "window", "weights", "KV / 1,000")
+    made = table("Models", "model", "role", "dtype", "tokens", "window", "weights", "KV / 1,000")
     for m in usable:
         window = m["context_window"]
-        table.add_row(
+        made.add_row(
             m["name"],
             m["role"],
             m["dtype"],
@@ -162,16 +167,16 @@ def _models(usable: list[dict[str, Any]]) -> Table:
             _size(m["weight_bytes"]),
             _size(m["kv_bytes_per_1000_tokens"]),
         )
-    return table
+    return made
 
 
 def _fit(pair: dict[str, Any]) -> Table:
-    table = _table(
+    made = table(
         f"Places where {pair['verifier']} can check {pair['drafter']}",
         *("text", "drafter's tokens", "common ends", "share", "bytes between"),
     )
     for kind, sample in pair["samples"].items():
-        table.add_row(
+        made.add_row(
             kind,
             str(sample["drafter_boundaries"]),
             str(sample["common_boundaries"]),
@@ -179,7 +184,7 @@ def _fit(pair: dict[str, Any]) -> Table:
             f"{sample['bytes_between_common']:.1f}",
             style="bold" if kind == "all" else None,
         )
-    return table
+    return made
 
 
 def _memory_line(memory: dict[str, Any]) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from safe_integrations.cli import options as o
-from safe_integrations.cli.knobs import knobs
-from safe_integrations.cli.render import err, facts, legend, model_table, print_json, stream
+from safe_integrations.cli.config_options import config_options
+from safe_integrations.cli.render import print_json, stream
 from safe_integrations.config import EnsembleConfig, GenerationConfig
+from safe_integrations.report.terminal import err, legend, model_table
+from safe_integrations.report.verdicts import facts
 
 
-@knobs({"config": EnsembleConfig, "options": GenerationConfig}, without=o.WITHOUT)
+@config_options({"config": EnsembleConfig, "options": GenerationConfig}, without=o.WITHOUT)
 def generate(
     prompt: o.Prompt,
     *,
@@ -32,7 +34,7 @@ def generate(
 
     messages = o.messages_of(prompt, system)
     options = o.with_format(options, json_schema, regex)
-    engine = o.open_engine(o.models_of(drafter, verifier, dtype, device), config, quiet)
+    engine = o.open_engine(o.specs_of(drafter, verifier, dtype, device), config, quiet)
     events = engine.generate(messages, options)
     if as_json:
         print_json(Result.of(events).to_dict())
@@ -42,6 +44,6 @@ def generate(
         console = err()
         console.print()
         console.print(legend(result.statistics, console))
-        console.print(facts(result), style="dim")
+        console.print(facts(result.statistics, result.finish_reason), style="dim")
         console.print()
         console.print(model_table(result.statistics))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from safe_integrations.cli.knobs import read_json
+from safe_integrations.cli.config_options import read_json
 from safe_integrations.cli.render import progress
 from safe_integrations.config import EnsembleConfig, GenerationConfig, JsonSchema, Regex
 from safe_integrations.errors import InvalidArgumentError
@@ -19,14 +18,6 @@ from safe_integrations.messages import Message
 if TYPE_CHECKING:
     from safe_integrations.models.loading import ModelSpec
     from safe_integrations.safe_engine import SafeEngine
-
-
-@dataclass(frozen=True)
-class Models:
-    """The models that a command line names; None for the embedded ones."""
-
-    drafter: ModelSpec | None
-    verifiers: Sequence[ModelSpec] | None
 
 
 WITHOUT = ("response_format", "tools", "tool_choice", "parallel_tool_calls")
@@ -113,55 +104,37 @@ def with_format(
     return options
 
 
-def models_of(
-    drafter: str | None,
-    verifiers: list[str] | None,
-    dtype: str | None,
-    device: str | None,
-) -> Models:
-    """What to load for the options of a command.
+def specs_of(
+    drafter: str | None, verifiers: Sequence[str] | None, dtype: str | None, device: str | None
+) -> list[ModelSpec]:
+    """What to load for the options of a command, drafter first."""
+    from safe_integrations.models.load import with_defaults
 
-    Naming nothing means the embedded pair; a drafter named alone writes alone.
-    """
-    if (drafter, verifiers or None, dtype, device) == (None, None, None, None):
-        return Models(None, None)
-    from safe_integrations.models.embedded import DEFAULT_DRAFTER, DEFAULT_VERIFIERS
-
-    if not verifiers:
-        verifiers = [] if drafter else list(DEFAULT_VERIFIERS)
-    return Models(
-        _spec(drafter or DEFAULT_DRAFTER, dtype, device),
-        [_spec(verifier, dtype, device) for verifier in verifiers],
-    )
+    names = with_defaults(drafter, verifiers or None)
+    return [_spec(str(name), dtype, device) for name in names]
 
 
 def _spec(named: str, dtype: str | None, device: str | None) -> ModelSpec:
     """Reads the name of a model; `repository:file.gguf` is one of the files of a repository."""
     from safe_integrations.models.loading import ModelSpec
 
-    given: dict[str, Any] = {"dtype": dtype, "device": device}
+    given: dict[str, Any] = {"source": named, "dtype": dtype, "device": device}
     repository, colon, file = named.rpartition(":")
     if colon and len(repository) > 1 and file.endswith(".gguf"):  # and not a Windows drive
         given |= {"source": repository, "gguf_file": file}
-    else:
-        given["source"] = named
     return ModelSpec(**{name: value for name, value in given.items() if value is not None})
 
 
-def open_engine(models: Models, config: EnsembleConfig, quiet: bool) -> SafeEngine:
-    """Loads the models that were named, or the default pair."""
+def open_engine(specs: Sequence[ModelSpec], config: EnsembleConfig, quiet: bool) -> SafeEngine:
+    """Loads the models, drafter first, and shows that it does."""
+    with progress(quiet) as tell:
+        return load(specs, config, tell)
+
+
+def load(
+    specs: Sequence[ModelSpec], config: EnsembleConfig, tell: Callable[[str], None]
+) -> SafeEngine:
+    """Loads the models, drafter first."""
     from safe_integrations import safe_engine
 
-    with progress(quiet) as tell:
-        return safe_engine.load_engine(
-            models.drafter, models.verifiers, config=config, on_progress=tell
-        )
-
-
-def named(models: Models) -> list[ModelSpec]:
-    """What would be loaded, drafter first; the embedded pair where nothing was named."""
-    from safe_integrations.models.embedded import DEFAULT_DRAFTER, DEFAULT_VERIFIERS
-
-    if models.drafter is None:
-        return [_spec(name, None, None) for name in (DEFAULT_DRAFTER, *DEFAULT_VERIFIERS)]
-    return [models.drafter, *(models.verifiers or ())]
+    return safe_engine.load_engine(specs[0], specs[1:], config=config, on_progress=tell)

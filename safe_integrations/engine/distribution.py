@@ -1,41 +1,155 @@
-"""A next-token distribution held as an array: of scripted models, and of shaped ones."""
+"""Next-token distributions as the engine holds them: whole, shaped to few ids, or only the top."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from math import exp, log
 
 import numpy as np
 from numpy.typing import NDArray
 
+from safe_integrations.engine.rows import largest
+
+Row = NDArray[np.float32] | NDArray[np.float64]
+
+_SLACK = 1e-6  # numbers that come as text are rounded
+
 
 class DenseDistribution:
-    """A next-token distribution held as an array.
+    """A distribution over all ids, held as an array.
 
     Args:
-        logprobs: Log-probabilities, shape `[tokens.size]`.
+        logits: One number per id, shape `[tokens.size]`, -inf where there is no probability.
+        total: Logarithm of the sum of their exponentials: 0 where they are log-probabilities;
+            None to compute it when it is needed.
     """
 
-    def __init__(self, logprobs: NDArray[np.float32]) -> None:
-        self._logprobs = logprobs
-        self.best = int(logprobs.argmax())
+    def __init__(self, logits: Row, total: float | None = 0.0) -> None:
+        self._logits = logits
+        if total is not None:
+            self.total = total
 
-    def logprob(self, token_id: int) -> float:
-        """Natural logarithm of the probability of one id."""
-        return float(self._logprobs[token_id])
+    @cached_property
+    def best(self) -> int:
+        """The most probable id; of several, the lowest."""
+        return int(self._logits.argmax())
 
-    def logprobs(self, token_ids: Sequence[int]) -> list[float]:
-        """The same for several ids."""
-        return [float(self._logprobs[i]) for i in token_ids]
+    @cached_property
+    def weights(self) -> Row:
+        """What is in proportion to the probabilities: 1 for the best, shape `[tokens.size]`."""
+        weights: Row = np.exp(self._logits - self._logits[self.best])
+        return weights
+
+    @cached_property
+    def total(self) -> float:
+        """Logarithm of the sum of all exponentials."""
+        return float(self._logits[self.best] + np.log(self.weights.sum(dtype=np.float64)))
 
     def top(self, k: int) -> list[int]:
         """The k most probable ids, best first."""
-        order = np.argsort(-self._logprobs, kind="stable")[:k]
-        return [int(i) for i in order if self._logprobs[i] > -np.inf]
+        return [int(i) for i in largest(self._logits, k)]
 
-    def logits(self) -> NDArray[np.float32]:
-        """Log-probabilities of all ids."""
-        return self._logprobs
+    def logprobs(self, token_ids: Sequence[int]) -> list[float]:
+        """Natural logarithms of the probabilities of some ids."""
+        return [float(self._logits[i]) - self.total for i in token_ids]
 
-    def dense(self) -> NDArray[np.float32]:
+    def logits(self) -> Row:
+        """Logits of all ids."""
+        return self._logits
+
+    def dense(self) -> Row:
         """Log-probabilities of all ids."""
-        return self._logprobs
+        return self._logits - np.float32(self.total) if self.total else self._logits
+
+
+class SparseDistribution:
+    """A distribution in which only few ids have any probability: shaped ones, mostly.
+
+    Args:
+        size: Number of all ids.
+        ids: Those that have some probability, ascending.
+        logprobs: Their log-probabilities.
+    """
+
+    def __init__(self, size: int, ids: NDArray[np.intp], logprobs: NDArray[np.float64]) -> None:
+        self._size = size
+        self.ids = ids
+        self.own = logprobs
+
+    @cached_property
+    def best(self) -> int:
+        """The most probable id; of several, the lowest."""
+        return int(self.ids[self.own.argmax()])
+
+    def top(self, k: int) -> list[int]:
+        """The k most probable ids, best first."""
+        return [int(i) for i in self.ids[largest(self.own, k)]]
+
+    def logprobs(self, token_ids: Sequence[int]) -> list[float]:
+        """Natural logarithms of the probabilities of some ids."""
+        places = np.minimum(np.searchsorted(self.ids, token_ids), len(self.ids) - 1)
+        found = np.where(self.ids[places] == token_ids, self.own[places], -np.inf)
+        return [float(value) for value in found]
+
+    def logits(self) -> Row:
+        """Log-probabilities of all ids."""
+        return self.dense()
+
+    def dense(self) -> Row:
+        """Log-probabilities of all ids."""
+        row = np.full(self._size, -np.inf)
+        row[self.ids] = self.own
+        return row
+
+
+class TopDistribution:
+    """What a model tells that answers with its best ids only: these, and a bound for the rest.
+
+    Exact until proved otherwise: `logprobs` asks the model again for what it has not told, and
+    remembers it. Who can decide with a bound uses `bounds` and asks nobody.
+
+    Args:
+        ids: The best ids.
+        logprobs: Their log-probabilities.
+        ask: Gives the log-probabilities of other ids. It may take another forward pass.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[int],
+        logprobs: Sequence[float],
+        ask: Callable[[Sequence[int]], Sequence[float]],
+    ) -> None:
+        pairs = sorted(zip(ids, logprobs, strict=True), key=lambda pair: (-pair[1], pair[0]))
+        self._top = [token_id for token_id, value in pairs if value > -np.inf]
+        self._known = dict(pairs)
+        self._ask = ask
+        rest = max(0.0, 1 - sum(exp(value) for _, value in pairs))
+        self.ceiling = min(pairs[-1][1], log(rest + _SLACK))
+
+    @property
+    def best(self) -> int:
+        """The most probable id; of several, the lowest."""
+        return self._top[0]
+
+    def top(self, k: int) -> list[int]:
+        """The k most probable ids, best first; no more than the model has told."""
+        return self._top[:k]
+
+    def bounds(self, token_ids: Sequence[int]) -> tuple[list[float], list[bool]]:
+        """The most that some ids can have, without asking.
+
+        Returns:
+            Log-probabilities, and whether each is exact. Where it is not, it is the least that the
+            model has told, or what the told ids leave of 1.
+        """
+        values = [self._known.get(i, self.ceiling) for i in token_ids]
+        return values, [i in self._known for i in token_ids]
+
+    def logprobs(self, token_ids: Sequence[int]) -> list[float]:
+        """Natural logarithms of the probabilities of some ids."""
+        unknown = sorted({i for i in token_ids if i not in self._known})
+        if unknown:
+            self._known |= zip(unknown, self._ask(unknown), strict=True)
+        return [self._known[i] for i in token_ids]

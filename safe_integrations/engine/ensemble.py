@@ -8,16 +8,19 @@ right behind it.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Final, cast
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safe_integrations.config import EnsembleConfig
+from safe_integrations.engine.distribution import TopDistribution
 from safe_integrations.engine.events import Candidate
-from safe_integrations.engine.model import Distribution
+from safe_integrations.engine.model import Dense, Distribution
+from safe_integrations.engine.rows import largest
 from safe_integrations.engine.tokens import END, TokenTable
 
 Floats = NDArray[np.float64]
@@ -30,17 +33,15 @@ class Merge:
 
     Attributes:
         symbols: The columns, in byte order, each once.
-        by_model: Probabilities, shape `[models, symbols]`, drafter first.
+        by_model: Probabilities, shape `[models, symbols]`, drafter first. Where a model that tells
+            only its best ids was not asked for more, the least that they can be.
         merged: What they come to together, shape `[symbols]`. Sharpening may leave it
             unnormalised: only its order counts.
-        drafter: What the drafter gives each symbol as one token of its own, over its whole
-            vocabulary, shape `[symbols]`; 0 where it is not one token.
     """
 
     symbols: Sequence[bytes]
     by_model: Floats
     merged: Floats
-    drafter: Floats
 
     def winner(self, proposed: bytes) -> bytes:
         """The most probable symbol; of equals the drafter's proposal, else the first in order."""
@@ -51,15 +52,16 @@ class Merge:
                 best = own
         return self.symbols[best]
 
-    def candidates(self, winner: bytes) -> tuple[Candidate, ...]:
-        """The winner and the next best, best first."""
-        count = min(_SHOWN, len(self.symbols))
-        best = np.argpartition(-self.merged, count - 1)[:count]
-        order = sorted(best, key=lambda i: (self.symbols[i] != winner, -self.merged[i]))
+    def candidates(self, written: bytes) -> tuple[Candidate, ...]:
+        """What was written, and the best of the others, best first; five together."""
+        order = [i for i in largest(self.merged, _SHOWN) if self.symbols[i] != written]
+        own = bisect_left(self.symbols, written)
+        if own < len(self.symbols) and self.symbols[own] == written:
+            order.insert(0, own)
         return tuple(
             Candidate(self.symbols[i], float(self.merged[i]), tuple(self.by_model[:, i].tolist()))
-            for i in order
-            if self.merged[i] > 0 or self.symbols[i] == winner
+            for i in order[:_SHOWN]
+            if self.merged[i] > 0 or self.symbols[i] == written
         )
 
 
@@ -71,58 +73,114 @@ def merge(
 ) -> Merge:
     """Merges next-token distributions that follow the same text.
 
+    A model that tells only its best ids is asked for others where, and only where, the winner
+    could be another one for all that is known.
+
     Args:
         tables: The models' tokens, drafter first.
-        distributions: What each model expects next.
+        distributions: What each model expects next; `Dense` ones for `gac`.
         weights: One per model, summing to 1.
         config: Method and sharpening.
 
     Returns:
         The merge, sharpened where it was too smooth.
     """
-    symbols: Sequence[bytes]
-    if config.method == "unite":
-        symbols, by_model = _unite(tables, distributions, config.union_top_k)
-        drafter = _as_single_tokens(symbols, tables[0], distributions[0])
-    else:
-        symbols, by_model = _gac(tables, distributions)
-        drafter = by_model[0]
-    merged = _sharpen(symbols, by_model, weights, tables[0], config)
-    return Merge(symbols, by_model, merged, drafter)
+    if config.method == "gac":
+        symbols, by_model = _gac(tables, cast("Sequence[Dense]", distributions))
+        return Merge(symbols, by_model, _sharpen(symbols, by_model, weights, tables[0], config))
+    pairs = list(zip(tables, distributions, strict=True))
+    symbols = sorted({t.symbol(i) for t, d in pairs for i in d.top(config.union_top_k)})
+    low, high = _unite(symbols, pairs, _bounds)
+    merged = _sharpen(symbols, low, weights, tables[0], config)
+    if high is not low and not _is_certain(
+        merged,
+        _sharpen(symbols, high, weights, tables[0], config),
+        [np.asarray(weights) @ shares for shares in (low, high)],
+        config,
+    ):
+        low, _ = _unite(symbols, pairs, _exact)
+        merged = _sharpen(symbols, low, weights, tables[0], config)
+    return Merge(symbols, low, merged)
+
+
+Scores = tuple[Sequence[float], Sequence[bool] | None]
+"""Log-probabilities, and which of them are exact, not the most that is possible; None for all."""
+
+
+def _exact(distribution: Distribution, token_ids: Sequence[int]) -> Scores:
+    return distribution.logprobs(token_ids), None
+
+
+def _bounds(distribution: Distribution, token_ids: Sequence[int]) -> Scores:
+    if isinstance(distribution, TopDistribution):
+        return distribution.bounds(token_ids)
+    return _exact(distribution, token_ids)
 
 
 def _unite(
-    tables: Sequence[TokenTable], distributions: Sequence[Distribution], k: int
-) -> tuple[list[bytes], Floats]:
-    """Union of the models' top k tokens, each model's share of it (UniTE).
+    symbols: Sequence[bytes],
+    models: Sequence[tuple[TokenTable, Distribution]],
+    scores_of: Callable[[Distribution, Sequence[int]], Scores],
+) -> tuple[Floats, Floats]:
+    """Each model's share of the union of the models' top k tokens (UniTE).
 
     A symbol that is not one token of a model gets the score of its first piece there.
+
+    Returns:
+        The least and the most that the shares can be, shape `[models, symbols]`; the same array
+        twice where all are exact.
     """
-    union = {t.symbol(i) for t, d in zip(tables, distributions, strict=True) for i in d.top(k)}
-    symbols = sorted(union)
-    scores = np.array(
-        [
-            d.logprobs([t.first_piece(s) for s in symbols])
-            for t, d in zip(tables, distributions, strict=True)
-        ]
-    )
-    shares = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return symbols, shares / shares.sum(axis=1, keepdims=True)
+    found = [scores_of(d, [t.first_piece(s) for s in symbols]) for t, d in models]
+    scores = np.array([values for values, _ in found])
+    most = np.exp(scores - scores.max(axis=1, keepdims=True))
+    known = np.array([[True] * len(symbols) if e is None else e for _, e in found])
+    if known.all():
+        shares = most / most.sum(axis=1, keepdims=True)
+        return shares, shares
+    least = np.where(known, most, 0)
+    total = least.sum(axis=1, keepdims=True)
+    return least / most.sum(axis=1, keepdims=True), most / (total + np.where(known, 0, most))
 
 
-def _as_single_tokens(
+def _is_certain(low: Floats, high: Floats, means: Sequence[Floats], config: EnsembleConfig) -> bool:
+    """Whether all that lies between two bounds has the same winner.
+
+    Sharpening grows with what it is made of as long as it is applied to the same symbols, so its
+    bounds are the sharpened bounds; but for the geometric mean, which is normalised.
+    """
+    smooth = [mean.max() < config.sharpen_below for mean in means]
+    if smooth[0] != smooth[1] or (smooth[0] and config.sharpening == "geometric"):
+        return False
+    collecting = [mean > config.prefix_threshold for mean in means]
+    if smooth[0] and config.sharpening == "prefix" and (collecting[0] != collecting[1]).any():
+        return False
+    best = int(low.argmax())
+    return bool(low[best] > np.delete(high, best).max(initial=-1))
+
+
+def as_single_tokens(
     symbols: Sequence[bytes], table: TokenTable, distribution: Distribution
 ) -> Floats:
+    """What a model gives each symbol as one token of its own; 0 where it is not one.
+
+    Args:
+        symbols: The columns of a merge.
+        table: The model's tokens.
+        distribution: What it expects next.
+
+    Returns:
+        Probabilities over its whole vocabulary, shape `[symbols]`.
+    """
     ids = [table.id_of(symbol) for symbol in symbols]
     scores = distribution.logprobs([0 if i is None else i for i in ids])
     return np.where([i is None for i in ids], 0.0, np.exp(scores))
 
 
 def _gac(
-    tables: Sequence[TokenTable], distributions: Sequence[Distribution]
+    tables: Sequence[TokenTable], distributions: Sequence[Dense]
 ) -> tuple[Sequence[bytes], Floats]:
     """Union of the whole vocabularies (GaC). A symbol that is not one token has probability 0."""
-    joint = _joint_vocabulary(tuple(tables))
+    joint = _joint_vocabulary(tables)
     rows = [
         np.bincount(columns, np.exp(d.dense(), dtype=np.float64), len(joint.symbols) + 1)[:-1]
         for columns, d in zip(joint.columns, distributions, strict=True)
@@ -167,17 +225,29 @@ def _end_of_continuations(symbols: Sequence[bytes], prefix: bytes) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _JointVocabulary:
+    tables: Sequence[ref[TokenTable]]
     symbols: Sequence[bytes]
     columns: Sequence[NDArray[np.int64]]
 
 
-@lru_cache(maxsize=8)
-def _joint_vocabulary(tables: tuple[TokenTable, ...]) -> _JointVocabulary:
+_joint: Final[WeakKeyDictionary[TokenTable, list[_JointVocabulary]]] = WeakKeyDictionary()
+"""By drafter; what belongs to models that are gone goes with them."""
+
+
+def _joint_vocabulary(tables: Sequence[TokenTable]) -> _JointVocabulary:
     """All symbols of all models, and each model's id -> column (one more for what has none)."""
+    known = [j for j in _joint.get(tables[0], ()) if all(table() for table in j.tables)]
+    for joint in known:
+        if len(joint.tables) == len(tables) and all(
+            r() is t for r, t in zip(joint.tables, tables, strict=True)
+        ):
+            return joint
     symbols = sorted({s for t in tables for s in t.symbols() if s is not None})
     column = {s: i for i, s in enumerate(symbols)}
     columns = [
         np.array([len(symbols) if s is None else column[s] for s in t.symbols()], np.int64)
         for t in tables
     ]
-    return _JointVocabulary(symbols, columns)
+    made = _JointVocabulary([ref(table) for table in tables], symbols, columns)
+    _joint[tables[0]] = [*known, made]
+    return made

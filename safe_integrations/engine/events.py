@@ -44,7 +44,8 @@ class Vote:
     Attributes:
         model: Name of the model.
         token: Its own token at this place, as bytes or END.
-        probability: What it gives that token.
+        probability: What it gives that token; the most that can be, where a model that tells only
+            its best ids was not asked.
         best: Its favourite.
         best_probability: What it gives its favourite.
     """
@@ -154,6 +155,26 @@ class Statistics:
     tokenise_seconds: float = 0.0
     ensemble_seconds: float = 0.0
     models: list[ModelStatistics] = field(default_factory=list)
+
+    def add(self, event: Event) -> None:
+        """Counts what an event says: a fold over the events of an answer.
+
+        `cycles`, `drafted`, `judged`, `unsafe`, `ensembled` and `changed` are made of nothing else,
+        so they are right after every event, also of an answer that is never finished.
+
+        Args:
+            event: The next one.
+        """
+        match event:
+            case Drafted():
+                self.cycles = event.cycle
+                self.drafted += len(event.tokens)
+            case Verified():
+                verdicts = [piece.verdict for piece in event.pieces]
+                self.judged += len(verdicts)
+                self.unsafe += verdicts.count(Verdict.UNSAFE)
+                self.ensembled += sum(piece.ensembled for piece in event.pieces)
+                self.changed += verdicts.count(Verdict.CHANGED)
 
     @property
     def ensembled_ratio(self) -> float:

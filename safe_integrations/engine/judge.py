@@ -1,11 +1,22 @@
-"""Whether the models agree on a drafted token (section 3.2)."""
+"""What becomes of a drafted token: consensus (section 3.2), or the ensemble decides (3.3)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from time import perf_counter
 
-from safe_integrations.engine.events import Verdict, Vote
+from safe_integrations.config import EnsembleConfig, GenerationConfig
+from safe_integrations.engine.draft import Step
+from safe_integrations.engine.ensemble import as_single_tokens, merge
+from safe_integrations.engine.events import Piece, Verdict, Vote
+from safe_integrations.engine.model import Distribution
+from safe_integrations.engine.sampling import JUDGING, random_at, speculative_draw
+from safe_integrations.engine.tokens import END
+from safe_integrations.engine.view import View
+
+Opinion = tuple[int, Distribution]
+"""A place in a verifier's view of the text, in its tokens, and what it expects there."""
 
 
 def consensus(votes: Sequence[Vote], weights: Sequence[float], above: float) -> Verdict | None:
@@ -27,3 +38,109 @@ def consensus(votes: Sequence[Vote], weights: Sequence[float], above: float) -> 
         return Verdict.UNANIMOUS
     mean = math.fsum(w * vote.probability for w, vote in zip(weights, votes, strict=True))
     return Verdict.MAJORITY if mean > above else None
+
+
+class Judge:
+    """Gives every drafted token its verdict.
+
+    Args:
+        models: The models, drafter first.
+        config: How they are merged.
+        weights: One per model, summing to 1.
+        options: Whether tokens are drawn.
+        seed: Where randomness comes from.
+
+    Attributes:
+        seconds: Wall time of merging distributions so far.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[View],
+        config: EnsembleConfig,
+        weights: Sequence[float],
+        options: GenerationConfig,
+        seed: int,
+    ) -> None:
+        self.seconds = 0.0
+        self._models = models
+        self._tables = [model.tokens for model in models]
+        self._weights = weights
+        self._draws = options.temperature > 0
+        self._partial = any(model.limits.top is not None for model in models)
+        self._seed = seed
+        self._above = config.consensus_above
+        # drawing follows the plain mixture (appendix H)
+        self._config = config.model_copy(update={"sharpening": "none"}) if self._draws else config
+
+    def judge(self, step: Step, opinions: Sequence[Opinion] | None) -> Piece:
+        """The verdict on one drafted token.
+
+        Args:
+            step: The token.
+            opinions: What the verifiers expect at its place; None where it is not safe to ask
+                (Eq. 1), or nobody is there to be asked.
+        """
+        if step.expected is None:
+            return _kept(step, Verdict.FORCED)
+        if opinions is None:
+            return _kept(step, Verdict.UNSAFE if self._models[1:] else Verdict.UNVERIFIED)
+        views = zip(self._models[1:], opinions, strict=True)
+        shaped = [model.shaped(expected, index) for model, (index, expected) in views]
+        distributions = [step.expected, *shaped]
+        own = [model.own_token(i) for model, (i, _) in zip(self._models[1:], opinions, strict=True)]
+        votes = self._votes([step.id, *own], distributions, exact=False)
+        if not self._draws:
+            agreed = consensus(votes, self._weights, self._above)
+            if agreed is Verdict.MAJORITY and self._partial:  # perhaps only by a bound
+                votes = self._votes([step.id, *own], distributions, exact=True)
+                agreed = consensus(votes, self._weights, self._above)
+            if agreed is not None:
+                return _kept(step, agreed, votes)
+        return self.ensemble(step, distributions, votes)
+
+    def ensemble(
+        self, step: Step, distributions: Sequence[Distribution], votes: tuple[Vote, ...] = ()
+    ) -> Piece:
+        """The merged distribution decides what stands at a place.
+
+        Args:
+            step: The drafted token.
+            distributions: What each model expects there, drafter first.
+            votes: What they think of the token.
+        """
+        started = perf_counter()
+        merged = merge(self._tables, distributions, self._weights, self._config)
+        if self._draws:
+            if self._config.method == "gac":
+                drafter = merged.by_model[0]
+            else:
+                drafter = as_single_tokens(merged.symbols, self._tables[0], distributions[0])
+            random = random_at(self._seed, step.start, JUDGING)
+            winner = speculative_draw(merged, drafter, self._weights, step.token, random)
+            kept = Verdict.ACCEPTED
+        else:
+            winner = merged.winner(step.token)
+            kept = Verdict.CONFIRMED
+        candidates = merged.candidates(winner)
+        self.seconds += perf_counter() - started
+        return Piece(
+            step.start,
+            step.start + (0 if winner == END else len(winner)),
+            winner,
+            step.token,
+            kept if winner == step.token else Verdict.CHANGED,
+            votes,
+            candidates,
+        )
+
+    def _votes(
+        self, token_ids: Sequence[int], distributions: Sequence[Distribution], exact: bool
+    ) -> tuple[Vote, ...]:
+        asked = zip(self._models, token_ids, distributions, strict=True)
+        return tuple(model.vote(own, expected, exact) for model, own, expected in asked)
+
+
+def _kept(step: Step, verdict: Verdict, votes: tuple[Vote, ...] = ()) -> Piece:
+    end = step.start + (0 if step.token == END else len(step.token))
+    return Piece(step.start, end, step.token, step.token, verdict, votes)

@@ -7,7 +7,7 @@ test double needs no cache, and a served engine that caches prefixes fits the sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -20,10 +20,16 @@ from safe_integrations.engine.tokens import TokenTable
 from safe_integrations.messages import Message
 
 
+def never() -> bool:
+    """The answer of a caller that lets every forward pass end."""
+    return False
+
+
 class Distribution(Protocol):
     """A next-token distribution of one model, over canonical ids (see `TokenTable`).
 
-    Silent ids have probability 0, and aliases are added to their canonical id.
+    Silent ids have probability 0, and aliases are added to their canonical id. Every backend can
+    answer this much; a served model that tells only its best ids does so with `TopDistribution`.
     """
 
     @property
@@ -31,25 +37,41 @@ class Distribution(Protocol):
         """The most probable id; of several, the lowest."""
         ...
 
-    def logprob(self, token_id: int) -> float:
-        """Natural logarithm of the probability of one id."""
-        ...
-
-    def logprobs(self, token_ids: Sequence[int]) -> list[float]:
-        """The same for several ids."""
-        ...
-
     def top(self, k: int) -> list[int]:
         """The k most probable ids, best first; fewer where fewer have any probability."""
         ...
 
+    def logprobs(self, token_ids: Sequence[int]) -> list[float]:
+        """Natural logarithms of the probabilities of some ids. May ask the model again."""
+        ...
+
+
+class Dense(Distribution, Protocol):
+    """A distribution whose whole vocabulary is in memory: what shaping and drawing need."""
+
     def logits(self) -> NDArray[np.float32]:
-        """Logits of all ids, shape `[tokens.size]`; a model that has none gives `dense`."""
+        """Logits of all ids, shape `[tokens.size]`, not to be written to; -inf where silent."""
         ...
 
     def dense(self) -> NDArray[np.float32]:
         """Log-probabilities of all ids, shape `[tokens.size]`."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a member cannot do. An option that needs more is refused by name, before any work.
+
+    Attributes:
+        top: Most ids that a distribution brings along; None for `Dense` ones, which bring all.
+        ids: Most other ids whose probability one question may ask for; None for any number.
+        remote: Whether the member waits for another machine or program while it scores, so that
+            several can be asked at the same time.
+    """
+
+    top: int | None = None
+    ids: int | None = None
+    remote: bool = False
 
 
 @dataclass(slots=True)
@@ -121,8 +143,19 @@ class Member(Protocol):
         """The prompt's token ids, the messages rendered the way this model was trained on."""
         ...
 
-    def start(self, prompt: Sequence[int]) -> Session:
-        """Opens a session on a prompt. Computes nothing yet."""
+    @property
+    def limits(self) -> Limits:
+        """What it cannot do."""
+        ...
+
+    def start(self, prompt: Sequence[int], cancel: Callable[[], bool] = never) -> Session:
+        """Opens a session on a prompt. Computes nothing yet.
+
+        Args:
+            prompt: Token ids.
+            cancel: Asked between the parts of a long forward pass whether to stop; `score` then
+                raises `GenerationCancelled`.
+        """
         ...
 
 
@@ -132,8 +165,8 @@ class Cursor(Protocol):
     Every question names all ids generated so far; the cursor goes back and forth by itself.
     """
 
-    def allowed(self, ids: Sequence[int]) -> NDArray[np.bool_]:
-        """Which ids may follow, one flag per id."""
+    def allowed(self, ids: Sequence[int]) -> NDArray[np.bool_] | None:
+        """Which ids may follow, one flag per id; None where every id may, END included."""
         ...
 
     def forced(self, ids: Sequence[int]) -> bytes:

@@ -4,32 +4,57 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safe_integrations.config import GenerationConfig
-from safe_integrations.engine.distribution import DenseDistribution
+from safe_integrations.engine.distribution import DenseDistribution, Row, SparseDistribution
 from safe_integrations.engine.ensemble import Floats, Merge
-from safe_integrations.engine.model import Distribution
+from safe_integrations.engine.model import Dense
+from safe_integrations.engine.rows import largest
 from safe_integrations.errors import GenerationError
+
+Shaped = DenseDistribution | SparseDistribution
+
+DRAFTING: Final = 0
+JUDGING: Final = 1
+"""What randomness is for: a token's draft and its acceptance must not share it."""
+
+_COLDEST: Final = 1e-30
+_ROUNDING: Final = 1e-3
+
+
+def random_at(seed: int, offset: int, purpose: int) -> np.random.Generator:
+    """Randomness that belongs to a place of the text, whenever it is asked for.
+
+    So a seed gives one text, whatever the lookahead and whatever was drafted in vain.
+
+    Args:
+        seed: Of the answer.
+        offset: The place, in bytes.
+        purpose: `DRAFTING` or `JUDGING`.
+    """
+    return np.random.default_rng([seed, offset, purpose])
 
 
 def shapes(options: GenerationConfig) -> bool:
-    """Whether `shape` changes anything for these options."""
+    """Whether `shape` changes anything for these options, where nothing is forbidden."""
     return options.temperature > 0 or options.repetition_penalty != 1
 
 
 def shape(
-    distribution: Distribution,
+    distribution: Dense,
     history: Sequence[int],
     allowed: NDArray[np.bool_] | None,
     options: GenerationConfig,
-) -> DenseDistribution:
+) -> Shaped:
     """One model's distribution as it takes part: constrained, penalised, tempered, truncated.
 
     The order is that of transformers: penalty, temperature, top_k, top_p, min_p. Truncation
-    belongs to drawing: at temperature 0 only the constraint and the penalty act.
+    belongs to drawing: at temperature 0 only the constraint and the penalty act. Only what is
+    asked of the outcome is computed: a vocabulary may hold a quarter of a million ids.
 
     Args:
         distribution: What the model expects next.
@@ -44,35 +69,44 @@ def shape(
     Raises:
         GenerationError: Nothing is left that has any probability.
     """
-    logits = distribution.logits().astype(np.float64)
+    logits = distribution.logits()
     if allowed is not None:
-        logits[~allowed] = -np.inf
+        logits = np.where(allowed, logits, -np.inf)
     if options.repetition_penalty != 1 and history:
         seen = np.unique(np.asarray(history))
         penalty = options.repetition_penalty
+        logits = logits.copy()
         logits[seen] *= np.where(logits[seen] > 0, 1 / penalty, penalty)
-    if options.temperature > 0:
-        logits /= options.temperature
-    best = logits.max()
-    if best == -np.inf:
+    highest = logits.max()
+    if highest > -np.inf and options.temperature > 0:
+        with np.errstate(over="ignore"):
+            logits = (logits - highest) / np.float32(max(options.temperature, _COLDEST))
+    shaped = DenseDistribution(logits, None)
+    if highest == -np.inf:
         raise GenerationError("a model has no token that may come next under the response format")
-    shifted = np.exp(logits - best)
-    probs: Floats = shifted / shifted.sum()
-    if options.temperature > 0:
-        probs = _truncate(probs, options)
-    with np.errstate(divide="ignore"):
-        return DenseDistribution(np.log(probs))
+    return _truncated(shaped, options) if options.temperature > 0 else shaped
 
 
-def draw(probs: Floats, random: np.random.Generator) -> int:
-    """Draws an index in proportion to `probs`, which need not sum to 1."""
-    cumulative = np.cumsum(probs)
+def pick(distribution: Shaped, random: np.random.Generator) -> int:
+    """Draws one id."""
+    if isinstance(distribution, SparseDistribution):
+        return int(distribution.ids[draw(np.exp(distribution.own), random)])
+    return draw(distribution.weights, random)
+
+
+def draw(weights: Row, random: np.random.Generator) -> int:
+    """Draws an index in proportion to `weights`, which need not sum to 1."""
+    cumulative = np.cumsum(weights, dtype=np.float64)
     index = int(np.searchsorted(cumulative, random.random() * cumulative[-1], side="right"))
-    return min(index, int(np.flatnonzero(probs)[-1]))
+    return index if index < len(weights) else int(np.flatnonzero(weights)[-1])
 
 
 def speculative_draw(
-    merged: Merge, weights: Sequence[float], proposed: bytes, random: np.random.Generator
+    merged: Merge,
+    drafter: Floats,
+    weights: Sequence[float],
+    proposed: bytes,
+    random: np.random.Generator,
 ) -> bytes:
     """Keeps a drafted token or replaces it, so that the outcome follows the ensemble.
 
@@ -82,6 +116,8 @@ def speculative_draw(
 
     Args:
         merged: The models' distributions in one vocabulary, not sharpened.
+        drafter: What the drafter gives each of its symbols as one token of its own, over its whole
+            vocabulary, shape `[symbols]`; 0 where it is not one token.
         weights: One per model, drafter first.
         proposed: What the drafter drew.
         random: Source of randomness.
@@ -92,30 +128,32 @@ def speculative_draw(
     own = bisect_left(merged.symbols, proposed)
     if own == len(merged.symbols) or merged.symbols[own] != proposed:
         return proposed
-    ensemble = merged.drafter.sum() * (np.asarray(weights) @ merged.by_model)
-    if random.random() * merged.drafter[own] < ensemble[own]:
+    ensemble = drafter.sum() * (np.asarray(weights) @ merged.by_model)
+    if random.random() * drafter[own] < ensemble[own]:
         return proposed
-    excess = np.maximum(ensemble - merged.drafter, 0)
+    excess = np.maximum(ensemble - drafter, 0)
     return merged.symbols[draw(excess, random)] if excess.any() else proposed
 
 
-def _truncate(probs: Floats, options: GenerationConfig) -> Floats:
+def _truncated(shaped: DenseDistribution, options: GenerationConfig) -> Shaped:
     """Keeps what top_k, top_p and min_p keep, each of them working on what the last one left."""
-    if 0 < options.top_k < len(probs):
-        probs = _keep(probs, np.argpartition(-probs, options.top_k - 1)[: options.top_k])
+    logits, total, size = shaped.logits(), None, shaped.logits().size
+    if 0 < options.top_k < size:
+        ids = np.sort(largest(logits, options.top_k))
+    elif options.top_p < 1:
+        # ids below this together hold less than is cut off anyway: no need to sort them
+        total = shaped.total
+        ids = np.flatnonzero(logits >= total + np.log((1 - options.top_p) / size))
+    elif options.min_p > 0:
+        ids = np.flatnonzero(logits >= logits[shaped.best] + np.log(options.min_p) - _ROUNDING)
+    else:
+        return shaped
+    kept = DenseDistribution(logits[ids].astype(np.float64), total)
+    probs: Floats = np.exp(kept.logits() - kept.total)
     if options.top_p < 1:
-        # tokens below this together hold less than is cut off anyway: no need to sort them
-        likely = np.flatnonzero(probs >= (1 - options.top_p) / len(probs))
-        order = likely[np.argsort(-probs[likely], kind="stable")]
+        order = np.argsort(-probs, kind="stable")
         before = np.cumsum(probs[order]) - probs[order]
-        probs = _keep(probs, order[before < options.top_p])
-    if options.min_p > 0:
-        probs = _keep(probs, np.flatnonzero(probs >= options.min_p * probs.max()))
-    return probs
-
-
-def _keep(probs: Floats, kept: NDArray[np.intp]) -> Floats:
-    out = np.zeros_like(probs)
-    out[kept] = probs[kept]
-    out /= out.sum()
-    return out
+        inside = np.sort(order[before < options.top_p])
+        ids, probs = ids[inside], probs[inside]
+    inside = np.flatnonzero(probs >= options.min_p * probs.max())
+    return SparseDistribution(size, ids[inside], np.log(probs[inside] / probs[inside].sum()))

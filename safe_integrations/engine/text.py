@@ -17,6 +17,7 @@ class TextStream:
         stop: Texts that end the stream; none of them is ever part of the output.
 
     Attributes:
+        read: Bytes pushed so far.
         shown: Bytes released so far.
         stopped_at: Bytes read when a stop string was complete; None while none was.
     """
@@ -25,11 +26,13 @@ class TextStream:
         self._stops = sorted((s.encode() for s in stop), key=len, reverse=True)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = b""
+        self.read = 0
         self.shown = 0
         self.stopped_at: int | None = None
 
     def push(self, data: bytes) -> str:
         """Adds bytes; returns the text that can be shown now (often some, sometimes none)."""
+        self.read += len(data)
         if self.stopped_at is not None:
             return ""
         self._held += data

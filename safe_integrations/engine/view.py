@@ -1,44 +1,72 @@
-"""One model taking part in one generation: its session, its view of the text, its votes."""
+"""One model at work on one answer: its session, its token ids of the text, its votes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import exp
+from typing import cast
 
 from safe_integrations.config import GenerationConfig
+from safe_integrations.engine.distribution import TopDistribution
 from safe_integrations.engine.events import ModelStatistics, Vote
-from safe_integrations.engine.model import Cursor, Distribution, Member, Session
+from safe_integrations.engine.model import Cursor, Dense, Distribution, Member, never
 from safe_integrations.engine.sampling import shape, shapes
 from safe_integrations.engine.segments import Segmentation
 from safe_integrations.errors import GenerationCancelled, GenerationError, SafeError
 
 
-class Participant:
-    """A member at work on one prompt, with its own view of the shared text."""
+class View:
+    """A member at work on one prompt, with its own view of the shared text.
+
+    Args:
+        member: The model.
+        prompt: Token ids of its prompt.
+        cursor: Its way through the grammar; None where any text will do.
+        options: How this answer is made.
+        cancel: Asked before every forward pass whether to stop.
+
+    Attributes:
+        name: Name of the model.
+        tokens: Its tokens as bytes.
+        prompt: Token ids of its prompt.
+        room: Tokens that its context window leaves for the answer.
+        limits: What the member cannot do.
+        segments: Its token ids of the text.
+        cursor: Its way through the grammar.
+    """
 
     def __init__(
         self,
         member: Member,
         prompt: Sequence[int],
-        session: Session,
         cursor: Cursor | None,
         options: GenerationConfig,
-        cancel: Callable[[], bool] | None,
+        cancel: Callable[[], bool] = never,
     ) -> None:
         self.name = member.name
         self.tokens = member.tokens
         self.prompt = prompt
         self.room = member.context_window - len(prompt)
-        self.view = Segmentation(member.tokens)
+        self.limits = member.limits
+        self.segments = Segmentation(member.tokens)
         self.cursor = cursor
-        self._session = session
+        self._session = member.start(prompt, cancel)
         self._options = options
-        self._reshapes = cursor is not None or shapes(options)
+        self._reshapes = shapes(options)
         self._cancel = cancel
 
+    def close(self) -> None:
+        """Gives its session back."""
+        self._session.close()
+
     def score(self, ids: Sequence[int], since: int) -> Sequence[Distribution]:
-        """What it expects after `ids[:since]`, ..., after `ids`, in one forward pass."""
-        if self._cancel is not None and self._cancel():
+        """What it expects after `ids[:since]`, ..., after `ids`, in one forward pass.
+
+        Raises:
+            GenerationCancelled: The caller asked to stop.
+            GenerationError: The model failed.
+        """
+        if self._cancel():
             raise GenerationCancelled("the generation was cancelled")
         try:
             return self._session.score(ids, since)
@@ -64,36 +92,47 @@ class Participant:
             expected: What the model expects after the first `count` tokens of its view.
             count: Number of tokens.
         """
-        if not self._reshapes:
-            return expected
-        ids = self.view.ids[:count]
+        ids = self.segments.ids[:count]
         allowed = None if self.cursor is None else self.cursor.allowed(ids)
-        return shape(expected, ids, allowed, self._options)
+        if allowed is None and not self._reshapes:
+            return expected
+        return shape(cast("Dense", expected), ids, allowed, self._options)
 
-    def look_at(self, text: bytearray, unchanged: int, drafter: Participant) -> None:
+    def look_at(self, text: bytearray, unchanged: int, drafter: View) -> None:
         """Takes in the text as it is now. Models with the same tokens share the drafter's ids."""
         if self._shares_ids_with(drafter):
-            self.view = drafter.view
+            self.segments = drafter.segments
         else:
-            self.view.update(text, unchanged)
+            self.segments.update(text, unchanged)
 
-    def settled(self, text: bytearray, drafter: Participant) -> int:
+    def settled(self, text: bytearray, drafter: View) -> int:
         """How much of its view stays as it is whatever is written next, in bytes."""
         return len(text) if self._shares_ids_with(drafter) else self.tokens.settled(text)
 
     def own_token(self, index: int) -> int:
         """Its token at a place of its view; END at the end of the text."""
-        ids = self.view.ids
+        ids = self.segments.ids
         return ids[index] if index < len(ids) else self.tokens.end_id
 
-    def _shares_ids_with(self, drafter: Participant) -> bool:
-        return self.view is drafter.view or self.tokens.same_tokens(drafter.tokens)
+    def _shares_ids_with(self, drafter: View) -> bool:
+        return self.segments is drafter.segments or self.tokens.same_tokens(drafter.tokens)
 
-    def vote(self, own_id: int, expected: Distribution) -> Vote:
-        """What it thinks of its own token at a place."""
-        own, top = expected.logprobs([own_id, expected.best])
+    def vote(self, own_id: int, expected: Distribution, exact: bool = True) -> Vote:
+        """What it thinks of its own token at a place.
+
+        Args:
+            own_id: Its token.
+            expected: What it expects at the place.
+            exact: Whether a model that tells only its best ids is asked about any other; if not,
+                the vote holds the most that the token can have.
+        """
+        best = expected.best
+        if isinstance(expected, TopDistribution) and not exact:
+            (own, top), _ = expected.bounds([own_id, best])
+        else:
+            own, top = expected.logprobs([own_id, best])
         symbol = self.tokens.symbol
-        return Vote(self.name, symbol(own_id), exp(own), symbol(expected.best), exp(top))
+        return Vote(self.name, symbol(own_id), exp(own), symbol(best), exp(top))
 
     def statistics(self) -> ModelStatistics:
         """What it has computed so far."""

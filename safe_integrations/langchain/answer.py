@@ -1,4 +1,4 @@
-"""Engine events become message chunks."""
+"""An answer as message chunks."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.utils.json import parse_partial_json
 
-from safe_integrations.calls.stream import ToolCallStream
-from safe_integrations.calls.types import InvalidToolCall, ToolCallDelta
+from safe_integrations.adapters.answer import Answer, End, InvalidToolCall, ToolCallDelta
 from safe_integrations.config import GenerationConfig
-from safe_integrations.engine.events import Event, Finished, Statistics, TextDelta, Verified
+from safe_integrations.engine.events import Event
 from safe_integrations.errors import InvalidArgumentError
-from safe_integrations.report import payloads
 from safe_integrations.report.result import Result, read_result
 
 PROVIDER: Final = "safe"
 """How LangChain and its tracers call this package."""
 
 METADATA: Final = "safe"
-"""Key of the rounds in `additional_kwargs` and of the statistics in `response_metadata`."""
+"""Key of the rounds in `additional_kwargs`, and in `response_metadata` of a list of statistics: one
+entry per answer, because LangChain adds messages up, and cannot add up fractions."""
 
 
-class Answer:
-    """One answer as it grows.
+class Chunks:
+    """One answer as it grows, in chunks.
 
     Everything is said once: chunks add up, and LangChain would add up repetitions.
 
@@ -39,70 +38,62 @@ class Answer:
 
     def __init__(self, model_name: str, options: GenerationConfig, *, rounds: bool) -> None:
         self._model_name = model_name
-        self._stream = ToolCallStream(options.tools if options.tool_choice != "none" else ())
+        self._answer = Answer(options)
         self._keeps_rounds = rounds
-        self._rounds: list[dict[str, Any]] = []
-        self._calls: dict[int, str] = {}  # number of each call -> its id
+        self._told: dict[str, int] = {}  # ids of the calls that have begun -> their numbers
 
-    def chunks(self, event: Event) -> Iterator[ChatGenerationChunk]:
+    def take(self, event: Event) -> Iterator[ChatGenerationChunk]:
         """What an event adds to the message."""
-        if isinstance(event, Verified) and self._keeps_rounds:
-            self._rounds.append(payloads.round_of(event))
-        elif isinstance(event, TextDelta):
-            content, calls = self._read(self._stream.push(event.text))
-            if content or calls:
-                yield self._chunk(content=content, tool_call_chunks=calls)
-        elif isinstance(event, Finished):
-            yield self._last(event)
+        delta = self._answer.take(event)
+        if delta is None:
+            return
+        end = delta.end
+        calls = [self._call(call) for call in delta.calls]
+        calls += [self._invalid(call) for call in (() if end is None else end.invalid)]
+        kwargs: dict[str, Any] = {}
+        if self._keeps_rounds and self._answer.rounds:
+            kwargs[METADATA], self._answer.rounds = self._answer.rounds, []
+        yield ChatGenerationChunk(
+            message=AIMessageChunk(
+                content=delta.text,
+                tool_call_chunks=calls,
+                additional_kwargs=kwargs,
+                **({} if end is None else self._last(end)),
+            ),
+            generation_info=None if end is None else {"finish_reason": end.finish_reason},
+        )
 
-    def _read(self, pieces: list[str | ToolCallDelta]) -> tuple[str, list[ToolCallChunk]]:
-        text = "".join(piece for piece in pieces if isinstance(piece, str))
-        calls = []
-        for piece in pieces:
-            if isinstance(piece, ToolCallDelta):
-                if piece.id is not None:
-                    self._calls[piece.number] = piece.id
-                calls.append(
-                    tool_call_chunk(
-                        name=piece.name, args=piece.arguments, id=piece.id, index=piece.number
-                    )
-                )
-        return text, calls
-
-    def _last(self, event: Finished) -> ChatGenerationChunk:
-        content, calls = self._read(self._stream.finish())
-        answer = self._stream.answer()
-        calls += [self._invalid(call) for call in answer.invalid]
-        called = event.finish_reason == "stop" and bool(answer.calls)
-        return self._chunk(
-            content=content,
-            tool_call_chunks=calls,
-            usage_metadata=_usage(event.statistics),
-            response_metadata={
+    def _last(self, end: End) -> dict[str, Any]:
+        return {
+            "usage_metadata": UsageMetadata(
+                input_tokens=end.prompt_tokens,
+                output_tokens=end.tokens,
+                total_tokens=end.prompt_tokens + end.tokens,
+                input_token_details=InputTokenDetails(cache_read=end.cached_tokens),
+            ),
+            "response_metadata": {
                 "model_name": self._model_name,
                 "model_provider": PROVIDER,
-                "finish_reason": "tool_calls" if called else event.finish_reason,
-                METADATA: payloads.generation_end(event),
+                "finish_reason": end.finish_reason,
+                METADATA: [end.payload],
             },
-            chunk_position="last",
-        )
+            "chunk_position": "last",
+        }
+
+    def _call(self, call: ToolCallDelta) -> ToolCallChunk:
+        if call.id is not None:
+            self._told[call.id] = call.number
+        return tool_call_chunk(name=call.name, args=call.arguments, id=call.id, index=call.number)
 
     def _invalid(self, call: InvalidToolCall) -> ToolCallChunk:
         """Makes sure that LangChain, which mends broken JSON, does not take it for a call."""
-        for number, call_id in self._calls.items():
-            if call_id == call.id:  # its beginning has been told already
-                rest = _unmendable(call.arguments).removeprefix(call.arguments)
-                return tool_call_chunk(args=rest, index=number)
-        number = max(self._calls, default=-1) + 1
-        self._calls[number] = call.id
-        args = _unmendable(call.arguments)
-        return tool_call_chunk(name=call.name, args=args, id=call.id, index=number)
-
-    def _chunk(self, **fields: Any) -> ChatGenerationChunk:
-        kwargs: dict[str, Any] = {}
-        if self._rounds:
-            kwargs[METADATA], self._rounds = self._rounds, []
-        return ChatGenerationChunk(message=AIMessageChunk(additional_kwargs=kwargs, **fields))
+        written = call.arguments if call.name else call.text
+        broken = _unmendable(written)
+        number = self._told.get(call.id)
+        if number is not None:  # its beginning has been told already
+            return tool_call_chunk(args=broken.removeprefix(written), index=number)
+        number = self._told[call.id] = max(self._told.values(), default=-1) + 1
+        return tool_call_chunk(name=call.name, args=broken, id=call.id, index=number)
 
 
 def result_of(message: BaseMessage) -> Result:
@@ -114,21 +105,24 @@ def result_of(message: BaseMessage) -> Result:
     Raises:
         InvalidArgumentError: The message carries no rounds.
     """
+    error = InvalidArgumentError(
+        "message", message, "pass a whole answer of ChatSafe, made with attach_rounds=True"
+    )
     rounds = message.additional_kwargs.get(METADATA)
     end = message.response_metadata.get(METADATA)
-    if not isinstance(rounds, list) or not isinstance(end, dict):
-        raise InvalidArgumentError(
-            "message",
-            message,
-            "pass a whole answer of ChatSafe, made with attach_rounds=True",
-        )
-    return read_result(rounds, end)
+    if not isinstance(end, list) or len(end) != 1:
+        raise error
+    return read_result(rounds, end[0], error)
 
 
 def _unmendable(arguments: str) -> str:
-    """Broken arguments, broken further where a lenient parser would make an object of them."""
-    texts = [arguments + suffix for suffix in ("", "]", "}", '"]', '"}')]
-    return next((text for text in texts if text and not _mends(text)), arguments)
+    """Broken arguments, broken further where a lenient parser would make an object of them.
+
+    A closing bracket that nothing has opened does it. In a string the quote comes first; one that
+    is escaped there does not end the string, the next one does.
+    """
+    texts = (arguments + suffix for suffix in ("", "]", "}", '"]', '"}', '""]', '""}'))
+    return next(text for text in texts if text and not _mends(text))
 
 
 def _mends(text: str) -> bool:
@@ -136,14 +130,3 @@ def _mends(text: str) -> bool:
         return isinstance(parse_partial_json(text), dict)
     except ValueError:
         return False
-
-
-def _usage(statistics: Statistics) -> UsageMetadata:
-    """Tokens as the drafter counts them."""
-    drafter = statistics.models[0]
-    return UsageMetadata(
-        input_tokens=drafter.prompt_tokens,
-        output_tokens=statistics.tokens,
-        total_tokens=drafter.prompt_tokens + statistics.tokens,
-        input_token_details=InputTokenDetails(cache_read=drafter.reused_tokens),
-    )

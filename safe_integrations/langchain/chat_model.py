@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Generator,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing, closing
-from dataclasses import dataclass
-from time import monotonic
-from typing import Any, Final, Self, TypeVar, cast
+from typing import Any, Self, cast
+from uuid import UUID
 
 from langchain_core.callbacks import (
     AsyncCallbackManager,
@@ -25,49 +30,28 @@ from langchain_core.language_models.chat_models import generate_from_stream
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import ensure_config
-from langchain_core.utils.uuid import uuid7
-from pydantic import (
-    AliasChoices,
-    BaseModel,
-    ConfigDict,
-    Field,
-    SecretStr,
-    model_validator,
-)
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from safe_integrations import __version__
-from safe_integrations.adapters.request import EnsembleOptions, identity_of, name_of
-from safe_integrations.adapters.threads import in_thread
-from safe_integrations.config import EnsembleConfig, GenerationConfig
-from safe_integrations.engine.events import Event
-from safe_integrations.errors import (
-    ContextWindowError,
-    GenerationCancelled,
-    InvalidArgumentError,
+from safe_integrations.adapters.options import EnsembleOptions, identity_of, name_of
+from safe_integrations.adapters.request import (
+    CALL_OPTIONS,
+    Job,
+    Request,
+    read_request,
+    read_tool_choice,
 )
-from safe_integrations.langchain.answer import PROVIDER, Answer
-from safe_integrations.langchain.errors import SafeContextOverflowError, SafeTimeoutError
-from safe_integrations.langchain.events import NOTE, Listeners
+from safe_integrations.adapters.threads import InThread
+from safe_integrations.errors import InvalidArgumentError
+from safe_integrations.langchain.answer import PROVIDER, Chunks
+from safe_integrations.langchain.errors import overflow_of_langchain
+from safe_integrations.langchain.events import Listeners
 from safe_integrations.langchain.messages import engine_messages
-from safe_integrations.langchain.options import (
-    ENSEMBLE_OPTIONS,
-    GENERATION_OPTIONS,
-    AnyTool,
-    generation_config,
-    openai_tool,
-)
-from safe_integrations.langchain.options import tool_choice as read_tool_choice
+from safe_integrations.langchain.profile import Profile
 from safe_integrations.langchain.structured import Method as StructuredMethod
 from safe_integrations.langchain.structured import structured
+from safe_integrations.langchain.tools import AnyTool, json_schema, openai_tool
 from safe_integrations.report.tracing import generation_span
-from safe_integrations.safe_engine import SafeEngine, load_engine
-
-M = TypeVar("M", CallbackManager, AsyncCallbackManager)
-
-_CALL_OPTIONS: Final = ENSEMBLE_OPTIONS | GENERATION_OPTIONS | {"timeout"}
-_IGNORED: Final = frozenset({"stream", NOTE})
-"""Keyword arguments of a call that are for LangChain or for ourselves."""
 
 
 class ChatSafe(EnsembleOptions, BaseChatModel):
@@ -87,9 +71,9 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
         eager_tools: Whether a user is answered with a tool call first, where tools are bound and no
             `tool_choice` is given. Small models hardly ever call on their own. Once a result is
             there, they are free again.
-        timeout: Seconds that an answer may take, once the models are loaded.
         attach_rounds: Whether messages carry what happened in each round
-            (`additional_kwargs["safe"]`), besides the statistics.
+            (`additional_kwargs["safe"]`), besides the statistics. `result_of` needs it; it makes
+            messages, and whatever keeps them, many times as large.
         streaming: Whether `invoke` streams to callbacks.
         max_retries: Taken and not used, like `api_key`: there is nobody to ask.
         api_key: See there.
@@ -104,8 +88,7 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
 
     eager_tools: bool = False
-    timeout: float | None = Field(default=None, gt=0)
-    attach_rounds: bool = True
+    attach_rounds: bool = False
     streaming: bool | None = None
     max_retries: int | None = None
     api_key: SecretStr | None = None
@@ -114,7 +97,7 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
 
     @model_validator(mode="after")
     def _check_options(self) -> Self:
-        self._call({})
+        self._request({})
         self._add_version("safe-integrations", __version__)
         return self
 
@@ -132,8 +115,7 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
     @property
     def _identifying_params(self) -> dict[str, Any]:
         """Everything that can change an answer: LangChain's cache looks answers up by it."""
-        options = sorted(ENSEMBLE_OPTIONS | GENERATION_OPTIONS)
-        own = ("model_kwargs", "attach_rounds", "eager_tools", *options)
+        own = ("model_kwargs", "attach_rounds", "eager_tools", *sorted(CALL_OPTIONS))
         given = {name: value for name in own if (value := getattr(self, name, None)) is not None}
         return {
             "model_name": self.model_name,
@@ -147,13 +129,10 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
     ) -> dict[str, Any]:
         if stop is None and self.stop is not None:  # LangChain would take ours out
             stop = list(self.stop)
-        return super()._get_invocation_params(stop=stop, **_without_note(kwargs))
-
-    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
-        return super()._get_llm_string(stop=stop, **_without_note(kwargs))
+        return super()._get_invocation_params(stop=stop, **kwargs)
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        options = self._call({k: v for k, v in kwargs.items() if k != "model"}, stop).options
+        options = self._request({k: v for k, v in kwargs.items() if k != "model"}, stop).options
         params = LangSmithParams(
             ls_provider=PROVIDER,
             ls_model_name=kwargs.get("model") or self.model_name,
@@ -166,30 +145,13 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
         return params
 
     def _resolve_model_profile(self) -> ModelProfile:
-        return ModelProfile(
-            name=self.model_name,
-            open_weights=True,
-            text_inputs=True,
-            text_outputs=True,
-            image_inputs=False,
-            audio_inputs=False,
-            video_inputs=False,
-            pdf_inputs=False,
-            image_outputs=False,
-            audio_outputs=False,
-            video_outputs=False,
-            reasoning_output=False,
-            tool_calling=True,
-            tool_choice=True,
-            tool_call_streaming=True,
-            structured_output=True,
-            mid_conversation_system_messages=True,
-            temperature=True,
-        )
+        return cast("ModelProfile", Profile(self.model_name, self.sources))
 
     def get_token_ids(self, text: str) -> list[int]:
         """The drafter's tokens of a text. Loads the models."""
-        return self._engine(EnsembleConfig()).drafter.tokens.encode(text.encode())
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
+        return self._load_engine().drafter.tokens.encode(text.encode())
 
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[AnyTool] | None = None
@@ -200,13 +162,11 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
             messages: The conversation.
             tools: What it may call.
         """
-        call = self._call({"tools": tools})
-        drafter = self._engine(EnsembleConfig()).drafter
-        return len(
-            drafter.render(
-                engine_messages(messages), call.options.tools, call.options.template_args
-            )
-        )
+        if not messages:
+            return 0
+        options = self._request({"tools": tools}).options
+        drafter = self._load_engine().drafter
+        return len(drafter.render(engine_messages(messages), options.tools, options.template_args))
 
     # Tools and structure
 
@@ -282,10 +242,20 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[AIMessageChunk]:
         """Answers in chunks. Closing the iterator stops the models."""
-        config, listeners = self._listen(config, CallbackManager)
-        yield from super().stream(input, config, stop=stop, **{**kwargs, NOTE: listeners})
+        config, listeners = Listeners.of_next_run(config, self, CallbackManager)
+        chunks = cast(
+            "Generator[AIMessageChunk, None, None]",
+            super().stream(input, config, stop=stop, **kwargs),
+        )
+        with closing(chunks):
+            while True:
+                with listeners.noted():
+                    chunk = next(chunks, None)
+                if chunk is None:
+                    return
+                yield chunk
 
-    async def astream(
+    def astream(
         self,
         input: LanguageModelInput,
         config: RunnableConfig | None = None,
@@ -294,31 +264,9 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[AIMessageChunk]:
         """Answers in chunks. Closing the iterator, or cancelling the task, stops the models."""
-        config, listeners = self._listen(config, AsyncCallbackManager)
-        chunks = super().astream(input, config, stop=stop, **{**kwargs, NOTE: listeners})
-        try:
-            async with aclosing(cast("AsyncGenerator[AIMessageChunk, None]", chunks)):
-                async for chunk in chunks:
-                    yield chunk
-        finally:
-            await listeners.aclose()
-
-    def _listen(
-        self, config: RunnableConfig | None, kind: type[M]
-    ) -> tuple[RunnableConfig, Listeners]:
-        """Notes who will hear of the run that LangChain is about to start."""
-        config = ensure_config(config)
-        run_id = config["run_id"] = config.get("run_id") or uuid7()
-        manager = kind.configure(
-            config.get("callbacks"),
-            self.callbacks,
-            self.verbose,
-            config.get("tags"),
-            self.tags,
-            config.get("metadata"),
-            self.metadata,
-        )
-        return config, Listeners.configured(run_id, manager)
+        config, listeners = Listeners.of_next_run(config, self, AsyncCallbackManager)
+        chunks = super().astream(input, config, stop=stop, **kwargs)
+        return listeners.following(cast("AsyncGenerator[AIMessageChunk, None]", chunks))
 
     def _generate_with_cache(
         self,
@@ -327,8 +275,8 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        kwargs[NOTE] = Listeners.of_run(run_manager)
-        return super()._generate_with_cache(messages, stop=stop, run_manager=run_manager, **kwargs)
+        with Listeners.of_run(run_manager).noted():
+            return super()._generate_with_cache(messages, stop, run_manager, **kwargs)
 
     async def _agenerate_with_cache(
         self,
@@ -337,11 +285,10 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        listeners = kwargs[NOTE] = Listeners.of_run(run_manager)
+        listeners = Listeners.of_run(run_manager)
         try:
-            return await super()._agenerate_with_cache(
-                messages, stop=stop, run_manager=run_manager, **kwargs
-            )
+            with listeners.noted():
+                return await super()._agenerate_with_cache(messages, stop, run_manager, **kwargs)
         finally:
             await listeners.aclose()
 
@@ -361,9 +308,7 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        stream = self._astream(messages, stop, run_manager, **kwargs)
-        async with aclosing(cast("AsyncGenerator[ChatGenerationChunk, None]", stream)):
-            chunks = [chunk async for chunk in stream]
+        chunks = [chunk async for chunk in self._astream(messages, stop, run_manager, **kwargs)]
         return generate_from_stream(iter(chunks))
 
     def _stream(
@@ -373,13 +318,13 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        listeners: Listeners = kwargs.get(NOTE) or Listeners.of_run(run_manager)
-        call = self._call(kwargs, stop, messages)
-        answer = Answer(self.model_name, call.options, rounds=self.attach_rounds)
-        with closing(self._events(messages, call, listeners)) as events:
+        listeners = Listeners.of_run(run_manager)
+        job = self._job(messages, self._request(kwargs, stop, messages), listeners.run_id)
+        chunks = Chunks(self.model_name, job.request.options, rounds=self.attach_rounds)
+        with overflow_of_langchain(), closing(job.events(job.load())) as events:
             for event in events:
                 listeners.send(event)
-                yield from answer.chunks(event)
+                yield from chunks.take(event)
 
     def _astream(
         self,
@@ -388,118 +333,45 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        listeners: Listeners = kwargs.get(NOTE) or Listeners.of_run(run_manager)
-        stream = self._achunks(messages, self._call(kwargs, stop, messages), listeners)
+        listeners = Listeners.of_run(run_manager)
+        job = self._job(messages, self._request(kwargs, stop, messages), listeners.run_id)
+        stream = self._achunks(job, listeners)
         listeners.streams.append(stream)
         return stream
 
     async def _achunks(
-        self, messages: list[BaseMessage], call: _Call, listeners: Listeners
+        self, job: Job, listeners: Listeners
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
-        answer = Answer(self.model_name, call.options, rounds=self.attach_rounds)
-        thread = in_thread(lambda cancel: self._events(messages, call, listeners, cancel))
-        async with aclosing(cast("AsyncGenerator[Event, None]", thread)) as events:
-            async for event in events:
-                await listeners.asend(event)
-                for chunk in answer.chunks(event):
-                    yield chunk
+        chunks = Chunks(self.model_name, job.request.options, rounds=self.attach_rounds)
+        with overflow_of_langchain():
+            async with aclosing(InThread(job.load, job.events)) as events:
+                async for event in events:
+                    await listeners.asend(event)
+                    for chunk in chunks.take(event):
+                        yield chunk
 
-    def _events(
-        self,
-        messages: list[BaseMessage],
-        call: _Call,
-        listeners: Listeners,
-        cancel: threading.Event | None = None,
-    ) -> Generator[Event, None, None]:
-        """What the engine does. Blocks."""
+    def _job(self, messages: list[BaseMessage], request: Request, run_id: UUID | None) -> Job:
         conversation = engine_messages(messages)
-        engine = self._engine(call.ensemble)
-        deadline = _Deadline(call.timeout, cancel)
-        span = generation_span(
-            self.model_name,
-            call.options,
-            prompt=conversation,
-            run_id=listeners.run_id,
-        )
-        try:
-            events = engine.generate(conversation, call.options, cancel=deadline.is_set)
-            yield from span.follow(events)
-        except ContextWindowError as error:
-            raise SafeContextOverflowError(
-                error.model, error.prompt_tokens, error.context_window
-            ) from None
-        except GenerationCancelled:
-            if not deadline.passed:
-                raise
-            raise SafeTimeoutError(
-                f"the answer was not complete after {call.timeout:g} seconds: raise timeout, or "
-                "lower max_tokens"
-            ) from None
+        span = generation_span(self.model_name, request.options, prompt=conversation, run_id=run_id)
+        return Job(request, conversation, lambda: self._load_engine(request.ensemble), span)
 
-    def _engine(self, config: EnsembleConfig) -> SafeEngine:
-        """The engine, on models that are loaded once per process."""
-        return load_engine(self.drafter, self.verifiers, config)
-
-    def _call(
+    def _request(
         self,
         kwargs: Mapping[str, Any],
         stop: Sequence[str] | None = None,
         messages: Sequence[BaseMessage] = (),
-    ) -> _Call:
+    ) -> Request:
         """How a call is made: the model's own options, and those of the call over them.
 
         Raises:
             InvalidArgumentError: There is no such option, or its value cannot be used.
         """
-        own = {name: getattr(self, name, None) for name in _CALL_OPTIONS}
-        per_call = {name: value for name, value in kwargs.items() if name not in _IGNORED}
+        own = {name: getattr(self, name, None) for name in CALL_OPTIONS} | self.model_kwargs
+        call = {name: value for name, value in kwargs.items() if name != "stream"}
         if stop is not None:
-            per_call["stop"] = stop
-        given = {**own, **self.model_kwargs}
-        given |= {name: value for name, value in per_call.items() if value is not None}
-        for name in (given | per_call).keys() - _CALL_OPTIONS:
-            known = ", ".join(sorted(_CALL_OPTIONS))
-            raise InvalidArgumentError(
-                name,
-                (given | per_call)[name],
-                f"there is no such option of a call; use one of {known}",
-            )
+            call["stop"] = stop
+        said = own | {name: value for name, value in call.items() if value is not None}
         asked = messages and isinstance(messages[-1], HumanMessage)
-        if self.eager_tools and asked and given["tools"] and given["tool_choice"] is None:
-            given["tool_choice"] = "required"
-        return _Call(
-            EnsembleConfig(**{k: given[k] for k in ENSEMBLE_OPTIONS if given[k] is not None}),
-            generation_config({k: given[k] for k in GENERATION_OPTIONS}),
-            given["timeout"],
-        )
-
-
-@dataclass(frozen=True)
-class _Call:
-    """How one answer is made."""
-
-    ensemble: EnsembleConfig
-    options: GenerationConfig
-    timeout: float | None
-
-
-class _Deadline(threading.Event):
-    """The engine's cancel event, set by somebody or by the clock."""
-
-    def __init__(self, seconds: float | None, cancel: threading.Event | None) -> None:
-        super().__init__()
-        self._end = None if seconds is None else monotonic() + seconds
-        self._cancel = cancel
-
-    @property
-    def passed(self) -> bool:
-        """Whether the time is up."""
-        return self._end is not None and monotonic() >= self._end
-
-    def is_set(self) -> bool:
-        """Whether to stop."""
-        return self.passed or (self._cancel is not None and self._cancel.is_set())
-
-
-def _without_note(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in kwargs.items() if name != NOTE}
+        if self.eager_tools and asked and said["tools"] and said["tool_choice"] is None:
+            call["tool_choice"] = "required"
+        return read_request(own, call, openai_tool, json_schema)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from langchain_core.exceptions import ContextOverflowError
 
-from safe_integrations.errors import ContextWindowError, GenerationCancelled
+from safe_integrations.errors import ContextWindowError
 
 
 class SafeContextOverflowError(ContextWindowError, ContextOverflowError):
     """The prompt leaves no room for an answer; middleware may shorten it and try again."""
 
 
-class SafeTimeoutError(GenerationCancelled, TimeoutError):
-    """The answer was not complete after `timeout` seconds."""
+@contextmanager
+def overflow_of_langchain() -> Iterator[None]:
+    """Raises the engine's `ContextWindowError` as the error that LangChain knows."""
+    try:
+        yield
+    except ContextWindowError as error:
+        raise SafeContextOverflowError(
+            error.model, error.prompt_tokens, error.context_window
+        ) from None

@@ -1,15 +1,17 @@
 """Carries the engine's events to LangChain callbacks, under the model's own run id.
 
 LangChain calls `_stream` without a run manager, and run managers cannot send custom events. So the
-model notes who listens before it hands over to LangChain, and passes the note down to itself as a
-private keyword argument.
+model notes who listens before it hands over to LangChain, in a context variable: a keyword argument
+would be shown to every tracer.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, TypeVar
 from uuid import UUID
 
 from langchain_core.callbacks import (
@@ -19,13 +21,19 @@ from langchain_core.callbacks import (
     CallbackManager,
     CallbackManagerForLLMRun,
 )
-from langchain_core.callbacks.base import BaseCallbackManager
+from langchain_core.language_models import BaseChatModel
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import ensure_config
+from langchain_core.utils.uuid import uuid7
 
+from safe_integrations.adapters.threads import Closing
 from safe_integrations.engine.events import Ensembled, Event, Verified
 from safe_integrations.report import payloads
 
-NOTE: Final = "safe_listeners"
-"""Name of the private keyword argument."""
+T = TypeVar("T")
+M = TypeVar("M", CallbackManager, AsyncCallbackManager)
+
+_heard: ContextVar[Listeners] = ContextVar("safe_listeners")
 
 
 @dataclass
@@ -40,25 +48,55 @@ class Listeners:
         streams: What must be closed when the run is over.
     """
 
-    run_id: UUID | None
-    handlers: list[BaseCallbackHandler]
-    tags: list[str]
-    metadata: dict[str, Any]
+    run_id: UUID | None = None
+    handlers: list[BaseCallbackHandler] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    metadata: dict[str, Any] = field(default_factory=dict)
     streams: list[AsyncGenerator[Any, None]] = field(default_factory=list)
 
     @classmethod
     def of_run(
         cls, run: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None
     ) -> Listeners:
-        """Who listens to a run that LangChain has started; nobody where there is none."""
+        """Who listens to a run; where LangChain does not say which, to the noted one."""
         if run is None:
-            return cls(None, [], [], {})
+            return _heard.get(None) or cls()
         return cls(run.run_id, run.handlers, run.tags, run.metadata)
 
     @classmethod
-    def configured(cls, run_id: UUID, manager: BaseCallbackManager) -> Listeners:
-        """Who will listen to a run that LangChain starts with the same callbacks."""
-        return cls(run_id, manager.handlers, manager.tags, manager.metadata)
+    def of_next_run(
+        cls, config: RunnableConfig | None, model: BaseChatModel, kind: type[M]
+    ) -> tuple[RunnableConfig, Listeners]:
+        """Who will listen to the run that LangChain is about to start with a config.
+
+        Callbacks are configured here, once: LangChain finds nothing left to add to them.
+        """
+        config = ensure_config(config)
+        manager = kind.configure(
+            config.get("callbacks"),
+            model.callbacks,
+            model.verbose,
+            config.get("tags"),
+            model.tags,
+            config.get("metadata"),
+            model.metadata,
+        )
+        config["callbacks"] = manager
+        run_id = config["run_id"] = config.get("run_id") or uuid7()
+        return config, cls(run_id, manager.handlers, manager.tags, manager.metadata)
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """While LangChain calls back without saying for which run."""
+        token = _heard.set(self)
+        try:
+            yield
+        finally:
+            _heard.reset(token)
+
+    def following(self, chunks: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+        """What LangChain streams for the run, with this note while it does."""
+        return _Noted(chunks, self)
 
     def send(self, event: Event) -> None:
         """Sends what an event says as custom events, where it says something."""
@@ -78,6 +116,16 @@ class Listeners:
 
     def _manager(self, kind: type[Any]) -> Any:
         return kind(handlers=self.handlers, tags=self.tags, metadata=self.metadata)
+
+
+class _Noted(Closing[T]):
+    def __init__(self, chunks: AsyncGenerator[T, None], listeners: Listeners) -> None:
+        super().__init__(chunks, listeners.aclose)
+        self._listeners = listeners
+
+    async def asend(self, value: None) -> T:
+        with self._listeners.noted():
+            return await super().asend(value)
 
 
 def _custom(event: Event) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -18,9 +18,13 @@ from langchain_core.messages import (
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.messages import ROLES, Message, Role
 
+_SAID: Final = ("text", "text-plain", "output_text", "input_text", "refusal", None)
+"""Types of blocks that are text."""
+
 _SAID_ELSEWHERE: Final = frozenset(
     {"tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "function_call"}
-    | {"thinking", "redacted_thinking", "reasoning", "reasoning_content"}
+    | {"thinking", "redacted_thinking", "reasoning", "reasoning_content", "non_standard"}
+    | {"server_tool_call", "server_tool_call_chunk", "server_tool_result"}
 )
 """Blocks of an assistant's turn that are not part of its text: calls have a field of their own."""
 
@@ -86,8 +90,8 @@ def _block_text(block: str | Mapping[str, Any], where: str) -> str:
     if isinstance(block, str):
         return block
     kind = block.get("type")
-    text = block.get("text")
-    if isinstance(text, str) and kind in ("text", "text-plain", None):
+    text = block.get("refusal" if kind == "refusal" else "text")
+    if isinstance(text, str) and kind in _SAID:
         return text
     if kind in _SAID_ELSEWHERE:
         return ""

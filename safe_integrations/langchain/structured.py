@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from langchain_core.exceptions import OutputParserException
+from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import (
@@ -19,21 +20,17 @@ from langchain_core.runnables import (
     RunnableMap,
     RunnablePassthrough,
 )
-from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
 from safe_integrations.errors import InvalidArgumentError
-from safe_integrations.langchain.options import openai_tool
-
-if TYPE_CHECKING:
-    from safe_integrations.langchain.chat_model import ChatSafe
+from safe_integrations.langchain.tools import json_schema, openai_tool
 
 Method = Literal["function_calling", "json_schema", "json_mode"]
 METHODS: Final[tuple[str, ...]] = get_args(Method)
 
 
 def structured(
-    model: ChatSafe,
+    model: BaseChatModel,
     schema: Mapping[str, Any] | type | None,
     *,
     method: Method,
@@ -58,26 +55,25 @@ def structured(
 
 
 def _by_call(
-    model: ChatSafe, schema: Any, method: Method, strict: bool | None
+    model: BaseChatModel, schema: Any, method: Method, strict: bool | None
 ) -> tuple[Runnable[Any, Any], Runnable[Any, Any]]:
-    tool = openai_tool(schema, strict=strict)
+    tool = openai_tool(schema, strict)
     name = tool["function"]["name"]
     answer = model.bind_tools(
         [tool], tool_choice=name, parallel_tool_calls=False, **_traced(schema, method, strict)
     )
-    if _is_pydantic(schema):
+    if _is_pydantic(schema) and name == schema.__name__:
         return answer, PydanticToolsParser(tools=[schema], first_tool_only=True)
-    return answer, JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+    arguments = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+    return answer, arguments | schema.model_validate if _is_pydantic(schema) else arguments
 
 
 def _by_json(
-    model: ChatSafe, schema: Any, method: Method, strict: bool | None
+    model: BaseChatModel, schema: Any, method: Method, strict: bool | None
 ) -> tuple[Runnable[Any, Any], Runnable[Any, Any]]:
     wanted: dict[str, Any] = {"type": "json_object"}
     if schema is not None:
-        plain = convert_to_json_schema(schema, strict=strict)
-        named = {"name": plain.get("title", "answer"), "schema": plain}
-        wanted = {"type": "json_schema", "json_schema": named}
+        wanted = {"type": "json_schema", "json_schema": {"schema": json_schema(schema, strict)}}
     answer = model.bind(response_format=wanted, **_traced(schema, method, strict))
     if _is_pydantic(schema):
         return answer, PydanticOutputParser(pydantic_object=schema)

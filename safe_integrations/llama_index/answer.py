@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -16,13 +16,19 @@ from llama_index.core.base.llms.types import (
     TextBlock,
     ToolCallBlock,
 )
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.llms.utils import parse_partial_json
 
-from safe_integrations.config import Tool
-from safe_integrations.engine.events import Event, Finished, TextDelta, Verified
-from safe_integrations.errors import InvalidArgumentError
+from safe_integrations.adapters.answer import Answer, End
+from safe_integrations.config import GenerationConfig
+from safe_integrations.engine.events import Event
+from safe_integrations.errors import IncompleteAnswerError, InvalidArgumentError
 from safe_integrations.llama_index.events import Started
-from safe_integrations.report import payloads
 from safe_integrations.report.result import Result, read_result
+
+INVALID: Final = "invalid_tool_calls"
+"""Key, in an answer's `raw`, of the calls in it that are not whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +38,8 @@ class Chunk:
     Attributes:
         text: All of its text.
         delta: What is new of it.
-        calls: Tool calls so far; the arguments of the last one may be incomplete JSON text.
+        calls: Tool calls so far, their arguments as JSON text that may be incomplete; in the last
+            chunk those that are whole, with their arguments.
         raw: Usage, finish reason and statistics; only in the last chunk.
     """
 
@@ -57,87 +64,91 @@ class Chunk:
         return ChatResponse(message=message, delta=delta, raw=self.raw)
 
 
-class Answer:
-    """Folds engine events into chunks. At least one comes out: the last.
+class Chunks:
+    """An answer as it grows, in chunks. At least one comes out: the last.
 
     Args:
         model: Name of the ensemble.
-        tools: The tools that were offered.
+        options: How the answer is made.
     """
 
-    def __init__(self, model: str, tools: Iterable[Tool]) -> None:
+    def __init__(self, model: str, options: GenerationConfig) -> None:
         self._model = model
-        self._rounds: list[dict[str, Any]] = []
+        self._answer = Answer(options)
         self._text = ""
         self._calls: list[ToolCallBlock] = []
-        self._stream = None
-        if tools:
-            from safe_integrations.calls.stream import ToolCallStream
-
-            self._stream = ToolCallStream(tools)
 
     def take(self, event: Event | Started) -> Chunk | None:
         """Takes in an event; returns a chunk where there is something new to show."""
-        match event:
-            case Verified():
-                self._rounds.append(payloads.round_of(event))
-            case TextDelta():
-                before = len(self._text)
-                changed = self._add(event.text)
-                if changed:
-                    return Chunk(self._text, self._text[before:], tuple(self._calls))
-            case Finished():
-                return self._last(event)
-        return None
-
-    def _add(self, text: str) -> bool:
-        if self._stream is None:
-            self._text += text
-            return True
-        return self._take(self._stream.push(text))
-
-    def _take(self, pieces: Iterable[Any]) -> bool:
-        """Takes in what the tool call stream gives; whether there was anything."""
-        changed = False
-        for piece in pieces:
-            changed = True
-            if isinstance(piece, str):
-                self._text += piece
-            elif piece.id is not None:
-                self._calls.append(_block(piece.id, piece.name, piece.arguments))
+        delta = None if isinstance(event, Started) else self._answer.take(event)
+        if delta is None:
+            return None
+        self._text += delta.text
+        for piece in delta.calls:
+            if piece.id is not None:
+                self._calls.append(_block(piece.id, piece.name or "", piece.arguments))
             else:
                 call = self._calls[-1]
                 arguments = f"{call.tool_kwargs}{piece.arguments}"
                 self._calls[-1] = _block(call.tool_call_id, call.tool_name, arguments)
-        return changed
+        if delta.end is None:
+            return Chunk(self._text, delta.text, tuple(self._calls))
+        whole = tuple(_block(call.id, call.name, call.arguments) for call in delta.end.calls)
+        return Chunk(self._text, delta.text, whole, self._raw(delta.end))
 
-    def _last(self, event: Finished) -> Chunk:
-        before = len(self._text)
-        calls: list[ToolCallBlock] = []
-        called = False
-        if self._stream is not None:
-            self._take(self._stream.finish())
-            answer = self._stream.answer()
-            called = bool(answer.calls)
-            calls = [_block(call.id, call.name, call.arguments) for call in answer.calls]
-            calls += [_block(c.id, c.name, c.arguments) for c in answer.invalid if c.name]
-            # the beginning of a call that was cut off before its name is text after all
-            self._text += "".join(c.arguments for c in answer.invalid if not c.name)
-        return Chunk(self._text, self._text[before:], tuple(calls), self._raw(event, called))
-
-    def _raw(self, event: Finished, called: bool) -> dict[str, Any]:
-        statistics = event.statistics
-        prompt = statistics.models[0].prompt_tokens if statistics.models else 0
-        return {
+    def _raw(self, end: End) -> dict[str, Any]:
+        raw: dict[str, Any] = {
             "model": self._model,
-            "finish_reason": "tool_calls" if called else event.finish_reason,
+            "finish_reason": end.finish_reason,
             "usage": {
-                "prompt_tokens": prompt,
-                "completion_tokens": statistics.tokens,
-                "total_tokens": prompt + statistics.tokens,
+                "prompt_tokens": end.prompt_tokens,
+                "completion_tokens": end.tokens,
+                "total_tokens": end.prompt_tokens + end.tokens,
             },
-            "safe": {**payloads.generation_end(event), "rounds": self._rounds},
+            "safe": {**end.payload, "rounds": self._answer.rounds},
         }
+        if end.invalid:
+            raw[INVALID] = [asdict(call) for call in end.invalid]
+        return raw
+
+
+def selections(response: ChatResponse, on_missing: bool, on_broken: bool) -> list[ToolSelection]:
+    """The calls of an answer. While it streams, their arguments are read as far as they go.
+
+    A call that was cut off, or is broken otherwise, is no call. Where that is no error either, a
+    selection stands for it that no tool answers to, and whose name says what is wrong: agents give
+    that back to the model.
+
+    Args:
+        response: The answer, or a part of it while it streams.
+        on_missing: Whether an answer without a call is an error.
+        on_broken: Whether one with a broken call is.
+
+    Raises:
+        IncompleteAnswerError: There is a broken call, or none where the answer was cut off.
+        ValueError: There is no call.
+    """
+    raw = response.raw if isinstance(response.raw, dict) else {}
+    cut = raw.get("finish_reason") == "length"
+    calls = [b for b in response.message.blocks if isinstance(b, ToolCallBlock)]
+    broken = [(call, _complaint(call, cut)) for call in raw.get(INVALID, ())]
+    if broken and on_broken:
+        raise IncompleteAnswerError("; ".join(complaint for _, complaint in broken))
+    if on_missing and not calls:
+        wrote = f"the model called no tool; it wrote {response.message.content!r}"
+        if cut:
+            raise IncompleteAnswerError(f"{wrote}, and was cut off: raise max_tokens")
+        raise ValueError(wrote)
+    found = [(c.tool_call_id or "", c.tool_name, _arguments(c.tool_kwargs)) for c in calls]
+    found += [(call["id"], f"({complaint})", {}) for call, complaint in broken]
+    return [ToolSelection(tool_id=i, tool_name=name, tool_kwargs=k) for i, name, k in found]
+
+
+def _complaint(call: Mapping[str, Any], cut: bool) -> str:
+    named = f"the call of {call['name']}" if call["name"] else "a call"
+    if cut:
+        return f"{named} was cut off: raise max_tokens"
+    return f"{named} is broken, maybe by a stop string: {call['error']}"
 
 
 def result_of(response: ChatResponse | CompletionResponse) -> Result:
@@ -146,12 +157,11 @@ def result_of(response: ChatResponse | CompletionResponse) -> Result:
     Raises:
         InvalidArgumentError: It is not the answer of a `SafeLLM`, or a chunk but the last.
     """
+    error = InvalidArgumentError(
+        "response", response, "pass an answer of SafeLLM, or the last chunk of a stream"
+    )
     safe = response.raw.get("safe") if isinstance(response.raw, dict) else None
-    if safe is None:
-        raise InvalidArgumentError(
-            "response", response, "pass an answer of SafeLLM, or the last chunk of a stream"
-        )
-    return read_result(safe["rounds"], safe)
+    return read_result((safe or {}).get("rounds"), safe, error)
 
 
 def _openai(call: ToolCallBlock) -> dict[str, Any]:
@@ -163,3 +173,44 @@ def _openai(call: ToolCallBlock) -> dict[str, Any]:
 
 def _block(call_id: str | None, name: str, arguments: dict[str, Any] | str) -> ToolCallBlock:
     return ToolCallBlock(tool_call_id=call_id, tool_name=name, tool_kwargs=arguments)
+
+
+def _arguments(written: dict[str, Any] | str) -> dict[str, Any]:
+    """A call's arguments, as far as they can be read."""
+    if not isinstance(written, str):
+        return written
+    try:
+        read = parse_partial_json(written)
+    except ValueError:
+        return {}
+    return read if isinstance(read, dict) else {}
+
+
+class Objects:
+    """Objects of a class as a call writes them: partial ones, then the whole.
+
+    Args:
+        llm: Who is called.
+        output_cls: The class.
+    """
+
+    def __init__(self, llm: FunctionCallingLLM, output_cls: type[Any]) -> None:
+        self._llm = llm
+        self._output_cls = output_cls
+        self._so_far: list[Any] | None = None
+
+    def take(self, response: ChatResponse) -> Any:
+        """The object as far as it is written; of its class once nothing is missing.
+
+        Raises:
+            IncompleteAnswerError: It was cut off.
+        """
+        from llama_index.core.program.utils import process_streaming_objects
+
+        if response.raw is not None:
+            selections(response, on_missing=True, on_broken=True)
+        found: Any = process_streaming_objects(
+            response, self._output_cls, cur_objects=self._so_far, llm=self._llm
+        )
+        self._so_far = [found]
+        return found

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import aclosing, closing
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar
 
-from safe_integrations.adapters.threads import in_thread
-from safe_integrations.config import GenerationConfig
+from safe_integrations.adapters.request import Job, SafeEngine
+from safe_integrations.adapters.threads import Closing, InThread
 from safe_integrations.engine.events import Event
-from safe_integrations.llama_index.answer import Answer, Chunk
+from safe_integrations.llama_index.answer import Chunk, Chunks
 from safe_integrations.llama_index.events import Reporter, Started
-from safe_integrations.messages import Message
-from safe_integrations.report.tracing import GenerationSpan
-
-if TYPE_CHECKING:
-    from safe_integrations.safe_engine import SafeEngine
 
 T = TypeVar("T")
 _Happening = tuple[datetime, Event | Started]
@@ -26,23 +20,17 @@ _Happening = tuple[datetime, Event | Started]
 
 @dataclass(frozen=True)
 class Call:
-    """What is asked, how, and by whom. To be made where the caller's span is current.
+    """One call. To be made where the caller's span is current.
 
     Attributes:
-        conversation: What is asked.
-        options: How the answer is made.
-        load: Gives the engine. May block.
+        job: What is asked, and how.
         model: Name of the ensemble.
         reporter: Of the caller's span.
-        span: Below the caller's span.
     """
 
-    conversation: Sequence[Message]
-    options: GenerationConfig
-    load: Callable[[], SafeEngine]
+    job: Job
     model: str
     reporter: Reporter
-    span: GenerationSpan
 
     def run(self) -> Chunk:
         """The whole answer."""
@@ -59,35 +47,29 @@ class Call:
 
     def chunks(self) -> Generator[Chunk, None, None]:
         """The answer piece by piece; at least one, and the last has `raw`."""
-        answer = Answer(self.model, self.options.tools)
-        with closing(self._happenings()) as happenings:
+        chunks = Chunks(self.model, self.job.request.options)
+        with closing(self._happenings(self.job.load())) as happenings:
             for at, event in happenings:
                 self.reporter.report(event, at)
-                chunk = answer.take(event)
-                if chunk is not None:
+                if chunk := chunks.take(event):
                     yield chunk
 
     async def achunks(self) -> AsyncGenerator[Chunk, None]:
         """The same, made in a thread; events are reported where the answer is read."""
-        answer = Answer(self.model, self.options.tools)
-        happenings = cast("AsyncGenerator[_Happening, None]", in_thread(self._happenings))
-        async with aclosing(happenings):
+        chunks = Chunks(self.model, self.job.request.options)
+        async with aclosing(InThread(self.job.load, self._happenings)) as happenings:
             async for at, event in happenings:
                 self.reporter.report(event, at)
-                chunk = answer.take(event)
-                if chunk is not None:
+                if chunk := chunks.take(event):
                     yield chunk
 
     def _happenings(
-        self, cancel: threading.Event | None = None
+        self, engine: SafeEngine, stopped: Callable[[], bool] = lambda: False
     ) -> Generator[_Happening, None, None]:
-        engine = self.load()
-        stop = None if cancel is None else cancel.is_set
-        events = engine.generate(self.conversation, self.options, cancel=stop)
-        with closing(self.span.follow(events)) as followed:
+        with closing(self.job.events(engine, stopped)) as events:
             names = tuple(member.name for member in engine.members)
             yield datetime.now(), Started(names, engine.config.mode)
-            for event in followed:
+            for event in events:
                 yield datetime.now(), event
 
 
@@ -140,12 +122,4 @@ async def astream(
 
     reported = await report(start)
     assert chunks is not None
-    return _aclosed_with(reported, chunks)
-
-
-async def _aclosed_with(
-    stream: AsyncGenerator[T, None], source: AsyncGenerator[Any, None]
-) -> AsyncGenerator[T, None]:
-    async with aclosing(source), aclosing(stream):
-        async for item in stream:
-            yield item
+    return Closing(reported, chunks.aclose)

@@ -20,38 +20,34 @@ from llama_index.core.base.llms.types import (
     CompletionResponseGen,
     LLMMetadata,
     MessageRole,
-    ToolCallBlock,
 )
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
-from llama_index.core.llms.utils import parse_partial_json
+from llama_index.core.types import PydanticProgramMode
 from llama_index_instrumentation.dispatcher import DISPATCHER_SPAN_DECORATED_ATTR
-from pydantic import ConfigDict, field_serializer
+from pydantic import ConfigDict, field_serializer, field_validator
 
-from safe_integrations import safe_engine
-from safe_integrations.adapters.request import EnsembleOptions
-from safe_integrations.config import (
-    EnsembleConfig,
-    GenerationConfig,
-    ResponseFormat,
+from safe_integrations.adapters.options import EnsembleOptions, card_of, plain_source
+from safe_integrations.adapters.request import (
+    CALL_OPTIONS,
+    Job,
+    Request,
+    read_format,
+    read_request,
 )
+from safe_integrations.config import ResponseFormat
 from safe_integrations.errors import InvalidArgumentError
+from safe_integrations.llama_index.answer import Objects, selections
 from safe_integrations.llama_index.call import Call, astream, stream
 from safe_integrations.llama_index.events import Reporter
-from safe_integrations.llama_index.messages import (
-    engine_messages,
-    engine_tool,
-    tool_choice,
-    tool_spec,
-)
+from safe_integrations.llama_index.messages import engine_messages, json_schema, tool_spec
 from safe_integrations.messages import Message
-from safe_integrations.models import load as loading
-from safe_integrations.models.loading import ModelSpec
 from safe_integrations.report import tracing
 
 if TYPE_CHECKING:
+    from llama_index.core.chat_engine.types import AgentChatResponse
     from llama_index.core.prompts import PromptTemplate
     from llama_index.core.tools import BaseTool
 
@@ -60,8 +56,7 @@ T = TypeVar("T")
 _report_completion: Any = llm_completion_callback()
 _report_chat: Any = llm_chat_callback()
 
-_GENERATION: Final = frozenset(GenerationConfig.model_fields)
-_ENSEMBLE: Final = frozenset(EnsembleConfig.model_fields)
+_BY_TOOL: Final = (PydanticProgramMode.DEFAULT, PydanticProgramMode.FUNCTION)
 
 
 def _without_span(method: T) -> T:
@@ -90,16 +85,18 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
             known = ", ".join(type(self).model_fields)
             raise InvalidArgumentError(name, data[name], f"there is no such option; use {known}")
         super().__init__(**data)
-        self._configs({})
+        self._request({})
+
+    @field_validator("response_format", mode="before")
+    @classmethod
+    def _read_format(cls, given: Any) -> Any:
+        return read_format(given, json_schema)
 
     @field_serializer("drafter", "verifiers")
     def _without_weights(self, source: Any) -> Any:
-        """Models as names, or as what they are loaded from."""
         if isinstance(source, tuple):
-            return [self._without_weights(item) for item in source]
-        if isinstance(source, ModelSpec):
-            return source.model_dump(exclude_defaults=True)
-        return source if source is None or isinstance(source, str) else source.name
+            return [plain_source(item) for item in source]
+        return plain_source(source)
 
     @classmethod
     def class_name(cls) -> str:
@@ -109,10 +106,10 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
     @property
     def metadata(self) -> LLMMetadata:
         """What callers plan with. Known without loading weights."""
-        cards = [loading.peek(source) for source in self.sources]
+        cards = [card_of(source) for source in self.sources]
         return LLMMetadata(
             context_window=min(card.context_window for card in cards),
-            num_output=self._configs({})[1].max_tokens,
+            num_output=self._request({}).options.max_tokens,
             is_chat_model=cards[0].is_chat_model,
             is_function_calling_model=True,
             model_name="+".join(card.name for card in cards),
@@ -216,33 +213,41 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
         )
 
     def get_tool_calls_from_response(
-        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
+        self, response: ChatResponse, error_on_no_tool_call: bool | None = True, **kwargs: Any
     ) -> list[ToolSelection]:
         """Reads the tool calls out of an answer.
 
         Args:
             response: The answer, or a part of it while it streams.
-            error_on_no_tool_call: Whether an answer without a call is an error.
+            error_on_no_tool_call: Whether an answer without a call is an error. None: only one
+                with a call that was cut off. False: a selection that no tool answers to stands
+                for such a call.
             **kwargs: Not used.
 
         Raises:
+            IncompleteAnswerError: A call was cut off, or is broken otherwise.
             ValueError: There is no call.
         """
-        calls = [b for b in response.message.blocks if isinstance(b, ToolCallBlock)]
-        if error_on_no_tool_call and not calls:
-            reason = response.raw.get("finish_reason") if isinstance(response.raw, dict) else None
-            cut = ", and was cut off: raise max_tokens" if reason == "length" else ""
-            raise ValueError(
-                f"the model called no tool; it wrote {response.message.content!r}{cut}"
-            )
-        return [
-            ToolSelection(
-                tool_id=call.tool_call_id or "",
-                tool_name=call.tool_name,
-                tool_kwargs=_arguments(call.tool_kwargs),
-            )
-            for call in calls
-        ]
+        # agents do not ask for an error, and have to be told of a broken call all the same
+        broken = error_on_no_tool_call is not False
+        return selections(response, bool(error_on_no_tool_call), broken)
+
+    @_without_span
+    def predict_and_call(self, *args: Any, **kwargs: Any) -> AgentChatResponse:
+        """Has the model call tools, and calls them. Arguments are those of LlamaIndex.
+
+        Raises:
+            IncompleteAnswerError: A call was cut off. Then no tool is called.
+            ValueError: There is no call, and `error_on_no_tool_call`.
+        """
+        kwargs["error_on_no_tool_call"] = kwargs.get("error_on_no_tool_call", True) or None
+        return super().predict_and_call(*args, **kwargs)
+
+    @_without_span
+    async def apredict_and_call(self, *args: Any, **kwargs: Any) -> AgentChatResponse:
+        """The same for event loops."""
+        kwargs["error_on_no_tool_call"] = kwargs.get("error_on_no_tool_call", True) or None
+        return await super().apredict_and_call(*args, **kwargs)
 
     @_without_span
     def _prepare_chat_with_tools(
@@ -269,7 +274,8 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
             **kwargs,
         }
 
-    # Core asks for structured output with a tool that must be called, but not where it streams.
+    # Core asks for structured output with a tool that must be called, but not where it streams;
+    # and there the last object would be one that was cut off.
 
     def _structured_stream_call(
         self,
@@ -278,11 +284,11 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> Generator[Any, None, None]:
-        program = self._streaming_program(output_cls, prompt)
-        stream: Generator[Any, None, None] = program.stream_call(
-            llm_kwargs=llm_kwargs, **prompt_args
-        )
-        return stream
+        if self.pydantic_program_mode not in _BY_TOOL:
+            return super()._structured_stream_call(output_cls, prompt, llm_kwargs, **prompt_args)
+        kwargs = self._forced(output_cls, prompt, llm_kwargs, prompt_args)
+        objects = Objects(self, output_cls)
+        return (objects.take(response) for response in self.stream_chat_with_tools(**kwargs))
 
     async def _structured_astream_call(
         self,
@@ -291,20 +297,30 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> AsyncGenerator[Any, None]:
-        program = self._streaming_program(output_cls, prompt)
-        stream: AsyncGenerator[Any, None] = await program.astream_call(
-            llm_kwargs=llm_kwargs, **prompt_args
-        )
-        return stream
+        if self.pydantic_program_mode not in _BY_TOOL:
+            given = (output_cls, prompt, llm_kwargs)
+            return await super()._structured_astream_call(*given, **prompt_args)
+        kwargs = self._forced(output_cls, prompt, llm_kwargs, prompt_args)
+        objects = Objects(self, output_cls)
+        stream = await self.astream_chat_with_tools(**kwargs)
+        return (objects.take(response) async for response in stream)
 
-    def _streaming_program(self, output_cls: type[Any], prompt: PromptTemplate) -> Any:
-        from llama_index.core.program.utils import get_program_for_llm
-        from llama_index.core.types import PydanticProgramMode
+    def _forced(
+        self,
+        output_cls: type[Any],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None,
+        prompt_args: dict[str, Any],
+    ) -> dict[str, Any]:
+        from llama_index.core.program.function_program import get_function_tool
 
-        mode = self.pydantic_program_mode
-        by_tool = mode in (PydanticProgramMode.DEFAULT, PydanticProgramMode.FUNCTION)
-        forced = {"tool_choice": "required"} if by_tool else {}
-        return get_program_for_llm(output_cls, prompt, self, pydantic_program_mode=mode, **forced)
+        return {
+            **(llm_kwargs or {}),
+            "tools": [get_function_tool(output_cls)],
+            "chat_history": prompt.format_messages(llm=self, **prompt_args),
+            "tool_choice": "required",
+            "allow_parallel_tool_calls": False,
+        }
 
     def _prompted(self, prompt: str, formatted: bool, kwargs: dict[str, Any]) -> Call:
         """The call that a prompt asks for. A formatted prompt holds the system prompt already."""
@@ -329,45 +345,13 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
         return self._call(conversation, kwargs)
 
     def _call(self, conversation: Sequence[Message], kwargs: dict[str, Any]) -> Call:
-        ensemble, options = self._configs(kwargs)
+        request = self._request(kwargs)
         model = self.metadata.model_name
-        return Call(
-            conversation,
-            options,
-            lambda: safe_engine.load_engine(self.drafter, self.verifiers, ensemble),
-            model,
-            Reporter.here(),
-            tracing.generation_span(model, options, prompt=conversation),
-        )
+        span = tracing.generation_span(model, request.options, prompt=conversation)
+        job = Job(request, conversation, lambda: self._load_engine(request.ensemble), span)
+        return Call(job, model, Reporter.here())
 
-    def _configs(self, kwargs: dict[str, Any]) -> tuple[EnsembleConfig, GenerationConfig]:
+    def _request(self, kwargs: dict[str, Any]) -> Request:
         """How an answer is made: this LLM's options, and those of the call over them."""
-        for name in kwargs.keys() - _GENERATION - _ENSEMBLE:
-            known = ", ".join(sorted(_GENERATION | _ENSEMBLE))
-            raise InvalidArgumentError(
-                name, kwargs[name], f"there is no such option of a call; use one of {known}"
-            )
-        own = {name: getattr(self, name, None) for name in _GENERATION | _ENSEMBLE}
-        given = {**own, **{name: value for name, value in kwargs.items() if value is not None}}
-        given = {name: value for name, value in given.items() if value is not None}
-        if "tools" in given:
-            given["tools"] = tuple(engine_tool(tool) for tool in given["tools"])
-        if "tool_choice" in given:
-            given["tool_choice"] = tool_choice(given["tool_choice"])
-            if given["tool_choice"] not in ("auto", "none"):
-                given.pop("stop", None)  # a call ends by its grammar; a stop would break it
-        return (
-            EnsembleConfig(**{k: v for k, v in given.items() if k in _ENSEMBLE}),
-            GenerationConfig(**{k: v for k, v in given.items() if k in _GENERATION}),
-        )
-
-
-def _arguments(written: dict[str, Any] | str) -> dict[str, Any]:
-    """A call's arguments, as far as they can be read."""
-    if not isinstance(written, str):
-        return written
-    try:
-        read = parse_partial_json(written)
-    except ValueError:
-        return {}
-    return read if isinstance(read, dict) else {}
+        own = {name: getattr(self, name, None) for name in CALL_OPTIONS}
+        return read_request(own, kwargs, tool_spec, json_schema)

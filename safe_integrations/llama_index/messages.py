@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from llama_index.core.base.llms.types import (
@@ -14,8 +14,8 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 from llama_index.core.tools import BaseTool
+from pydantic import TypeAdapter
 
-from safe_integrations.config import Tool
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.messages import Message, Role
 
@@ -42,41 +42,23 @@ def engine_messages(messages: Sequence[ChatMessage]) -> list[Message]:
     return [_message(message, i) for i, message in enumerate(messages)]
 
 
-def engine_tool(tool: object) -> Tool:
-    """Converts a tool of LlamaIndex, or one in the form of OpenAI's interface.
+def tool_spec(tool: object) -> dict[str, Any]:
+    """A tool in the form of OpenAI's interface.
 
     Raises:
-        InvalidArgumentError: It is neither.
+        InvalidArgumentError: It is no tool of LlamaIndex.
     """
-    if isinstance(tool, Tool):
-        return tool
-    if isinstance(tool, BaseTool):
-        tool = tool_spec(tool)
-    function = tool.get("function") if isinstance(tool, Mapping) else None
-    if not isinstance(function, Mapping):
+    if not isinstance(tool, BaseTool):
         raise InvalidArgumentError(
             "tools", tool, 'pass tools of LlamaIndex, or {"type": "function", "function": {...}}'
         )
-    keys = ("name", "description", "parameters")
-    return Tool(**{key: function[key] for key in keys if function.get(key) is not None})
-
-
-def tool_spec(tool: BaseTool) -> dict[str, Any]:
-    """A tool in the form of OpenAI's interface."""
     spec: dict[str, Any] = tool.metadata.to_openai_tool(skip_length_check=True)
     return spec
 
 
-def tool_choice(choice: object) -> str:
-    """Reads what callers of LLMs pass: a name, `auto`, `any`, or OpenAI's dict with a name."""
-    if isinstance(choice, Mapping):
-        function = choice.get("function", choice)
-        choice = function.get("name") if isinstance(function, Mapping) else None
-    if not isinstance(choice, str) or not choice:
-        raise InvalidArgumentError(
-            "tool_choice", choice, 'pass "auto", "none", "required" or the name of a tool'
-        )
-    return "required" if choice == "any" else choice
+def json_schema(kind: type) -> dict[str, Any]:
+    """The JSON schema of a pydantic model, a TypedDict or the like."""
+    return TypeAdapter(kind).json_schema()
 
 
 def _message(message: ChatMessage, index: int) -> Message:

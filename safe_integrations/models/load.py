@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from safe_integrations.calls import (
+from safe_integrations.calls.plain import (
     render_tools_plainly,
     template_supports_tools,
     tool_signature,

@@ -1,7 +1,7 @@
 """An answer cut into whole characters, each with the pieces that wrote it.
 
-A token may hold half a character, so pieces and text do not end at the same places. The command
-line and the notebook view both show text with its provenance; this is what they share.
+A token may hold half a character, so pieces and text do not end at the same places. The terminal
+and the notebook both show text with its provenance; this is what they share.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from dataclasses import dataclass
 
 from safe_integrations.engine.events import Piece, Verdict
 from safe_integrations.engine.tokens import END
-
-_LOUDEST_FIRST = (Verdict.CHANGED, Verdict.CONFIRMED, Verdict.UNSAFE)
+from safe_integrations.report.verdicts import loudest
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class Characters:
     """Whole characters that come from the same pieces.
 
     Attributes:
@@ -31,42 +30,41 @@ class Span:
     @property
     def verdict(self) -> Verdict:
         """The verdict that matters most among the pieces."""
-        verdicts = [piece.verdict for piece in self.pieces]
-        return next((v for v in _LOUDEST_FIRST if v in verdicts), verdicts[-1])
+        return loudest(piece.verdict for piece in self.pieces)
 
 
-class SpanReader:
+class CharacterReader:
     """Takes pieces as they are written; gives characters as soon as they are whole."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._open: tuple[Piece, ...] = ()  # those that hold the first bytes of a character
 
-    def push(self, piece: Piece) -> Span | None:
+    def push(self, piece: Piece) -> Characters | None:
         """Adds a piece; returns the characters that are whole now, or None where none is."""
         if piece.written == END:
-            return Span("", (piece,))
+            return Characters("", (piece,))
         text = self._decoder.decode(piece.written)
         pieces = (*self._open, piece)
         unfinished = bool(self._decoder.getstate()[0])
         self._open = () if not unfinished else (piece,) if text else pieces
-        return Span(text, pieces) if text else None
+        return Characters(text, pieces) if text else None
 
 
-def spans(pieces: Iterable[Piece], text: str) -> Iterator[Span]:
-    """Cuts a finished answer into spans; their texts together are `text`.
+def characters(pieces: Iterable[Piece], text: str) -> Iterator[Characters]:
+    """Cuts a finished answer into whole characters; their texts together are `text`.
 
     Args:
         pieces: The pieces of the answer, in order. The last may reach past its end.
         text: The answer.
     """
-    reader = SpanReader()
+    reader = CharacterReader()
     at = 0
     for piece in pieces:
-        span = reader.push(piece)
-        if span is None:
+        whole = reader.push(piece)
+        if whole is None:
             continue
-        kept = span.text[: len(text) - at]
+        kept = whole.text[: len(text) - at]
         at += len(kept)
-        if kept or not span.text:
-            yield Span(kept, span.pieces)
+        if kept or not whole.text:
+            yield Characters(kept, whole.pieces)

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from safe_integrations.engine.events import Piece, Statistics, Verdict, Vote
+from safe_integrations.engine.events import ENSEMBLED, Piece, Statistics, Verdict, Vote
 from safe_integrations.engine.tokens import END
-from safe_integrations.report.characters import Span, spans
+from safe_integrations.report.characters import Characters, characters
 from safe_integrations.report.payloads import show
-
-if TYPE_CHECKING:
-    from safe_integrations.report.result import Result
-
-_CANDIDATES: Final = 6
-"""Candidates listed in a tooltip."""
-
-_TITLES: Final = {
-    Verdict.UNVERIFIED: "written by the drafter; nobody was asked",
-    Verdict.UNSAFE: "kept unchecked: it does not start on a token boundary of every verifier",
-    Verdict.UNANIMOUS: "kept: every model would write this",
-    Verdict.MAJORITY: "kept: probable enough on average",
-    Verdict.CONFIRMED: "ensembled: the draft was confirmed",
-    Verdict.CHANGED: "ensembled: the draft was changed",
-}
+from safe_integrations.report.verdicts import (
+    LOOKS,
+    MODEL_COLUMNS,
+    facts,
+    legend,
+    model_rows,
+    short,
+    visible,
+)
 
 # `hidden` and `mark`/`u` keep the answer readable where a viewer strips the style sheet. A tooltip
 # has an opaque background of the notebook's theme; all else is translucent and inherits.
@@ -33,11 +27,6 @@ _STYLE: Final = """
 .safe-answer .safe-text{white-space:pre-wrap;overflow-wrap:anywhere;margin:.4em 0}
 .safe-answer .safe-text :is(mark,u,span){color:inherit;text-decoration:none;background:none}
 .safe-answer .safe-p,.safe-answer .safe-key{border-radius:3px;cursor:default}
-.safe-answer .safe-confirmed{background:rgba(56,139,253,.16);box-shadow:inset 0 -2px #388bfd}
-.safe-answer .safe-changed{background:rgba(240,136,62,.32);box-shadow:inset 0 -2px #e36b17}
-.safe-answer .safe-unsafe{box-shadow:inset 0 -1px rgba(128,128,128,.55)}
-.safe-answer .safe-text .safe-p.safe-confirmed{background:rgba(56,139,253,.16)}
-.safe-answer .safe-text .safe-p.safe-changed{background:rgba(240,136,62,.32)}
 .safe-answer .safe-p:hover,.safe-answer .safe-p:focus{outline:2px solid currentColor;
 outline-offset:-1px}
 .safe-answer .safe-nl::before{content:"\\21b5"}
@@ -61,51 +50,69 @@ color:inherit;white-space:nowrap;font-variant-numeric:tabular-nums;vertical-alig
 .safe-answer :is(th,td):first-child{text-align:left}
 .safe-answer tr{background:none!important}
 .safe-answer .safe-votes :is(th,td):nth-child(even){text-align:left}
+.safe-answer .safe-models :is(th,td):nth-child(2){text-align:left}
 .safe-answer code{font-family:ui-monospace,Menlo,Consolas,monospace;font-size:12px;padding:0 2px;
 color:inherit;background:rgba(128,128,128,.18);border-radius:3px;unicode-bidi:isolate}
-.safe-answer .safe-won{font-weight:bold}
+.safe-answer .safe-candidates tr:nth-child(2){font-weight:bold}
 .safe-answer .safe-legend,.safe-answer .safe-sum{font-size:12px;opacity:.85}
 .safe-answer .safe-key{padding:0 .4em;margin-right:.5em;white-space:nowrap}
 .safe-answer .safe-sum{margin:.6em 0 .3em}
-"""
+""" + "\n".join(
+    f".safe-answer .safe-{verdict},.safe-answer .safe-text .safe-{verdict}.safe-p{{{look.css}}}"
+    for verdict, look in LOOKS.items()
+    if look.css
+)
 
 
-def provenance_html(result: Result) -> str:
-    """The answer with its ensembled pieces marked, and how it was made.
+def provenance_html(
+    text: str, pieces: Sequence[Piece], statistics: Statistics, finish_reason: str
+) -> str:
+    """An answer with its ensembled pieces marked, and how it was made.
 
     Args:
-        result: A finished answer.
+        text: The answer.
+        pieces: Where it comes from, in order.
+        statistics: How it was made.
+        finish_reason: Why it ended.
 
     Returns:
         One `div` with its own style sheet; no scripts, nothing loaded from elsewhere.
     """
-    names = [_short(model.name) for model in result.statistics.models]
-    text = "".join(_span(span, names) for span in spans(result.pieces, result.text))
+    names = [short(model.name) for model in statistics.models]
+    body = "".join(_characters(part, names) for part in characters(pieces, text))
+    keys = "".join(
+        f'<span class="safe-key safe-{verdict}">{words}</span>' if verdict else words
+        for words, verdict in legend(statistics)
+    )
+    rows = [list(map(escape, row)) for row in model_rows(statistics)]
     return (
-        f'<div class="safe-answer"><style>{_STYLE}</style>{_legend(result.statistics)}'
-        f'<div class="safe-text">{text}</div>{_summary(result)}</div>'
+        f'<div class="safe-answer"><style>{_STYLE}</style>'
+        f'<div class="safe-legend">{keys} Hover over the text to see who wanted what.</div>'
+        f'<div class="safe-text">{body}</div>'
+        f'<div class="safe-sum">{facts(statistics, finish_reason)}</div>'
+        f"{_table(MODEL_COLUMNS, rows, 'safe-models')}</div>"
     )
 
 
-def _span(span: Span, names: list[str]) -> str:
-    verdict = span.verdict
+def _characters(part: Characters, names: list[str]) -> str:
+    verdict = part.verdict
     classes = ["safe-p", f"safe-{verdict}"]
-    loud = verdict in (Verdict.CONFIRMED, Verdict.CHANGED)
-    if not span.text:
+    loud = verdict in ENSEMBLED
+    if not part.text:
         classes.append("safe-end")
-    elif loud and not span.text.strip("\n"):
+    elif loud and not part.text.strip("\n"):
         classes.append("safe-nl")
-    tag = {Verdict.CHANGED: "mark", Verdict.CONFIRMED: "u"}.get(verdict, "span")
+    tag = LOOKS[verdict].tag
     focus = ' tabindex="0"' if loud else ""
-    tips = "".join(_tip(piece, names) for piece in span.pieces)
+    tips = "".join(_tip(piece, names) for piece in part.pieces)
     return (
-        f'<{tag} class="{" ".join(classes)}"{focus}>{_text(span.text)}'
+        f'<{tag} class="{" ".join(classes)}"{focus}>{escape(visible(part.text))}'
         f'<span class="safe-tip" role="tooltip" hidden>{tips}</span></{tag}>'
     )
 
 
 def _tip(piece: Piece, names: list[str]) -> str:
-    title = _TITLES[piece.verdict]
+    title = LOOKS[piece.verdict].words
     if piece.verdict is Verdict.CHANGED:
         title += f" from {_code(piece.proposed)} to {_code(piece.written)}"
     tables = _votes(piece.votes) + _candidates(piece, names)
@@ -115,7 +122,7 @@ def _tip(piece: Piece, names: list[str]) -> str:
 def _votes(votes: Iterable[Vote]) -> str:
     rows = [
         [
-            escape(_short(v.model)),
+            escape(short(v.model)),
             _code(v.token),
             _percent(v.probability),
             _code(v.best),
@@ -123,89 +130,30 @@ def _votes(votes: Iterable[Vote]) -> str:
         ]
         for v in votes
     ]
-    return _table(["model", "own token", "", "favourite", ""], rows, kind="safe-votes")
+    return _table(("model", "own token", "", "favourite", ""), rows, "safe-votes")
 
 
 def _candidates(piece: Piece, names: list[str]) -> str:
     rows = [
         [_code(c.symbol), _percent(c.probability), *map(_percent, c.by_model)]
-        for c in piece.candidates[:_CANDIDATES]
+        for c in piece.candidates
     ]
-    more = len(piece.candidates) - len(rows)
-    if more > 0:
-        rows.append([f"and {more} more"])
-    won = [c.symbol == piece.written for c in piece.candidates[:_CANDIDATES]]
-    return _table(["candidate (renormalised)", "merged", *map(escape, names)], rows, won)
+    head = ("candidate (renormalised)", "merged", *map(escape, names))
+    return _table(head, rows, "safe-candidates")
 
 
-def _legend(statistics: Statistics) -> str:
-    if len(statistics.models) < 2:
-        return '<div class="safe-legend">one model wrote this alone</div>'
-    confirmed = statistics.ensembled - statistics.changed
-    return (
-        '<div class="safe-legend">'
-        f'<span class="safe-key safe-confirmed">ensembled, draft confirmed: {confirmed}</span>'
-        f'<span class="safe-key safe-changed">ensembled, draft changed: {statistics.changed}</span>'
-        f'<span class="safe-key safe-unsafe">kept unchecked: {statistics.unsafe}</span>'
-        "hover over the text to see who wanted what</div>"
-    )
-
-
-def _summary(result: Result) -> str:
-    s = result.statistics
-    facts = (
-        f"{s.tokens} tokens, {s.ensembled_ratio:.0%} ensembled, {s.acceptance:.0%} accepted as "
-        f"drafted · {s.cycles} cycles · {s.seconds:.2f} s, {s.overhead_seconds:.2f} s of it "
-        f"outside the models · finished by {result.finish_reason}"
-    )
-    rows = [
-        [
-            escape(m.name),
-            str(m.forward_passes),
-            str(m.forwarded_tokens),
-            f"{m.prompt_tokens} ({m.reused_tokens} reused)",
-            f"{m.seconds:.2f}",
-        ]
-        for m in s.models
-    ]
-    head = ["model", "forward passes", "tokens forwarded", "prompt", "seconds"]
-    return f'<div class="safe-sum">{facts}</div>{_table(head, rows)}'
-
-
-def _table(
-    head: list[str], rows: list[list[str]], bold: list[bool] | None = None, kind: str = "safe-table"
-) -> str:
-    if not rows:
-        return ""
-    lines = ["".join(f"<th>{cell}</th>" for cell in head)]
-    lines += ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
-    marks = [False, *(bold or [])]
-    marks += [False] * (len(lines) - len(marks))
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str) -> str:
+    lines = [("th", head), *(("td", row) for row in rows)]
     body = "".join(
-        f'<tr class="safe-won">{line}</tr>' if mark else f"<tr>{line}</tr>"
-        for line, mark in zip(lines, marks, strict=True)
+        f"<tr>{''.join(f'<{tag}>{cell}</{tag}>' for cell in cells)}</tr>" for tag, cells in lines
     )
-    return f'<table class="{kind}">{body}</table>'
+    return f'<table class="{kind}">{body}</table>' if rows else ""
 
 
-def _short(model: str) -> str:
-    """A model's name without the owner or the folder."""
-    return model.rstrip("/").rsplit("/", 1)[-1]
-
-
-def _percent(probability: float) -> str:
-    return f"{probability:.1%}"
-
-
-_CONTROLS: Final = {c: 0x2400 + c for c in range(32) if chr(c) not in "\t\n"} | {127: 0x2421}
-_BLANKS: Final = _CONTROLS | {ord(" "): "␣", ord("\n"): "⏎", ord("\t"): "⇥"}
-
-
-def _text(text: str) -> str:
-    return escape(text.translate(_CONTROLS))
+_percent: Final = "{:.1%}".format
 
 
 def _code(symbol: bytes) -> str:
     if symbol == END:
         return "<i>end</i>"
-    return f"<code>{escape(show(symbol).translate(_BLANKS))}</code>"
+    return f"<code>{escape(visible(show(symbol), keep='').replace(' ', '␣'))}</code>"

@@ -1,15 +1,27 @@
-"""Engine events as small, JSON-safe data: what callbacks, tracers and messages carry.
+r"""Events and results as small, JSON-safe data, and back: callbacks, tracers and messages carry it.
 
-One definition for all adapters. Every payload says which version of `docs/events.md` it follows;
-fields may be added within a version, never renamed or removed.
+`dump` writes and `load` reads the engine's dataclasses, field by field. Every payload says which
+version of docs/events.md it follows; within a version fields may be added at the end, never renamed
+or removed, and readers pass over those that they do not know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import cache
+from itertools import chain
+from typing import Any, Final, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from safe_integrations.engine.events import Ensembled, Finished, Piece, Statistics, Verified
+from safe_integrations.engine.events import (
+    Ensembled,
+    Finished,
+    Piece,
+    Statistics,
+    Verdict,
+    Verified,
+)
 from safe_integrations.engine.tokens import END
 
 VERSION: Final = 1
@@ -20,8 +32,7 @@ VERIFICATION: Final = "safe_verification"
 ENSEMBLE: Final = "safe_ensemble"
 GENERATION_END: Final = "safe_generation_end"
 
-CANDIDATES: Final = 8
-"""Most candidates that a payload lists, best first; the written one is always among them."""
+T = TypeVar("T")
 
 
 def generation_start(models: Sequence[str], mode: str) -> dict[str, Any]:
@@ -36,21 +47,15 @@ def generation_start(models: Sequence[str], mode: str) -> dict[str, Any]:
 
 def verification(event: Verified) -> dict[str, Any]:
     """`safe_verification`: the verifiers checked a draft."""
-    pieces = [_piece(piece) for piece in event.pieces]
-    for piece in pieces:
-        piece.pop("candidates")  # `safe_ensemble` has them
-    return {
-        "version": VERSION,
-        "cycle": event.cycle,
-        "pieces": pieces,
-        "pending": event.pending,
-        "dropped": event.dropped,
-    }
+    payload = {"version": VERSION, **dump(event)}
+    for piece in payload["pieces"]:
+        del piece["candidates"]  # `safe_ensemble` has them
+    return payload
 
 
 def ensemble(event: Ensembled) -> dict[str, Any]:
     """`safe_ensemble`: the models' distributions were merged at one place."""
-    return {"version": VERSION, "cycle": event.cycle, **_piece(event.piece)}
+    return {"version": VERSION, "cycle": event.cycle, **dump(event.piece)}
 
 
 def generation_end(event: Finished) -> dict[str, Any]:
@@ -63,91 +68,124 @@ def generation_end(event: Finished) -> dict[str, Any]:
     }
 
 
-def round_of(event: Verified) -> dict[str, Any]:
-    """A round as messages carry it: votes and candidates only where models were merged."""
-    pieces = []
+def statistics_payload(statistics: Statistics) -> dict[str, Any]:
+    """Statistics, and what follows from them."""
+    derived = ("ensembled_ratio", "acceptance", "overhead_seconds")
+    return {**dump(statistics), **{name: dump(getattr(statistics, name)) for name in derived}}
+
+
+def round_of(event: Verified) -> list[list[Any]]:
+    """A round as messages carry it: the least that its pieces can be made of again.
+
+    Messages are kept in checkpoints and sent to tracers, so every byte counts.
+
+    Returns:
+        For tokens in a row with one verdict `[verdict, token, token, ...]`; for an ensembled piece
+        the values of its fields, those of its votes (without the model) and of its candidates.
+    """
+    entries: list[list[Any]] = []
     for piece in event.pieces:
-        payload = _piece(piece)
-        if not piece.ensembled:
-            for key in ("proposed", "votes", "candidates"):
-                del payload[key]
-        pieces.append(payload)
-    return {"cycle": event.cycle, "pieces": pieces, "dropped": event.dropped}
+        if piece.ensembled:
+            row = dict(zip(_hints(Piece), dump(piece, rows=True), strict=True))
+            row["votes"] = [vote[1:] for vote in row["votes"]]
+            entries.append(list(row.values()))
+        elif entries and entries[-1][0] == piece.verdict:
+            entries[-1].append(show(piece.written))
+        else:
+            entries.append([str(piece.verdict), show(piece.written)])
+    return entries
+
+
+def pieces_of(rounds: Iterable[Iterable[Any]], models: Sequence[str]) -> Iterator[Piece]:
+    """The pieces of an answer, out of its rounds.
+
+    Args:
+        rounds: All of them, as `round_of` gives them.
+        models: Names of the models, drafter first.
+    """
+    at = 0
+    for entry in chain.from_iterable(rounds):
+        if isinstance(entry[0], str):
+            for written in map(symbol_of, entry[1:]):
+                start, at = at, at + (0 if written == END else len(written))
+                yield Piece(start, at, written, written, Verdict(entry[0]))
+        else:
+            row = dict(zip(_hints(Piece), entry, strict=False))
+            row["votes"] = [[m, *vote] for m, vote in zip(models, row["votes"], strict=False)]
+            yield (piece := load(Piece, row))
+            at = piece.end
+
+
+# Dataclasses as JSON-safe data
+
+
+def dump(value: Any, *, rows: bool = False) -> Any:
+    """Dataclasses by their fields, symbols by `show`, numbers with six digits.
+
+    Args:
+        value: Whatever an event holds.
+        rows: Whether to write the values of fields without their names.
+    """
+    match value:
+        case bytes():
+            return show(value)
+        case str():
+            return str(value)  # an enum's plain value
+        case float():
+            return round(float(value), 6)
+        case list() | tuple():
+            return [dump(item, rows=rows) for item in value]
+    if is_dataclass(value):
+        row = {field.name: dump(getattr(value, field.name), rows=rows) for field in fields(value)}
+        return list(row.values()) if rows else row
+    return value
+
+
+def load(kind: type[T], data: Any) -> T:
+    """What `dump` was given, out of what it made.
+
+    Unknown fields are passed over, those that are missing have their default.
+    """
+    return cast("T", _load(kind, data))
+
+
+def _load(kind: Any, data: Any) -> Any:
+    if is_dataclass(kind):
+        hints = _hints(cast("Any", kind))
+        given = data if isinstance(data, Mapping) else dict(zip(hints, data, strict=False))
+        known = {name: _load(hints[name], given[name]) for name in hints if name in given}
+        return cast("Any", kind)(**known)
+    if get_origin(kind) in (list, tuple):
+        return get_origin(kind)(_load(get_args(kind)[0], item) for item in data)
+    if kind is bytes:
+        return symbol_of(data)
+    return Verdict(data) if kind is Verdict else data
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+_SHOWN_END: Final = "<end>"
 
 
 def show(symbol: bytes) -> str:
-    """A symbol for people and for JSON: its text, `<end>`, or escapes for half a character."""
-    return "<end>" if symbol == END else symbol.decode(errors="backslashreplace")
+    r"""A symbol as text: for people and for JSON, and no two alike.
+
+    END is `<end>`. Bytes that are no whole characters are written `\xf0`; so are a backslash that
+    stands where it would look like that, and the first byte of a token that spells `<end>`.
+    """
+    if symbol == END:
+        return _SHOWN_END
+    if symbol == _SHOWN_END.encode():
+        return rf"\x{symbol[0]:02x}" + _SHOWN_END[1:]
+    literal = re.sub(rb"\\(?=x[0-9a-f]{2})", rb"\\x5c", symbol)
+    return literal.decode(errors="backslashreplace")
 
 
-def piece_payload(piece: Piece) -> dict[str, Any]:
-    """A piece as JSON-safe data (docs/events.md)."""
-    return {
-        "start": piece.start,
-        "end": piece.end,
-        "written": show(piece.written),
-        "proposed": show(piece.proposed),
-        "verdict": str(piece.verdict),
-        "votes": [
-            {
-                "model": v.model,
-                "token": show(v.token),
-                "probability": round(v.probability, 6),
-                "best": show(v.best),
-                "best_probability": round(v.best_probability, 6),
-            }
-            for v in piece.votes
-        ],
-        "candidates": [
-            {
-                "text": show(c.symbol),
-                "probability": round(c.probability, 6),
-                "by_model": [round(p, 6) for p in c.by_model],
-            }
-            for c in piece.candidates
-        ],
-    }
-
-
-def statistics_payload(statistics: Statistics) -> dict[str, Any]:
-    """Statistics as JSON-safe data (docs/events.md)."""
-    return {
-        "tokens": statistics.tokens,
-        "cycles": statistics.cycles,
-        "drafted": statistics.drafted,
-        "judged": statistics.judged,
-        "unsafe": statistics.unsafe,
-        "ensembled": statistics.ensembled,
-        "changed": statistics.changed,
-        "ensembled_ratio": round(statistics.ensembled_ratio, 6),
-        "acceptance": round(statistics.acceptance, 6),
-        "seconds": round(statistics.seconds, 6),
-        "overhead_seconds": round(statistics.overhead_seconds, 6),
-        "first_token_seconds": statistics.first_token_seconds
-        and round(statistics.first_token_seconds, 6),
-        "tokenise_seconds": round(statistics.tokenise_seconds, 6),
-        "ensemble_seconds": round(statistics.ensemble_seconds, 6),
-        "models": [
-            {
-                "name": m.name,
-                "prompt_tokens": m.prompt_tokens,
-                "reused_tokens": m.reused_tokens,
-                "forward_passes": m.forward_passes,
-                "forwarded_tokens": m.forwarded_tokens,
-                "seconds": round(m.seconds, 6),
-            }
-            for m in statistics.models
-        ],
-    }
-
-
-def _piece(piece: Piece) -> dict[str, Any]:
-    payload = piece_payload(piece)
-    payload["candidates"] = [
-        candidate
-        for rank, candidate in enumerate(payload["candidates"])
-        if rank < CANDIDATES or piece.candidates[rank].symbol == piece.written
-    ]
-    if not piece.written == END and show(piece.written).encode() != piece.written:
-        payload["hex"] = piece.written.hex()
-    return payload
+def symbol_of(shown: str) -> bytes:
+    """The symbol that `show` shows like this."""
+    if shown == _SHOWN_END:
+        return END
+    return re.sub(rb"\\x([0-9a-f]{2})", lambda m: bytes([int(m[1], 16)]), shown.encode())

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from safe_integrations.engine.events import (
-    Candidate,
     Event,
     Finished,
     FinishReason,
-    ModelStatistics,
     Piece,
     Statistics,
     TextDelta,
-    Verdict,
     Verified,
-    Vote,
 )
 from safe_integrations.engine.tokens import END
-from safe_integrations.report.payloads import piece_payload, show, statistics_payload
+from safe_integrations.errors import SafeError
+from safe_integrations.report.html import provenance_html
+from safe_integrations.report.payloads import dump, load, pieces_of, statistics_payload
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,83 +50,38 @@ class Result:
             elif isinstance(event, Verified):
                 pieces += event.pieces
             elif isinstance(event, Finished):
-                end = event.length
-                kept = tuple(
-                    p for p in pieces if p.start < end or (p.start == end and p.written == END)
-                )
+                kept = _within(pieces, event.length)
                 return cls("".join(text), event.finish_reason, event.statistics, kept)
         raise ValueError("the events hold no Finished")
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON-safe data (docs/events.md)."""
-        return {
-            "text": self.text,
-            "finish_reason": self.finish_reason,
-            "statistics": statistics_payload(self.statistics),
-            "pieces": [piece_payload(piece) for piece in self.pieces],
-        }
+        return {**dump(self), "statistics": statistics_payload(self.statistics)}
 
     def _repr_html_(self) -> str:
-        from safe_integrations.report.html import provenance_html
-
-        return provenance_html(self)
+        return provenance_html(self.text, self.pieces, self.statistics, self.finish_reason)
 
 
-def read_result(rounds: Iterable[Mapping[str, Any]], end: Mapping[str, Any]) -> Result:
+def read_result(rounds: Any, end: Any, otherwise: SafeError) -> Result:
     """Puts an answer together again, to show where its pieces come from.
 
     Args:
-        rounds: All rounds, as `round_of` gives them.
+        rounds: All rounds of the answer, as `round_of` gives them.
         end: What `generation_end` gives.
+        otherwise: What to raise where the two are something else.
     """
-    length = end["length"]
-    pieces = [_read_piece(piece) for r in rounds for piece in r["pieces"]]
-    kept = tuple(p for p in pieces if p.start < length or (p.start == length and _is_end(p)))
-    written = b"".join(p.written for p in kept if not _is_end(p))
-    reason: FinishReason = end["finish_reason"]
-    text = codecs.getincrementaldecoder("utf-8")("replace").decode(written[:length])
-    return Result(text, reason, _read_statistics(end), kept)
+    try:
+        statistics = load(Statistics, end)
+        length = end["length"]
+        models = [model.name for model in statistics.models]
+        pieces = _within(pieces_of(rounds, models), length)
+        written = b"".join(piece.written for piece in pieces if piece.written != END)
+        text = codecs.getincrementaldecoder("utf-8")("replace").decode(written[:length])
+        return Result(text, end["finish_reason"], statistics, pieces)
+    except (AttributeError, LookupError, TypeError, ValueError):
+        raise otherwise from None
 
 
-def _is_end(piece: Piece) -> bool:
-    return piece.written == END
-
-
-def _read_piece(data: Mapping[str, Any]) -> Piece:
-    start, end = data["start"], data["end"]
-    written = bytes.fromhex(data["hex"]) if "hex" in data else data["written"].encode()
-    if start == end:
-        written = END
-    return Piece(
-        start,
-        end,
-        written,
-        _symbol(data["proposed"]) if "proposed" in data else written,
-        Verdict(data["verdict"]),
-        tuple(
-            Vote(
-                v["model"],
-                _symbol(v["token"]),
-                v["probability"],
-                _symbol(v["best"]),
-                v["best_probability"],
-            )
-            for v in data.get("votes", ())
-        ),
-        tuple(
-            Candidate(_symbol(c["text"]), c["probability"], tuple(c["by_model"]))
-            for c in data.get("candidates", ())
-        ),
-    )
-
-
-def _symbol(shown: str) -> bytes:
-    return END if shown == show(END) else shown.encode()
-
-
-def _read_statistics(data: Mapping[str, Any]) -> Statistics:
-    counts = ("tokens", "cycles", "drafted", "judged", "unsafe", "ensembled", "changed")
-    return Statistics(
-        **{name: data[name] for name in (*counts, "seconds", "first_token_seconds")},
-        models=[ModelStatistics(**model) for model in data["models"]],
-    )
+def _within(pieces: Iterable[Piece], length: int) -> tuple[Piece, ...]:
+    """The pieces of an answer that has so many bytes: a stop string cuts off those behind it."""
+    return tuple(p for p in pieces if p.start < length or (p.start == length and p.written == END))

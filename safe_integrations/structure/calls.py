@@ -1,6 +1,6 @@
 r"""Which grammar a call must follow: its response format, its tools, or both.
 
-A forced tool call is written in the Hermes form, which `parse` and `stream` read:
+A forced tool call is written in the Hermes form, which `calls.stream` reads:
 
     <tool_call>
     {"name": "get_weather", "arguments": {"city": "Paris"}}
@@ -16,24 +16,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any, Final
+from typing import Final
 
 from safe_integrations.config import (
     Choice,
     GenerationConfig,
     Grammar,
+    JsonSchema,
     Regex,
-    ResponseFormat,
     Tool,
 )
 from safe_integrations.errors import InvalidArgumentError
-from safe_integrations.structure.constraint import (
-    Constraint,
-    choice_rule,
-    json_rule,
-    regex_rule,
-    text_rule,
-)
+from safe_integrations.structure.constraint import ANY_TEXT, Constraint, library
+from safe_integrations.structure.schemas import json_rule
 
 CALL_START: Final = "<tool_call>"
 CALL_END: Final = "</tool_call>"
@@ -48,7 +43,7 @@ def constraint_for(options: GenerationConfig) -> Constraint | None:
 
     Raises:
         InvalidArgumentError: The options contradict each other, or a schema cannot be guaranteed.
-        ImportError: `llguidance` is needed and not installed.
+        MissingDependencyError: `llguidance` is needed and not installed.
     """
     tools, response_format = options.tools, options.response_format
     wanted = _callable_tools(tools, options.tool_choice)
@@ -58,14 +53,23 @@ def constraint_for(options: GenerationConfig) -> Constraint | None:
                 "response_format", response_format, "leave it out where a tool call is forced"
             )
         several = options.parallel_tool_calls and options.tool_choice == "required"
-        return Constraint.of_lark(_forced_calls(wanted, several), "tools")
+        return Constraint(_forced_calls(wanted, several), "tools", tools)
+    if response_format is None:
+        if not wanted or find_spec("llguidance") is None:
+            return None
+        return Constraint(_possible_calls(wanted, options.parallel_tool_calls), "tools", tools)
+    if isinstance(response_format, Grammar):
+        if wanted:
+            raise InvalidArgumentError(
+                "response_format", response_format, "a grammar cannot be combined with tools"
+            )
+        return Constraint(response_format.lark, "response_format", response_format)
+    answer = _answer_rule(response_format)
     if not wanted:
-        return None if response_format is None else Constraint(response_format)
-    if response_format is None and find_spec("llguidance") is None:
-        return None
-    answer = "/(?s:.)*/" if response_format is None else _answer_rule(response_format)
-    lark = _possible_calls(wanted, options.parallel_tool_calls, answer, response_format is None)
-    return Constraint.of_lark(lark, "tools")
+        return Constraint(f"start: {answer}", "response_format", response_format)
+    calls = _forced_calls(wanted, options.parallel_tool_calls, strict=False)
+    lark = f"start: calls | answer\ncalls:{calls.removeprefix('start:')}answer: {answer}\n"
+    return Constraint(lark, "tools", tools)
 
 
 def _callable_tools(tools: Sequence[Tool], choice: str) -> Sequence[Tool]:
@@ -74,35 +78,26 @@ def _callable_tools(tools: Sequence[Tool], choice: str) -> Sequence[Tool]:
     for name in names:
         if names.count(name) > 1:
             raise InvalidArgumentError("tools", names, f"there are several tools called {name!r}")
-    if choice == "none":
-        return ()
-    if choice == "auto":
-        return tools
-    if choice == "required":
-        if not tools:
-            raise InvalidArgumentError("tool_choice", choice, "pass at least one tool in `tools`")
-        return tools
-    if choice not in names:
+    if choice not in ("auto", "none", "required", *names):
         known = ", ".join(["auto", "none", "required", *names])
         raise InvalidArgumentError("tool_choice", choice, f"use one of {known}")
-    return [tool for tool in tools if tool.name == choice]
+    if choice == "required" and not tools:
+        raise InvalidArgumentError("tool_choice", choice, "pass at least one tool in `tools`")
+    return [tool for tool in tools if choice in ("auto", "required", tool.name)]
 
 
 def _forced_calls(tools: Sequence[Tool], several: bool, strict: bool = True) -> str:
-    head = text_rule(CALL_START + "\n")
+    head = _text_rule(CALL_START + "\n")
     calls = 'call ("\\n" call)*' if several else "call"
     return f"start: {calls}\ncall: {head} body\n{_bodies(tools, strict)}"
 
 
-def _possible_calls(tools: Sequence[Tool], several: bool, answer: str, free: bool) -> str:
-    if not free:  # either calls or the answer, never both
-        forced = _forced_calls(tools, several, strict=False).removeprefix("start:")
-        return f"start: calls | answer\ncalls:{forced}answer: {answer}\n"
+def _possible_calls(tools: Sequence[Tool], several: bool) -> str:
     return (
         f"start: {'call* text' if several else 'call | text'}\n"
-        f"text: TEXT\nTEXT: {answer}\n"
+        f"text: TEXT\nTEXT: {ANY_TEXT}\n"
         f'call: open "\\n" body\n'
-        f"open[lazy]: TEXT {text_rule(CALL_START)}\n"
+        f"open[lazy]: TEXT {_text_rule(CALL_START)}\n"
         f"{_bodies(tools, strict=False)}"
     )
 
@@ -111,42 +106,41 @@ def _bodies(tools: Sequence[Tool], strict: bool) -> str:
     """The rule `body`: a call of one of the tools, from behind the opening line on."""
     rules = ["body: " + " | ".join(f"body_{i}" for i in range(len(tools)))]
     for i, tool in enumerate(tools):
-        head = text_rule(f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": ')
-        rules.append(f"body_{i}: {head} arguments_{i} {text_rule('}' + chr(10) + CALL_END)}")
+        head = _text_rule(f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": ')
+        rules.append(f"body_{i}: {head} arguments_{i} {_text_rule('}' + chr(10) + CALL_END)}")
         rules.append(f"arguments_{i}: {_arguments_rule(tool, strict)}")
     return "\n".join(rules) + "\n"
 
 
 def _arguments_rule(tool: Tool, strict: bool) -> str:
-    argument = f"tools[{tool.name}].parameters"
+    """A tool's arguments: an object, without unknown keys unless its schema speaks of them."""
+    argument, schema = f"tools[{tool.name}].parameters", tool.parameters
+    closed = not any(key in schema for key in ("additionalProperties", *_APPLICATORS))
     try:
-        return json_rule(_arguments(tool), argument)
+        if schema.get("type", "object") != "object":
+            raise InvalidArgumentError(
+                argument, schema, "arguments are an object: pass the schema of one"
+            )
+        rest = {"additionalProperties": False} if closed else {}
+        return json_rule({"type": "object", **schema, **rest}, argument)
     except InvalidArgumentError:
         if strict:
             raise
         return json_rule({"type": "object"}, argument)
 
 
-def _arguments(tool: Tool) -> dict[str, Any]:
-    """A tool's parameters as a schema of an object without unknown keys."""
-    schema = tool.parameters
-    if schema.get("type", "object") != "object":
-        raise InvalidArgumentError(
-            f"tools[{tool.name}].parameters", schema, "arguments are an object: pass its schema"
-        )
-    closed = not any(key in schema for key in ("additionalProperties", *_APPLICATORS))
-    return {"type": "object", **schema, **({"additionalProperties": False} if closed else {})}
-
-
-def _answer_rule(response_format: ResponseFormat) -> str:
+def _answer_rule(response_format: JsonSchema | Regex | Choice) -> str:
     match response_format:
-        case Grammar():
-            raise InvalidArgumentError(
-                "response_format", response_format, "a grammar cannot be combined with tools"
-            )
-        case Regex():
-            return regex_rule(response_format.pattern)
-        case Choice():
-            return choice_rule(response_format.options)
-        case _:
+        case JsonSchema():
             return json_rule(response_format.schema_, "response_format")
+        case Choice():
+            return " | ".join(map(_text_rule, response_format.options))
+        case Regex():
+            made = json.loads(library().LLMatcher.grammar_from_regex(response_format.pattern))
+            lark: str = made["grammars"][0]["lark_grammar"]
+            return lark.removeprefix("start: ")
+
+
+def _text_rule(text: str) -> str:
+    """A literal text as the right side of a Lark rule."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", r"\u007f")

@@ -25,6 +25,7 @@ from safe_integrations.models.transformers.packing import PackedLinear
 from safe_integrations.safe_engine import SafeEngine
 from tests.oracle import Oracle
 from tests.prompts import PROMPTS
+from tests.truncated import TruncatedMember
 
 SELF_PROMPTS = int(os.environ.get("SAFE_EVAL_SELF", "2"))
 SELF_TOKENS = int(os.environ.get("SAFE_EVAL_SELF_TOKENS", "30"))
@@ -32,6 +33,8 @@ ORACLE_PROMPTS = int(os.environ.get("SAFE_EVAL_ORACLE", "1"))
 ORACLE_TOKENS = int(os.environ.get("SAFE_EVAL_ORACLE_TOKENS", "16"))
 WINDOW_PROMPTS = int(os.environ.get("SAFE_EVAL_LOOKAHEAD", "2"))
 WINDOW_TOKENS = int(os.environ.get("SAFE_EVAL_LOOKAHEAD_TOKENS", "24"))
+TOP_PROMPTS = int(os.environ.get("SAFE_EVAL_TOP", "2"))
+TOP_TOKENS = int(os.environ.get("SAFE_EVAL_TOP_TOKENS", "40"))
 LOOKAHEADS = (3, 5, 8, 16, "auto") if WINDOW_PROMPTS > 2 else (3, "auto")
 
 NOISE = 1e-4
@@ -78,6 +81,26 @@ def test_a_model_verified_by_itself_writes_what_generate_writes(
     expected = greedy(model, member, prompt, SELF_TOKENS)
     assert written(SafeEngine(member), prompt, SELF_TOKENS) == expected
     assert written(SafeEngine(member, [load_member(model)]), prompt, SELF_TOKENS) == expected
+
+
+def test_models_that_tell_64_ids_write_what_whole_ones_write(
+    smollm2: TransformersMember, gemma3: TransformersMember
+) -> None:
+    """As if a server with `logprobs=64` held them; make eval also tells how often it is asked."""
+    merges = questions = 0
+    for prompt in PROMPTS[:TOP_PROMPTS]:
+        served = [TruncatedMember(member, 64) for member in (smollm2, gemma3)]
+        options = GenerationConfig(max_tokens=TOP_TOKENS)
+        whole = SafeEngine(smollm2, [gemma3]).complete(prompt, options)
+        result = SafeEngine(served[0], served[1:]).complete(prompt, options)
+        assert result.text == whole.text
+        assert [p.verdict for p in result.pieces] == [p.verdict for p in whole.pieces]
+        merges += result.statistics.ensembled
+        asked = [count for member in served for count in member.asked]
+        questions += len(asked)
+        assert max(asked, default=0) <= 20
+    print(f"{merges} merges, {questions} questions")
+    assert merges > 0 and questions <= 1 + merges // 5
 
 
 def test_the_repetition_penalty_is_that_of_transformers(model: LoadedModel) -> None:

@@ -15,23 +15,28 @@ from safe_integrations.safe_engine import SafeEngine
 from tests.schemas import schema
 
 SCHEMAS = int(os.environ.get("SAFE_EVAL_SCHEMAS", "6"))
+SHARE_FINISHED = 2 / 3
+"""Of the answers; the rest are numbers or texts that small models write without end."""
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("seed", range(SCHEMAS))
 def test_finished_answers_validate(
-    smollm2: TransformersMember, gemma3: TransformersMember, seed: int, temperature: float
+    smollm2: TransformersMember, gemma3: TransformersMember, temperature: float
 ) -> None:
-    options = GenerationConfig(
-        max_tokens=160,
-        temperature=temperature,
-        seed=seed,
-        response_format=JsonSchema(schema=schema(seed)),
-    )
-    result = SafeEngine(smollm2, [gemma3]).complete("Describe something as JSON.", options)
-    if result.finish_reason == "length":
-        pytest.skip("the answer did not finish")
-    jsonschema.validate(json.loads(result.text), schema(seed))
+    """Each answer was once a test that was skipped where it did not finish: all might have been."""
+    finished = 0
+    for seed in range(SCHEMAS):
+        options = GenerationConfig(
+            max_tokens=160,
+            temperature=temperature,
+            seed=seed,
+            response_format=JsonSchema(schema=schema(seed)),
+        )
+        result = SafeEngine(smollm2, [gemma3]).complete("Describe something as JSON.", options)
+        if result.finish_reason == "stop":
+            finished += 1
+            jsonschema.validate(json.loads(result.text), schema(seed))
+    assert finished >= SHARE_FINISHED * SCHEMAS
 
 
 def test_under_a_constraint_a_model_verified_by_itself_writes_what_it_writes_alone(

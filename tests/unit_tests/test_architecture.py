@@ -42,11 +42,15 @@ MAY_USE = {
 """Which parts each part may import, besides itself and what everybody may know."""
 
 ENGINE = (
-    ("tokens", "rows"),
+    ("rows", "tokens"),
     ("segments", "text", "events", "model"),
-    ("distribution", "lookahead", "judge", "ensemble"),
+    ("distribution", "lookahead"),
+    ("ensemble",),
     ("sampling",),
     ("view",),
+    ("draft",),
+    ("drafter", "judge"),
+    ("baseline",),
     ("loop",),
 )
 """The floors inside engine/, the lowest first: each may use those below it."""

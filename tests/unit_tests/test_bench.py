@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import re
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from toy_models import toy_model
 from typer.testing import CliRunner
 
+from benchmarks.toys import engine_cost, toy_engine
 from safe_integrations.bench import benchmark as b
 from safe_integrations.bench.measure import (
     Run,
@@ -24,13 +24,12 @@ from safe_integrations.bench.measure import (
     run_engine,
     writing_ratio,
 )
+from safe_integrations.bench.overhead import KINDS, LENGTH, Overhead
 from safe_integrations.bench.prompts import AGAIN, CONTEXT, PROMPTS
-from safe_integrations.bench.rival import TransformersGenerate
-from safe_integrations.bench.toys import engine_cost, toy_engine
+from safe_integrations.bench.reference import transformers_generate
 from safe_integrations.cli.app import app
-from safe_integrations.config import GenerationConfig
+from safe_integrations.config import GenerationConfig, JsonSchema
 from safe_integrations.messages import Message
-from safe_integrations.models import loading
 from safe_integrations.models.load import load_member
 from safe_integrations.models.loading import LoadedModel
 from safe_integrations.safe_engine import SafeEngine
@@ -68,7 +67,7 @@ class Recorder(ScriptedMember):
         self.asked.append(list(messages))
         return [0] * len(messages)
 
-    def start(self, prompt: Sequence[int]) -> ScriptedSession:
+    def start(self, prompt: Sequence[int], cancel: object = None) -> ScriptedSession:
         self.log.append(f"{self.name} starts")
         return super().start(prompt)
 
@@ -83,6 +82,10 @@ def contest(log: list[str]) -> b.Contest:
             tell()
 
     return b.Contest(SafeEngine(Recorder("d", log), [Recorder("v", log)]), alone)
+
+
+def tokens(count: int) -> GenerationConfig:
+    return GenerationConfig(max_tokens=count)
 
 
 def steady(way: Any, count: int, per_token: float, prompt: float = 0.0) -> Run:
@@ -113,7 +116,7 @@ def test_the_writing_speed_leaves_the_prompt_out() -> None:
 
 def test_ratios_are_formed_within_a_repetition() -> None:
     """Medians of each way divided by each other would mix slow minutes with fast ones."""
-    cell = b.Cell("p", "chat", 4)
+    cell = b.Cell("p")
     for slow in (1.0, 10.0, 2.0):
         safe, alone = steady("safe", 4, 2 * slow), steady("generate", 4, slow)
         cell.rounds.append({"safe": safe, "generate": alone})
@@ -130,7 +133,7 @@ def test_another_program_is_timed_by_its_own_tokens() -> None:
 
 @pytest.mark.parametrize("way", ["safe", "every-token", "drafter-only"])
 def test_the_parts_of_a_run_add_up(way: Any) -> None:
-    run = run_engine(toy_engine(60, Clock()), way, PROMPTS["chat"], 60, Clock())
+    run = run_engine(toy_engine(60, Clock()), way, PROMPTS["chat"], tokens(60), Clock())
     assert run.statistics is not None
     assert run.tokens == run.statistics.tokens == 60
     assert sum(run.parts) == pytest.approx(run.seconds)
@@ -142,14 +145,14 @@ def test_the_parts_of_a_run_add_up(way: Any) -> None:
 
 def test_every_run_of_the_engine_begins_with_unread_prompts() -> None:
     log: list[str] = []
-    run_engine(contest(log).engine, "safe", PROMPTS["chat"], 5, Clock())
+    run_engine(contest(log).engine, "safe", PROMPTS["chat"], tokens(5), Clock())
     assert log == ["d forgets", "v forgets", "d starts", "v starts"]
 
 
 def test_everything_is_measured_in_turns_and_every_prompt_is_used() -> None:
     log: list[str] = []
     asked = contest(log)
-    settings = b.Settings((5, 9), 3, ways=(*b.WAYS, "drafter-only"), toy_lengths=(12,))
+    settings = b.Settings((5, 9), 3, ways=(*b.WAYS, "drafter-only"))
     report = b.benchmark([asked], settings, clock=Clock())
     assert [(c.prompt, c.length) for c in report.cells] == [
         (prompt, length) for prompt in PROMPTS for length in (5, 9)
@@ -159,14 +162,14 @@ def test_everything_is_measured_in_turns_and_every_prompt_is_used() -> None:
         assert len({next(iter(r)) for r in cell.rounds}) == 3  # nobody is always first
     assert isinstance(asked.engine.drafter, Recorder)
     assert all(p in asked.engine.drafter.asked for p in (*PROMPTS.values(), AGAIN))
-    assert len(report.first_tokens) == len(report.costs) == 3
+    assert len(report.first_tokens) == 3
     # the drafter alone forwards every token once: the last token of the prompt gives the first
     assert report.cells[0].forwarded("drafter-only") == [1.0]
 
 
 def test_the_second_question_comes_on_top_of_what_the_first_left() -> None:
     log: list[str] = []
-    b.benchmark([contest(log)], b.Settings((2,), 1, toy_lengths=()), clock=Clock())
+    b.benchmark([contest(log)], b.Settings((2,), 1), clock=Clock())
     starts_after_last_forgetting = "|".join(log).split("forgets")[-3]
     assert starts_after_last_forgetting.count("d starts") == 2
 
@@ -207,8 +210,8 @@ def toys() -> dict[str, LoadedModel]:
 def test_generate_writes_exactly_as_much_as_is_asked_for(toys: dict[str, LoadedModel]) -> None:
     model = toys["left"]
     member = load_member(model)
-    rival = TransformersGenerate(model.model, model.tokenizer)
-    run = run_alone(rival, member.render(PROMPTS["chat"]), 7)
+    alone = transformers_generate(model.model, model.tokenizer)
+    run = run_alone(alone, member.render(PROMPTS["chat"]), 7)
     assert run.tokens == 7 and run.to_dict()["statistics"] is None
 
 
@@ -216,7 +219,7 @@ def test_a_member_forgets_what_it_read(toys: dict[str, LoadedModel]) -> None:
     member = load_member(toys["left"])
     engine = SafeEngine(member)
     for _ in range(2):
-        run = run_engine(engine, "safe", PROMPTS["chat"], 3)
+        run = run_engine(engine, "safe", PROMPTS["chat"], tokens(3))
         assert run.statistics is not None and run.statistics.models[0].reused_tokens == 0
 
 
@@ -224,17 +227,26 @@ def invoke(*arguments: str) -> Any:
     return CliRunner().invoke(app, ["bench", *arguments], env={"COLUMNS": "200"})
 
 
-def test_the_command_reports_every_row_and_writes_json(
-    toys: dict[str, LoadedModel], tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def saved_toys(toys: dict[str, LoadedModel], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toys")
     for name, model in toys.items():
-        model.model.save_pretrained(tmp_path / name)
-        model.tokenizer.save_pretrained(tmp_path / name)
+        model.model.save_pretrained(folder / name)
+        model.tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+def pair_in(folder: Path) -> list[str]:
+    return ["--drafter", str(folder / "left"), "--verifier", str(folder / "right")]
+
+
+def test_the_command_reports_every_row_and_writes_json(
+    toys: dict[str, LoadedModel], saved_toys: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "new" / "bench.json"
     result = invoke(
-        "--drafter", str(tmp_path / "left"), "--verifier", str(tmp_path / "right"),
-        "--tokens", "4", "--tokens", "4", "--repetitions", "1", "--alone", "--json", str(file),
-        "--dtype", "float32",
+        *pair_in(saved_toys), "--tokens", "4", "--tokens", "4", "--repetitions", "1", "--alone",
+        "--json", str(file), "--dtype", "float32",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     for pair in ("left -> right", "right -> left"):
@@ -242,11 +254,11 @@ def test_the_command_reports_every_row_and_writes_json(
         assert len(lines) == 2  # its own table, and a line of the first tokens
     for name in ("drafter in this engine", "SAFE / every token", "outside", "resident"):
         assert name in result.stdout
-    assert max(map(len, result.stdout.splitlines()[:-2])) <= 80
+    assert max(map(len, result.stdout.splitlines())) <= 80
 
     document = json.loads(file.read_text())
     assert set(document) == {
-        "version", "machine", "memory", "settings", "cells", "first_token_seconds", "engine_cost",
+        "version", "machine", "memory", "settings", "cells", "first_token_seconds",
     }  # fmt: skip
     assert set(document["memory"]) == {"libraries", "resident", "peak", "caches", "weights"}
     assert document["memory"]["weights"] == sum(
@@ -266,19 +278,49 @@ def test_the_command_reports_every_row_and_writes_json(
             assert set(ratios["safe/generate"]) == {"median", "low", "high"}
 
 
-def test_overhead_needs_no_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(loading, "load_model")
-    result = invoke("--overhead", "--repetitions", "1")
+def test_overhead_compares_kinds_of_answers_in_one_run(saved_toys: Path, tmp_path: Path) -> None:
+    """Only greedy answers were ever timed, and the others cost twenty times as much."""
+    file = tmp_path / "overhead.json"
+    result = invoke("--overhead", *pair_in(saved_toys), "--repetitions", "2", "--json", str(file))
     assert result.exit_code == 0, result.output
-    rows = re.findall(r"^(\d+) +\d\.\d{3} *$", result.stdout, re.MULTILINE)
-    assert rows == ["50", "200", "1000", "2000"]
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    document = json.loads(file.read_text())
+    assert document["pair"] == "left -> right" and document["machine"]["threads"]
+    assert list(document["kinds"]) == ["greedy", "sampled", "tools", "schema"]
+    for kind, measured in document["kinds"].items():
+        assert re.search(rf"^{kind} +\d", result.stdout, re.MULTILINE)
+        assert len(measured["runs"]) == 2
+        for run in measured["runs"]:
+            outside = sum(run["parts"][part] for part in ("ensemble", "tokenise", "rest"))
+            assert outside + run["parts"]["draft"] + run["parts"]["verify"] == pytest.approx(
+                run["seconds"], abs=1e-5
+            )
+    assert document["kinds"]["greedy"]["ratio"] == {"median": 1, "low": 1, "high": 1}
+
+
+def test_an_overhead_is_a_ratio_within_its_repetition() -> None:
+    rounds = [
+        {"greedy": steady("safe", 10, slow), "sampled": steady("safe", 20, 3 * slow)}
+        for slow in (1.0, 10.0)
+    ]
+    measured = Overhead("a -> b", rounds)
+    assert measured.against_greedy("sampled") == b.Spread(3, 3, 3)
+    assert measured.per_token("sampled") == b.Spread(16_500, 3_000, 30_000)
+
+
+def test_each_kind_of_answer_is_what_it_is_called() -> None:
+    options = {kind: asked for kind, (_, asked) in KINDS.items()}
+    assert options["greedy"] == tokens(LENGTH)
+    assert options["sampled"].temperature == 0.8 and options["sampled"].seed is not None
+    assert options["tools"].tools and options["tools"].tool_choice == "auto"
+    assert isinstance(options["schema"].response_format, JsonSchema)
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["--drafter", "left"], "--verifier"),
-        (["--overhead", "--plot", "x.png"], "--plot"),
+        (["--overhead", "--drafter", "left"], "--verifier"),
         (["--tokens", "0"], "tokens"),
     ],
 )
@@ -287,16 +329,12 @@ def test_what_cannot_be_measured_is_refused(arguments: list[str], told: str) -> 
     assert result.exit_code == 2 and told in result.stderr
 
 
-def test_without_matplotlib_it_says_so_before_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    result = invoke("--plot", "x.png")
-    assert result.exit_code == 2 and "pip install matplotlib" in result.stderr
-
-
-def test_the_plot_is_drawn(tmp_path: Path) -> None:
+def test_the_plot_is_drawn_of_the_json(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    from safe_integrations.bench.plot import plot
+    from benchmarks.plot import plot
 
-    settings = b.Settings((5, 9), 2, toy_lengths=(5,))
-    plot(b.benchmark([contest([])], settings, clock=Clock()), tmp_path / "bench.png")
+    settings = b.Settings((5, 9), 2)
+    report = b.benchmark([contest([])], settings, clock=Clock())
+    document = json.loads(json.dumps(report.to_dict()))
+    plot(document, tmp_path / "bench.png")
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")

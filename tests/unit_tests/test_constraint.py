@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import sys
 from collections.abc import Collection, Sequence
@@ -15,11 +16,20 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from safe_integrations.config import Choice, Grammar, JsonSchema, Regex, ResponseFormat
+from safe_integrations.config import (
+    Choice,
+    GenerationConfig,
+    Grammar,
+    JsonSchema,
+    Regex,
+    ResponseFormat,
+)
 from safe_integrations.engine.tokens import END, TokenTable
-from safe_integrations.errors import InvalidArgumentError
-from safe_integrations.structure.constraint import Constraint, Cursor, text_rule
+from safe_integrations.errors import InvalidArgumentError, MissingDependencyError, SafeError
+from safe_integrations.structure.calls import constraint_for
+from safe_integrations.structure.constraint import Constraint, Cursor
 from safe_integrations.testing import ScriptedMember, follows
 
 pytest.importorskip("llguidance")
@@ -38,19 +48,32 @@ PIECES = table(b"ab", b"aba", b"\xc3\xa9", b"\xa9a", b"a\xf0\x9f", b"\x98\x80", 
 JSON_PIECES = table(b'{"', b'": "', b'", "', b'"}', b": ", b"}}", b"]}", b", ", b"12", b'\\"')
 
 
+def constraint(response_format: ResponseFormat) -> Constraint:
+    made = constraint_for(GenerationConfig(response_format=response_format))
+    assert made is not None
+    return made
+
+
 def cursor(response_format: ResponseFormat, tokens: TokenTable = BYTES) -> Cursor:
-    return Constraint(response_format).cursor(tokens)
+    return constraint(response_format).cursor(tokens)
+
+
+def flags(cursor: Cursor, ids: Sequence[int]) -> NDArray[np.bool_]:
+    """What may follow, where not everything may."""
+    allowed = cursor.allowed(ids)
+    assert allowed is not None
+    return allowed
 
 
 def symbols(cursor: Cursor, ids: Sequence[int], tokens: TokenTable = BYTES) -> set[bytes]:
-    return {tokens.symbol(int(i)) for i in np.flatnonzero(cursor.allowed(ids))}
+    return {tokens.symbol(int(i)) for i in np.flatnonzero(flags(cursor, ids))}
 
 
 def accepts(response_format: ResponseFormat, text: str, tokens: TokenTable = BYTES) -> bool:
     """Whether a text is a whole answer, and every token of it was allowed in its place."""
     walk, ids = cursor(response_format, tokens), tokens.encode(text.encode())
-    allowed = all(walk.allowed(ids[:n])[ids[n]] for n in range(len(ids)))
-    assert walk.complete(ids) == (allowed and walk.allowed(ids)[tokens.end_id])
+    allowed = all(flags(walk, ids[:n])[ids[n]] for n in range(len(ids)))
+    assert walk.complete(ids) == (allowed and flags(walk, ids)[tokens.end_id])
     return walk.complete(ids)
 
 
@@ -87,7 +110,7 @@ def as_regex(language: Sequence[str]) -> ResponseFormat:
 
 def as_grammar(language: Sequence[str]) -> ResponseFormat:
     options = " | ".join(f"x{i}" for i in range(len(language)))
-    rules = "".join(f"x{i}: {text_rule(text)}\n" for i, text in enumerate(language))
+    rules = "".join(f"x{i}: {json.dumps(text)}\n" for i, text in enumerate(language))
     return Grammar(lark=f"start: {options}\n{rules}")
 
 
@@ -139,7 +162,7 @@ def test_ids_that_leave_the_grammar(ids: list[int], text: str) -> None:
     ids = [i for i in ids if PIECES.symbols()[i] is not None]
     written = b"".join(map(PIECES.symbol, ids))
     if not any(s.startswith(written) for s in (text.encode(), b"abab")):
-        assert not walk.allowed(ids).any()
+        assert not flags(walk, ids).any()
         assert walk.forced(ids) == b""
         assert not walk.complete(ids)
         assert not walk.finished(ids)
@@ -149,8 +172,8 @@ def test_ids_that_leave_the_grammar(ids: list[int], text: str) -> None:
 def test_nothing_follows_end() -> None:
     walk = cursor(Choice(options=("a", "ab")))
     a, b = BYTES.encode(b"ab")
-    assert not walk.allowed([a, BYTES.end_id]).any()
-    assert not walk.allowed([a, BYTES.end_id, b]).any()
+    assert not flags(walk, [a, BYTES.end_id]).any()
+    assert not flags(walk, [a, BYTES.end_id, b]).any()
     assert symbols(walk, [a]) == {b"b", END}
 
 
@@ -170,8 +193,40 @@ def test_aliases_and_silent_ids_are_never_allowed() -> None:
     symbols: list[bytes | None] = [b"a", b"a", None, b"b", b"", b"", b"\xff"]
     tokens = TokenTable(symbols, {4, 5}, lambda text: [0 if c == 97 else 3 for c in text])
     walk = cursor(Regex(pattern="(?s:.)*"), tokens)
-    assert np.flatnonzero(walk.allowed([])).tolist() == [0, 3, 4]
-    assert np.flatnonzero(walk.allowed([1, 0])).tolist() == [0, 3, 4]
+    assert np.flatnonzero(flags(walk, [])).tolist() == [0, 3, 4]
+    assert np.flatnonzero(flags(walk, [1, 0])).tolist() == [0, 3, 4]
+
+
+def test_where_any_text_may_follow_there_is_no_mask() -> None:
+    """Nothing is reshaped there, and what no UTF-8 text holds is written as without a grammar."""
+    walk = cursor(Regex(pattern="(?s:.)*"), PIECES)
+    é, stray, blank = PIECES.encode("é".encode()), PIECES.encode(b"\xa9"), PIECES.encode(b" ")
+    assert walk.allowed([]) is None
+    assert walk.allowed(é) is None
+    assert walk.allowed([*é, *stray, *stray]) is None
+    assert walk.complete([*stray, *blank])
+    assert not walk.finished([])
+    assert walk.forced(stray) == b""
+    half = PIECES.encode(b"\xc3")  # a character that has to be finished, so END is forbidden
+    assert symbols(walk, half, PIECES) >= {b"\xa9", b"\xa9a"}
+    assert END not in symbols(walk, half, PIECES)
+    assert not flags(walk, [*half, *blank]).any()
+
+
+def test_there_is_a_mask_where_the_answer_may_not_end() -> None:
+    walk = cursor(Regex(pattern="(?s:.)*!(?s:.)*"), PIECES)
+    assert not flags(walk, [])[PIECES.end_id]
+    assert walk.allowed(PIECES.encode(b"a!a")) is None
+
+
+def test_the_way_leads_back_over_what_is_no_text() -> None:
+    """A stray byte stands for one token in the library too, or going back would go astray."""
+    walk = cursor(Regex(pattern="(?s:.)*"), PIECES)
+    stray, half = PIECES.encode(b"\xa9"), PIECES.encode(b"\xc3")
+    for ids in ([*stray, *half], stray, half, [*half, *stray], [*stray, *stray, *half], []):
+        unfinished = ids[-1:] == half
+        assert (walk.allowed(ids) is None) is not unfinished
+        assert walk.complete(ids) is not unfinished
 
 
 def test_tables_that_lack_bytes() -> None:
@@ -179,20 +234,20 @@ def test_tables_that_lack_bytes() -> None:
     walk = cursor(Choice(options=("abc", "ad")), tokens)
     assert symbols(walk, [], tokens) == {b"a"}
     assert symbols(walk, [0], tokens) == {b"bc"}
-    assert not cursor(Choice(options=("x",)), tokens).allowed([]).any()
+    assert not flags(cursor(Choice(options=("x",)), tokens), []).any()
 
 
 def test_one_constraint_serves_several_models() -> None:
-    constraint = Constraint(Choice(options=("aba", "abé")))
+    shared = constraint(Choice(options=("aba", "abé")))
     for tokens in (BYTES, PIECES):
-        walk = constraint.cursor(tokens)
+        walk = shared.cursor(tokens)
         ids = tokens.encode("abé".encode())
         assert walk.forced([]) == b"ab"
         assert walk.finished(ids)
 
 
 def test_the_mask_cannot_be_spoilt() -> None:
-    mask = cursor(Choice(options=("a",))).allowed([])
+    mask = flags(cursor(Choice(options=("a",))), [])
     assert mask.shape == (BYTES.size,)
     with pytest.raises(ValueError, match="read-only"):
         mask[0] = True
@@ -254,15 +309,19 @@ def test_lark_grammar_with_recursion() -> None:
 )
 def test_grammars_that_are_refused(response_format: ResponseFormat, says: str) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
-        Constraint(response_format)
+        constraint(response_format)
     assert caught.value.argument == "response_format"
     assert says in str(caught.value)
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a bare ImportError: the command line, which shows a SafeError, showed a traceback."""
     monkeypatch.setitem(sys.modules, "llguidance", None)
-    with pytest.raises(ImportError, match=r'pip install "safe-integrations\[structured\]"'):
-        Constraint(Choice(options=("a",)))
+    with pytest.raises(SafeError, match=r'pip install "safe-integrations\[structured\]"') as caught:
+        constraint(Choice(options=("a",)))
+    assert isinstance(caught.value, MissingDependencyError)
+    assert isinstance(caught.value, ImportError)  # callers may know it by this name
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
 # JSON schemas
@@ -286,13 +345,13 @@ def test_schema_accepts_what_is_valid_and_nothing_else(name: str) -> None:
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_whatever_a_model_prefers_it_validates(name: str) -> None:
     schema = SUPPORTED[name]["schema"]
-    constraint = Constraint(JsonSchema(schema=schema))
+    shared = constraint(JsonSchema(schema=schema))
     checker = jsonschema.Draft202012Validator(
         schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
     )
     for seed in range(6):
         tokens = (BYTES, JSON_PIECES)[seed % 2]
-        text = random_answer(constraint.cursor(tokens), tokens, Random(f"{name} {seed}"))
+        text = random_answer(shared.cursor(tokens), tokens, Random(f"{name} {seed}"))
         checker.validate(json.loads(text))
 
 
@@ -302,7 +361,7 @@ def random_answer(walk: Cursor, tokens: TokenTable, random: Random, hurry: int =
     helpful = [tokens.id_of(c.encode()) for c in "0e.@"]
     ids: list[int] = []
     while not walk.finished(ids):
-        allowed = np.flatnonzero(walk.allowed(ids)).tolist()
+        allowed = np.flatnonzero(flags(walk, ids)).tolist()
         if len(ids) > hurry and random.random() < 0.8:
             quick = [i for i in closing if i in allowed][:1]
             allowed = random.choice([quick, [i for i in helpful if i in allowed]]) or allowed
@@ -318,7 +377,7 @@ def random_answer(walk: Cursor, tokens: TokenTable, random: Random, hurry: int =
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: case["at"] + " " + case["says"])
 def test_schemas_that_are_refused_by_name(case: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
-        Constraint(JsonSchema(schema=case["schema"]))
+        constraint(JsonSchema(schema=case["schema"]))
     assert caught.value.argument == "response_format"
     assert f"cannot be guaranteed at {case['at']}: " in str(caught.value)
     assert case["says"] in caught.value.remedy
@@ -327,13 +386,13 @@ def test_schemas_that_are_refused_by_name(case: dict[str, Any]) -> None:
 def test_schemas_that_are_not_json() -> None:
     for schema in ({"const": float("nan")}, {"enum": [{1, 2}]}):
         with pytest.raises(InvalidArgumentError, match="plain JSON data"):
-            Constraint(JsonSchema(schema=schema))
+            constraint(JsonSchema(schema=schema))
 
 
 def test_the_schema_is_left_as_it_was() -> None:
     schema = {"properties": {"a": {"$ref": "#/$defs/ä"}}, "$defs": {"ä": {"type": "null"}}}
     before = json.dumps(schema)
-    Constraint(JsonSchema(schema=schema))
+    constraint(JsonSchema(schema=schema))
     assert json.dumps(schema) == before
 
 

@@ -49,7 +49,7 @@ def test_speed_settings_do_not_change_the_text(temperature: float) -> None:
 class Moody(Reader):
     """One whose passes take any time between nothing and a second."""
 
-    def start(self, prompt: Sequence[int]) -> ScriptedSession:
+    def start(self, prompt: Sequence[int], cancel: object = None) -> ScriptedSession:
         return MoodySession(self, Random(sum(prompt)))
 
 

@@ -345,7 +345,7 @@ def test_failing_model_is_named_and_all_sessions_are_given_back(failing: int) ->
 
 def test_model_that_cannot_start_leaves_no_session_open() -> None:
     class Broken(ScriptedMember):
-        def start(self, prompt: Any) -> ScriptedSession:
+        def start(self, prompt: Any, cancel: object = None) -> ScriptedSession:
             raise RuntimeError("no memory for a cache")
 
     drafter = writer("d", 99)

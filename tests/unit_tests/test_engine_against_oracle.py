@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from oracle import Judged, Oracle, Outcome
 
 from safe_integrations.config import Choice, EnsembleConfig, GenerationConfig
-from safe_integrations.engine.events import Drafted, Finished, TextDelta, Verdict, Verified
+from safe_integrations.engine.events import (
+    Drafted,
+    Event,
+    Finished,
+    Statistics,
+    TextDelta,
+    Verdict,
+    Verified,
+)
 from safe_integrations.engine.tokens import END
 from safe_integrations.report.result import Result
 from safe_integrations.testing import ScriptedMember
@@ -41,12 +49,12 @@ def run(
     return Result.of(events), "".join(deltas)
 
 
-def accounts_balance(events: list[object]) -> None:
+def accounts_balance(events: list[Event]) -> None:
     """Every drafted token is judged and kept, dropped, or still pending; statistics agree."""
-    drafted = judged = changed = ensembled = unsafe = pending = 0
+    folded, pending = Statistics(), 0
     for event in events:
+        folded.add(event)
         if isinstance(event, Drafted):
-            drafted += len(event.tokens)
             available = pending + len(event.tokens)
         elif isinstance(event, Verified):
             now = [p.verdict for p in event.pieces]
@@ -55,12 +63,15 @@ def accounts_balance(events: list[object]) -> None:
             assert rejected <= min(1, event.dropped)
             assert Verdict.CHANGED not in now[:-1], "nothing is judged behind a changed token"
             pending = event.pending
-            judged, changed = judged + len(now), changed + rejected
-            ensembled += sum(p.ensembled for p in event.pieces)
-            unsafe += now.count(Verdict.UNSAFE)
-    s = events[-1].statistics  # type: ignore[attr-defined]
-    assert (s.drafted, s.judged, s.changed) == (drafted, judged, changed)
-    assert (s.ensembled, s.unsafe) == (ensembled, unsafe)
+    told = events[-1]
+    assert isinstance(told, Finished)
+    assert counts(told.statistics) == counts(folded)
+
+
+def counts(statistics: Statistics) -> list[int]:
+    """What a fold over events tells of the whole."""
+    names = ("cycles", "drafted", "judged", "unsafe", "ensembled", "changed")
+    return [getattr(statistics, name) for name in names]
 
 
 def pieces_of(result: Result) -> list[Judged]:

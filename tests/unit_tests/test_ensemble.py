@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -184,6 +186,26 @@ def test_candidates_are_the_winner_and_the_next_best() -> None:
     assert (best.symbol, second.symbol, third.symbol) == (b"b", b"a", END)
     assert best.by_model == pytest.approx((0.3, 0.8))
     assert best.probability == pytest.approx(0.55)
+
+
+def test_what_was_written_is_among_the_candidates_however_unlikely() -> None:
+    """A drawn token may be of any rank; a list of the best five would leave it out."""
+    row = {bytes([b]): p for b, p in zip(b"abcdefg", (30, 20, 15, 13, 12, 6, 4), strict=True)}
+    m = merged(([], {s: p / 100 for s, p in row.items()}), sharpening="none")
+    assert [c.symbol for c in m.candidates(b"g")] == [b"g", b"a", b"b", b"c", b"d"]
+    assert [c.symbol for c in m.candidates(b"b")] == [b"b", b"a", b"c", b"d", b"e"]
+
+
+def test_joint_vocabularies_go_with_their_models() -> None:
+    """A cache of them would keep the tokens of models that were unloaded."""
+    members = [ScriptedMember("m", [b"ab"], lambda _: {b"a": 1.0}) for _ in range(2)]
+    rows = [m.start([0]).score([], 0)[0] for m in members]
+    config = EnsembleConfig(method="gac")
+    merge([m.tokens for m in members], rows, [0.5, 0.5], config)
+    gone = [weakref.ref(m.tokens) for m in members]
+    del members, rows
+    gc.collect()
+    assert [table() for table in gone] == [None, None]
 
 
 probabilities = st.lists(st.integers(1, 1000), min_size=5, max_size=5)

@@ -44,6 +44,37 @@ def test_importing_the_package_needs_the_standard_library_only() -> None:
     assert imported_by("import safe_integrations") & {"numpy", "pydantic"} == set()
 
 
+_NOT_INSTALLED = """
+import sys
+class Nowhere:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] in {missing}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Nowhere())
+"""
+
+
+def run_without(missing: set[str], code: str) -> subprocess.CompletedProcess[str]:
+    """Runs a program where some libraries are not installed."""
+    program = _NOT_INSTALLED.format(missing=missing) + code
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("adapter", ["langchain", "llama_index"])
+def test_adapters_need_none_of_the_extras(adapter: str) -> None:
+    """A service had to install a command line and a GGUF reader to import a chat model."""
+    extras = {"typer", "rich", "psutil", "gguf", "llguidance", "opentelemetry"}
+    done = run_without(extras, f"import safe_integrations.{adapter}")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_the_command_line_says_what_to_install(missing: str) -> None:
+    done = run_without({missing}, "from safe_integrations.cli import main; main()")
+    assert done.returncode == 1
+    assert done.stderr == (f"error: {missing} is missing: pip install 'safe-integrations[cli]'\n")
+
+
 def test_public_names() -> None:
     """Adding one is a decision, taking one away breaks people."""
     assert sorted(safe_integrations.__all__) == [

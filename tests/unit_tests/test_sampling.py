@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.engine.distribution import DenseDistribution
-from safe_integrations.engine.sampling import shape
+from safe_integrations.engine.ensemble import merge
+from safe_integrations.engine.sampling import draw, shape, speculative_draw
 from safe_integrations.engine.tokens import END
 from safe_integrations.safe_engine import SafeEngine
 from safe_integrations.testing import Script, ScriptedMember
 
-DRAWS = 20_000
+DRAWS = 40_000
+ANSWERS = 4_000
 TOKENS = 2
 SYMBOLS = [b"a", b"b", b"c", b"d", END]
 # chi-square quantile at 1 - 1e-6 by Wilson-Hilferty; a right sampler fails once in a million seeds
@@ -80,48 +82,62 @@ def chi_square_excess(expected: dict[bytes, float], seen: Counter[bytes]) -> flo
     return float(statistic / (k * (1 - 2 / (9 * k) + Z * (2 / (9 * k)) ** 0.5) ** 3))
 
 
-def draw_texts(engine: SafeEngine, options: GenerationConfig) -> Counter[bytes]:
-    seen: Counter[bytes] = Counter()
-    for seed in range(DRAWS):
-        one = options.model_copy(update={"seed": seed, "max_tokens": TOKENS})
-        seen[engine.complete("x", one).text.encode()] += 1
-    return seen
-
-
 def member(name: str, script: Script, order: int = 1) -> ScriptedMember:
     return ScriptedMember(name, SYMBOLS[:-1][::order], script, complete=False)
 
 
+def promised(scripts: list[Script], weights: Sequence[float], k: int) -> dict[bytes, float]:
+    """What one place follows, written naively: inside the union of the models' k best the mixture
+    of their shares, with as much mass as the drafter has there; outside, the drafter's own."""
+    rows = [script(b"") for script in scripts]
+    union = {s for row in rows for s in sorted(row, key=lambda s: -row[s])[:k]}
+    shares = [{s: row[s] / sum(row[s] for s in union) for s in union} for row in rows]
+    mass = sum(rows[0][s] for s in union)
+    inside = {s: mass * sum(w * r[s] for w, r in zip(weights, shares, strict=True)) for s in union}
+    return dict(rows[0]) | inside
+
+
 @pytest.mark.parametrize(
-    ("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.7, 0.8)], ids=["plain", "cool", "top_p"]
+    ("seeds", "config"),
+    [
+        ((1, 1), EnsembleConfig(union_top_k=2)),
+        ((1, 2), EnsembleConfig(union_top_k=2, weights=(0.3, 0.7))),
+        ((1, 2), EnsembleConfig(union_top_k=5, weights=(0.3, 0.7))),
+        ((1, 2), EnsembleConfig(method="gac", union_top_k=5, weights=(0.3, 0.7))),
+    ],
+    ids=["itself", "part", "whole", "gac"],
 )
-def test_a_model_ensembled_with_itself_is_sampled_as_it_is(
-    temperature: float, top_p: float
+def test_accepted_and_redrawn_tokens_together_follow_the_ensemble(
+    seeds: tuple[int, int], config: EnsembleConfig
 ) -> None:
-    """The second member lists the same tokens in another order, so nothing is shared by ids."""
-    options = GenerationConfig(temperature=temperature, top_p=top_p)
-    script = moody(1)
-    engine = SafeEngine(
-        member("a", script),
-        [member("b", script, order=-1)],
-        EnsembleConfig(lookahead=2, union_top_k=2),
-    )
-    assert chi_square_excess(texts([(1, script)], options), draw_texts(engine, options)) < 1
+    """Accepting every draft, or drawing rejected tokens from the ensemble itself, fails here.
+
+    The second member lists the same tokens in another order, so nothing is shared by ids.
+    """
+    weights, scripts = config.weights_for(2), [moody(seed) for seed in seeds]
+    members = [member("a", scripts[0]), member("b", scripts[1], order=-1)]
+    tables, rows = [m.tokens for m in members], [m.start([]).score([], 0)[0] for m in members]
+    merged = merge(tables, rows, weights, config.model_copy(update={"sharpening": "none"}))
+    random, drafter = np.random.default_rng(20), np.exp(rows[0].dense(), dtype=np.float64)
+    drafted = [tables[0].symbol(draw(drafter, random)) for _ in range(DRAWS)]
+    seen = Counter(speculative_draw(merged, weights, symbol, random) for symbol in drafted)
+    assert chi_square_excess(promised(scripts, weights, config.union_top_k), seen) < 1
+    if seeds[0] != seeds[1]:
+        assert chi_square_excess(dict(scripts[0](b"")), seen) > 1  # the check can tell
 
 
-@pytest.mark.parametrize("method", ["unite", "gac"])
-def test_models_with_the_same_tokens_are_sampled_as_their_mixture(method: str) -> None:
-    """Accepting every draft, or drawing rejected tokens from the ensemble itself, fails here."""
-    options = GenerationConfig(temperature=1)
+def test_answers_follow_the_mixture_of_shaped_models() -> None:
+    """Drafting and accepting by one random number, or shaping one model only, fails here."""
+    options = GenerationConfig(temperature=1.5, top_p=0.9, max_tokens=TOKENS)
     engine = SafeEngine(
         member("a", moody(1)),
         [member("b", moody(2), order=-1)],
-        EnsembleConfig(method=method, weights=(0.3, 0.7), lookahead=3),
+        EnsembleConfig(weights=(0.3, 0.7), lookahead=3),
     )
-    expected = texts([(0.3, moody(1)), (0.7, moody(2))], options)
-    seen = draw_texts(engine, options)
-    assert chi_square_excess(expected, seen) < 1
-    assert chi_square_excess(texts([(1, moody(1))], options), seen) > 1  # the check can tell
+    seen: Counter[bytes] = Counter()
+    for seed in range(ANSWERS):
+        seen[engine.complete("x", options.model_copy(update={"seed": seed})).text.encode()] += 1
+    assert chi_square_excess(texts([(0.3, moody(1)), (0.7, moody(2))], options), seen) < 1
 
 
 def test_a_seed_repeats_a_text_and_other_seeds_differ() -> None:

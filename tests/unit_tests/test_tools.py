@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import count
@@ -13,20 +14,19 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from safe_integrations.calls import (
-    InvalidToolCall,
-    ParsedAnswer,
-    ToolCall,
-    ToolCallDelta,
-    ToolCallStream,
-    constraint_for,
-    new_call_id,
-    parse,
+from safe_integrations.calls.plain import (
     plain_assistant_call,
     plain_tool_prompt,
     plain_tool_result,
     render_tools_plainly,
     template_supports_tools,
+)
+from safe_integrations.calls.stream import ToolCallStream
+from safe_integrations.calls.types import (
+    ParsedAnswer,
+    ToolCall,
+    ToolCallDelta,
+    new_call_id,
 )
 from safe_integrations.config import (
     Choice,
@@ -37,8 +37,9 @@ from safe_integrations.config import (
     ResponseFormat,
     Tool,
 )
-from safe_integrations.errors import InvalidArgumentError
+from safe_integrations.errors import InvalidArgumentError, MissingDependencyError
 from safe_integrations.messages import Message
+from safe_integrations.structure.calls import constraint_for
 from safe_integrations.structure.constraint import Cursor
 from safe_integrations.testing import ScriptedMember, follows
 
@@ -77,6 +78,14 @@ def written(name: str, arguments: object, key: str = "arguments") -> str:
 
 def tagged(name: str, arguments: object) -> str:
     return f"<tool_call>\n{written(name, arguments)}\n</tool_call>"
+
+
+def parse(text: str, tools: Iterable[Tool], **options: Any) -> ParsedAnswer:
+    """What a stream makes of a whole answer."""
+    stream = ToolCallStream(tools, **options)
+    stream.push(text)
+    stream.finish()
+    return stream.answer()
 
 
 def found(answer: ParsedAnswer) -> list[tuple[str, dict[str, Any]]]:
@@ -184,30 +193,52 @@ def test_without_tools_all_text_is_text(form: str) -> None:
     assert parse(text, ()) == ParsedAnswer(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "name", "arguments", "rest"),
-    [
-        ("<tool_call>get_weather(Paris)</tool_call> ok", None, "get_weather(Paris)", "ok"),
-        ("<tool_call>{'name': 'f'}</tool_call>", None, "{'name': 'f'}", ""),
-        ('<tool_call>{"arguments": {}}</tool_call>', None, "{}", ""),
-        ('<tool_call>{"name": "f", "arguments": [1]}</tool_call>', "f", "[1]", ""),
-        ('<tool_call>{"name": "f", "arguments": {"a": "b', "f", '{"a": "b', ""),
-        ('<tool_call>{"name": "f", "arguments": {"a": 1}\n</tool_call>', "f", None, ""),
-        ('<tool_call>{"name": "f", "arguments": {"a": 01}}</tool_call>', "f", '{"a": 01}', ""),
-        ("<tool_call>", None, "", ""),
-        ("text <tool_call>\n", None, "", "text"),
-        ("[TOOL_CALLS] [{'name': 1}]", None, "{'name': 1}]", ""),
+MALFORMED = [  # answer, name, arguments, text of the call, text of the answer, whether cut off
+    (
+        "<tool_call>get_weather(Paris)</tool_call> ok",
+        *(None, "", "get_weather(Paris)", "ok", False),
+    ),
+    ("<tool_call>{'name': 'f'}</tool_call>", None, "", "{'name': 'f'}", "", False),
+    ('<tool_call>{"arguments": {}}</tool_call>', None, "{}", '{"arguments": {}}', "", False),
+    ("<tool_call></tool_call>", None, "", "", "", False),
+    ("<tool_call>", None, "", "", "", True),
+    ("text <tool_call>\n", None, "", "", "text", True),
+    ("text [TOOL_CALLS]", None, "", "", "text", True),
+    ("[TOOL_CALLS] [", None, "", "", "", True),
+    ("[TOOL_CALLS] [{'name': 1}]", None, "", "{'name': 1}]", "", False),
+    *[
+        (f"<tool_call>{call}{end}", name, arguments, call, "", cut_off)
+        for call, name, arguments, end, cut_off in [
+            ('{"name": "f", "arguments": [1]}', "f", "[1]", "</tool_call>", False),
+            ('{"name": "f", "arguments": 12 }', "f", "12", "</tool_call>", False),
+            ('{"name": "f", "arguments": "x y"}', "f", '"x y"', "</tool_call>", False),
+            ('{"name": "f", "arguments": {"a": NaN}}', "f", '{"a": NaN}', "</tool_call>", False),
+            ('{"name": "f", "arguments": {"a": 01}}', "f", '{"a": 01}', "</tool_call>", False),
+            ('{"name": "f", "arguments": {"a": 1}', "f", '{"a": 1}', "\n</tool_call>", False),
+            ('{"name": "f", "arguments": {"a": \'b\'}}', "f", '{"a": ', "</tool_call>", False),
+            ('{"name": "f", "arguments": {"a": "b', "f", '{"a": "b', "", True),
+            ('{"name": "f", "arguments": "{\\"a', "f", '"{\\"a', "", True),
+            ('{"name": "f", "arguments":', "f", "", " \n", True),
+            ('{"name": "delete", "argum', "delete", "", "", True),
+            ('{"name": "delete"', "delete", "", "", True),
+            ('{"name": "del', None, "", "", True),
+            ('{"arguments": {"a": 1}, "na', None, '{"a": 1}', "", True),
+        ]
     ],
-)
-def test_malformed_calls(text: str, name: str | None, arguments: str | None, rest: str) -> None:
-    answer = parse(text, TOOLS)
-    (invalid,) = answer.invalid
-    assert invalid.name == name
+]
+
+
+@pytest.mark.parametrize(("answer", "name", "arguments", "text", "rest", "cut_off"), MALFORMED)
+def test_malformed_calls(
+    answer: str, name: str | None, arguments: str, text: str, rest: str, cut_off: bool
+) -> None:
+    """A call cut off before its arguments was once told with all of its text as arguments."""
+    parsed = parse(answer, TOOLS)
+    (invalid,) = parsed.invalid
+    assert (invalid.name, invalid.arguments, invalid.text) == (name, arguments, text)
+    assert invalid.cut_off is cut_off
     assert invalid.error
-    assert answer.text == rest
-    assert not answer.calls
-    if arguments is not None and arguments != "[1]":
-        assert invalid.arguments == arguments
+    assert (parsed.text, parsed.calls) == (rest, ())
 
 
 def test_nesting_beyond_reason_is_no_crash() -> None:
@@ -219,7 +250,7 @@ def test_nesting_beyond_reason_is_no_crash() -> None:
 
 def test_a_malformed_call_does_not_hide_the_next() -> None:
     answer = parse(f"<tool_call>oops</tool_call>\n{tagged(*PARIS)}", TOOLS)
-    assert [i.arguments for i in answer.invalid] == ["oops"]
+    assert [i.text for i in answer.invalid] == ["oops"]
     assert found(answer) == [PARIS]
 
 
@@ -227,20 +258,6 @@ def test_ids_are_fresh() -> None:
     ids = {new_call_id() for _ in range(100)}
     assert len(ids) == 100
     assert all(i.startswith("call_") and len(i) == 29 for i in ids)
-
-
-def test_a_models_own_format_is_asked_first() -> None:
-    def native(text: str) -> dict[str, Any]:
-        function = {"name": "get_weather", "arguments": {"city": "Paris"}}
-        return {"content": "hm", "tool_calls": [{"type": "function", "function": function}]}
-
-    def lost(text: str) -> dict[str, Any]:
-        raise ValueError("does not match")
-
-    answer = parse("<|call|>whatever", TOOLS, native=native)
-    assert (answer.text, found(answer)) == ("hm", [PARIS])
-    assert found(parse(tagged(*PARIS), TOOLS, native=lost)) == [PARIS]
-    assert found(parse(tagged(*PARIS), TOOLS, native=lambda text: None)) == [PARIS]
 
 
 # Streaming
@@ -267,6 +284,76 @@ def streamed(chunks: Iterable[str], tools: Sequence[Tool] = TOOLS) -> tuple[Any,
                 assert piece.arguments
             calls[piece.number][2] += piece.arguments
     return text, list(calls.values()), stream.answer()
+
+
+def objects(text: str) -> list[tuple[int, int]]:
+    """Where the JSON objects of a text begin and end."""
+    found, at = [], 0
+    while (at := text.find("{", at)) >= 0:
+        end = json.JSONDecoder(strict=False).raw_decode(text, at)[1]
+        found.append((at, end))
+        at = end
+    return found
+
+
+def content(text: str) -> str:
+    """A text without what stands around calls: tags, a closing tag cut off, fences, separators."""
+    text = re.sub(r"<tool_call>|</tool_call>|\[TOOL_CALLS\]|```(json)?|[\s\[\],;]", "", text)
+    cut = max(n for n in range(len("</tool_call>")) if text.endswith("</tool_call>"[:n]))
+    return text[: len(text) - cut]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_whatever_is_cut_off_is_no_call_and_is_not_lost(form: str) -> None:
+    """A call that was cut off and taken for a whole one would be carried out with half a path."""
+    text = FORMS[form][0]
+    whole = parse(text, TOOLS, new_id=numbered()).calls
+    spans = objects(text)
+    for cut in range(len(text)):
+        for chunks in ([text[:cut]], text[:cut]):  # at once, and character by character
+            shown, fragments, answer = streamed(chunks)
+            assert shown == answer.text
+            if not answer.calls and not answer.invalid:
+                assert answer.text in (text[:cut], text[:cut].strip())
+                continue
+            done = [(start, end) for start, end in spans if end <= cut]
+            assert answer.calls == whole[: len(done)]
+            assert len(answer.invalid) <= 1 and all(call.cut_off for call in answer.invalid)
+            for invalid in answer.invalid:
+                told = [fragment for fragment in fragments if fragment[0] == invalid.id]
+                assert told in ([], [[invalid.id, invalid.name, invalid.arguments]])
+            left = text[:cut]
+            for start, end in reversed(done):
+                left = left[:start] + left[end:].removeprefix("}")
+            kept = answer.text + "".join(call.text for call in answer.invalid)
+            assert content(left) == content(kept)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_pieces_of_a_call_are_what_the_model_wrote(form: str) -> None:
+    text = FORMS[form][0]
+    for chunks in ([text], text):
+        _, fragments, answer = streamed(chunks)
+        assert [json.loads(arguments) for _, _, arguments in fragments] == [
+            call.arguments for call in answer.calls
+        ]
+        if form not in ("raw newline in a string", "arguments as text"):
+            assert all(arguments in text or arguments == "{}" for _, _, arguments in fragments)
+
+
+def test_the_arguments_of_plain_json_are_what_the_model_wrote() -> None:
+    """They were once written anew: 1e400 became Infinity, which is no JSON."""
+    arguments = '{"a":1e400, "b" : [ 1.0e2]}'
+    _, fragments, answer = streamed([f'{{"name": "now", "parameters": {arguments}}}'])
+    assert [fragment[2] for fragment in fragments] == [arguments]
+    assert answer.calls[0].arguments == {"a": float("inf"), "b": [100.0]}
+
+
+def test_plain_json_with_the_arguments_first_is_a_call() -> None:
+    """A name among the arguments was once taken for the tool's."""
+    call = '{"arguments": {"name": "Bob"}, "name": "now"}'
+    assert found(parse(call, TOOLS)) == [("now", {"name": "Bob"})]
+    assert streamed(call)[2].text == ""
 
 
 SNIPPETS = st.sampled_from(
@@ -338,12 +425,6 @@ def test_plain_json_that_cannot_be_a_call_is_not_held_back() -> None:
     assert stream.push('mes": 1') == ['{"names": 1']
     stream = ToolCallStream(TOOLS)
     assert stream.push('{"name": "nope"') == ['{"name": "nope"']
-
-
-def test_an_unfinished_call_is_reported() -> None:
-    _, fragments, answer = streamed(['<tool_call>{"name": "now", "arguments": {"a'])
-    assert fragments == [["call_0", "now", '{"a']]
-    assert answer.invalid == (InvalidToolCall("call_0", "now", '{"a', "the call is incomplete"),)
 
 
 # Plain text
@@ -431,7 +512,8 @@ def cursor(tools: Sequence[Tool] = TOOLS, **options: Any) -> Cursor:
 def accepts(cursor: Cursor, text: str) -> bool:
     """Whether the text is a whole answer, and every token of it was allowed in its place."""
     ids = TABLE.encode(text.encode())
-    allowed = all(cursor.allowed(ids[:n])[ids[n]] for n in range(len(ids)))
+    masks = [cursor.allowed(ids[:n]) for n in range(len(ids))]
+    allowed = all(mask is None or mask[i] for mask, i in zip(masks, ids, strict=True))
     assert allowed or not cursor.complete(ids)
     return allowed and cursor.complete(ids)
 
@@ -495,6 +577,15 @@ def test_auto_with_a_response_format_is_either(
     assert not accepts(walk, answer + tagged(*PARIS))
 
 
+def test_auto_forbids_nothing_in_free_text() -> None:
+    """Reshaping every row of every model to forbid nothing costs more than the mask."""
+    walk = cursor()
+    for text in ("", "Hello é <tool> you", "a < b"):
+        assert walk.allowed(TABLE.encode(text.encode())) is None
+    for text in ("a <tool_call>", tagged(*PARIS)[:-1], tagged(*PARIS)[:30]):
+        assert walk.allowed(TABLE.encode(text.encode())) is not None
+
+
 def test_auto_lets_a_tool_be_called_whose_schema_cannot_be_guaranteed() -> None:
     walk = cursor((BAD_TOOL, NOTHING))
     assert accepts(walk, tagged("f", {"x": [1, 1]}))
@@ -504,7 +595,7 @@ def test_auto_lets_a_tool_be_called_whose_schema_cannot_be_guaranteed() -> None:
 def test_auto_does_not_need_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     assert constraint_for(GenerationConfig(tools=TOOLS)) is None
-    with pytest.raises(ImportError, match="structured"):
+    with pytest.raises(MissingDependencyError, match="structured"):
         constraint_for(GenerationConfig(tools=TOOLS, tool_choice="required"))
 
 
@@ -555,6 +646,7 @@ def test_forced_calls_are_valid_whatever_a_model_prefers(random: Any, tool: Tool
     endings = [TABLE.id_of(symbol) for symbol in (b'"', b"}", b"]", b"0")]
     while not walk.finished(ids):
         flags = walk.allowed(ids)
+        assert flags is not None  # a call that may end anywhere would be no call
         closing = [i for i in endings if i is not None and flags[i]]
         options = closing if closing and len(ids) > 60 else flags.nonzero()[0].tolist()
         ids.append(random.choice(options))

@@ -73,13 +73,9 @@ class LogitsDistribution:
         theirs = np.take_along_axis(parts, peaks, 1)
         return float(np.logaddexp.reduce((theirs - ours)[theirs > -np.inf]))
 
-    def logprob(self, token_id: int) -> float:
-        """Natural logarithm of the probability of one id."""
-        return float(self._logits[token_id]) - self._total
-
     def logprobs(self, token_ids: Sequence[int]) -> list[float]:
-        """The same for several ids."""
-        return [self.logprob(token_id) for token_id in token_ids]
+        """Natural logarithms of the probabilities of some ids."""
+        return [float(self._logits[token_id]) - self._total for token_id in token_ids]
 
     def top(self, k: int) -> list[int]:
         """The k most probable ids, best first; of equals the lowest first."""

@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 
 from safe_integrations.config import Tool
-from safe_integrations.engine.model import Work
+from safe_integrations.engine.model import Limits, Work, never
 from safe_integrations.engine.tokens import TokenTable, common_prefix
 from safe_integrations.errors import GenerationCancelled
 from safe_integrations.messages import Message
@@ -81,6 +81,7 @@ class TransformersMember:
         self._idle: list[_Cached] = []
         self._returned: deque[_Cached] = deque()
         self.fold: Final = Fold(tokens)
+        self.limits: Final = Limits()
 
     def render(
         self,
@@ -92,7 +93,7 @@ class TransformersMember:
         return self._render(messages, tools, template_args)
 
     def start(
-        self, prompt: Sequence[int], cancel: Callable[[], bool] | None = None
+        self, prompt: Sequence[int], cancel: Callable[[], bool] = never
     ) -> TransformersSession:
         """Opens a session on a prompt, on the best cache that is idle.
 
@@ -194,7 +195,7 @@ class TransformersSession:
         member: TransformersMember,
         prompt: list[int],
         cached: _Cached,
-        cancel: Callable[[], bool] | None,
+        cancel: Callable[[], bool],
     ) -> None:
         self.work = Work()
         self._member = member
@@ -235,7 +236,7 @@ class TransformersSession:
         cached = self._cached
         assert cached is not None
         for part in self._member.in_parts(new, rows):
-            if self._cancel is not None and self._cancel():
+            if self._cancel():
                 raise GenerationCancelled("the generation was cancelled")
             self._cached = None  # lost if the forward pass fails half-way
             logits, seconds = self._member.forward(part, cached.kv, rows)

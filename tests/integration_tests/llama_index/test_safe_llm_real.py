@@ -18,6 +18,7 @@ from llama_index.core.tools import FunctionTool
 from pydantic import BaseModel
 
 from safe_integrations.config import Regex
+from safe_integrations.errors import IncompleteAnswerError
 from safe_integrations.llama_index import (
     SafeEvent,
     SafeGenerationEnd,
@@ -25,6 +26,7 @@ from safe_integrations.llama_index import (
     SafeVerification,
 )
 from safe_integrations.models import load as loading
+from tests.loops import join_generations
 
 
 def agent_warnings(test: Any) -> Any:
@@ -129,6 +131,27 @@ async def test_structured_output_is_what_was_asked_for(llm: SafeLLM) -> None:
     assert isinstance(response.raw, Captain)
 
 
+def test_a_call_that_is_cut_off_is_not_carried_out(llm: SafeLLM) -> None:
+    """This very pair executed delete(path='delete') and delete(path=None)."""
+    deleted: list[Any] = []
+
+    def delete(path: str | None = None) -> str:
+        """Deletes a folder."""
+        deleted.append(path)
+        return "gone"
+
+    tool = FunctionTool.from_defaults(delete)
+    for max_tokens in range(8, 24, 2):
+        with pytest.raises(IncompleteAnswerError, match="raise max_tokens"):
+            llm.predict_and_call(
+                [tool],
+                "Delete the folder /home/me/project/with/a/long/name/to/write/down/tmp.",
+                tool_required=True,
+                max_tokens=max_tokens,
+            )
+    assert deleted == []
+
+
 def test_metadata_of_the_default_pair_needs_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(loading, "load_model")
     metadata = SafeLLM().metadata
@@ -137,21 +160,9 @@ def test_metadata_of_the_default_pair_needs_no_weights(monkeypatch: pytest.Monke
     assert metadata.model_name == "smollm2-135m+gemma3-270m"
 
 
-async def test_all_ways_to_ask_give_one_answer_and_the_loop_stays_free(llm: SafeLLM) -> None:
+async def test_all_ways_to_ask_give_one_answer(llm: SafeLLM) -> None:
     messages = [ChatMessage("What is the capital of France?")]
-    ticks = 0
-
-    async def tick() -> None:
-        nonlocal ticks
-        while True:
-            await asyncio.sleep(0.01)
-            ticks += 1
-
-    ticker = asyncio.create_task(tick())
     achat = await llm.achat(messages)
-    ticker.cancel()
-    seconds = achat.raw["safe"]["seconds"]
-    assert ticks > seconds / 0.01 / 10  # the models' threads leave it little time, but some
     chat = llm.chat(messages)
     *_, streamed = llm.stream_chat(messages)
     assert achat.message.content == chat.message.content == streamed.message.content
@@ -170,5 +181,6 @@ async def test_cancelling_stops_the_models(llm: SafeLLM, listener: Any) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     count = len(listener.of(SafeVerification))
-    await asyncio.sleep(0.3)
+    await asyncio.to_thread(join_generations)
     assert len(listener.of(SafeVerification)) == count
+    assert listener.of(SafeGenerationEnd) == []

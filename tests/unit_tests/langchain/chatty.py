@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -25,8 +24,9 @@ class Chatty(ScriptedMember):
     Args:
         name: Of the model.
         reply: The conversation -> the answer.
-        delay: Seconds per forward pass.
+        before_pass: Called at the start of every forward pass.
         sure: Probability of each byte of the answer.
+        words: Its tokens, besides all bytes.
     """
 
     def __init__(
@@ -34,13 +34,14 @@ class Chatty(ScriptedMember):
         name: str = "drafter",
         reply: Callable[[Sequence[Message]], str] | str = TEXT,
         *,
-        delay: float = 0.0,
+        before_pass: Callable[[], object] = lambda: None,
         sure: float = 0.9,
         context_window: int = 4096,
+        words: Sequence[bytes] = WORDS,
     ) -> None:
-        super().__init__(name, WORDS, follows(b""), context_window=context_window)
+        super().__init__(name, words, follows(b""), context_window=context_window)
         self.reply = (lambda _: reply) if isinstance(reply, str) else reply
-        self.delay = delay
+        self.before_pass = before_pass
         self.sure = sure
         self.conversations: list[Sequence[Message]] = []
         self.tools: list[Sequence[Tool]] = []
@@ -60,17 +61,17 @@ class Chatty(ScriptedMember):
         # the others are those of no token, so that nothing of the answer is found in the prompt
         return [len(self.conversations) - 1, *range(-len(messages), 0)]
 
-    def start(self, prompt: Sequence[int]) -> ScriptedSession:
+    def start(self, prompt: Sequence[int], cancel: object = None) -> ScriptedSession:
         answer = self.reply(self.conversations[prompt[0]]).encode()
-        one = ScriptedMember(self.name, WORDS, follows(answer, sure=self.sure))
+        one = ScriptedMember(self.name, [], follows(answer, sure=self.sure))
         one.tokens = self.tokens
-        session = Slow(one, self)
+        session = Counting(one, self)
         self.sessions.append(session)
         return session
 
 
-class Slow(ScriptedSession):
-    """A session that takes its time and counts."""
+class Counting(ScriptedSession):
+    """A session that counts its passes."""
 
     def __init__(self, member: ScriptedMember, chatty: Chatty) -> None:
         super().__init__(member)
@@ -78,15 +79,29 @@ class Slow(ScriptedSession):
 
     def score(self, ids: Sequence[int], since: int) -> Any:
         self._chatty.passes += 1
-        time.sleep(self._chatty.delay)
+        self._chatty.before_pass()
         return super().score(ids, since)
 
 
-def chat(reply: Any = TEXT, other: Any = OTHER, *, delay: float = 0.0, **options: Any) -> ChatSafe:
-    """A drafter and a verifier that disagrees a little."""
-    drafter = Chatty("drafter", reply, delay=delay, sure=0.8)
+def chat(
+    reply: Any = TEXT,
+    other: Any = OTHER,
+    *,
+    before_pass: Callable[[], object] = lambda: None,
+    **options: Any,
+) -> ChatSafe:
+    """A drafter and a verifier that disagrees a little; messages carry the rounds."""
+    drafter = Chatty("drafter", reply, before_pass=before_pass, sure=0.8)
     verifier = Chatty("verifier", other, sure=0.7)
-    return ChatSafe(drafter=drafter, verifiers=[verifier], **options)
+    return ChatSafe(drafter=drafter, verifiers=[verifier], **{"attach_rounds": True, **options})
+
+
+def total(chunks: Any) -> Any:
+    """Chunks added up."""
+    first, *rest = chunks
+    for chunk in rest:
+        first += chunk
+    return first
 
 
 class Recorder(BaseCallbackHandler):

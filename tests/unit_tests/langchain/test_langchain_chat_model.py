@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from chatty import TEXT, Chatty, Recorder, chat
+from chatty import OTHER, TEXT, Chatty, Recorder, chat, total
 from langchain_core.caches import InMemoryCache
 from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import AIMessage, HumanMessage
@@ -30,10 +30,11 @@ from safe_integrations.langchain import (
 )
 from safe_integrations.models import load as loading
 from safe_integrations.models.loading import ModelSpec
+from tests.loops import Gate, answer_beside_a_free_loop, cancel_within_a_pass
 
 CALLS: dict[str, Callable[[ChatSafe], Any]] = {
     "invoke": lambda c: c.invoke("hi"),
-    "stream": lambda c: _sum(c.stream("hi")),
+    "stream": lambda c: total(c.stream("hi")),
     "batch": lambda c: c.batch(["hi", "hi"])[1],
     "ainvoke": lambda c: asyncio.run(c.ainvoke("hi")),
     "astream": lambda c: asyncio.run(_asum(c.astream("hi"))),
@@ -42,19 +43,13 @@ CALLS: dict[str, Callable[[ChatSafe], Any]] = {
 }
 
 
-def _sum(chunks: Any) -> Any:
-    total = None
-    for chunk in chunks:
-        total = chunk if total is None else total + chunk
-    return total
-
-
 async def _asum(chunks: Any) -> Any:
-    return _sum([chunk async for chunk in chunks])
+    return total([chunk async for chunk in chunks])
 
 
 def _without_times(metadata: dict[str, Any]) -> dict[str, Any]:
-    safe = {k: v for k, v in metadata["safe"].items() if not k.endswith("seconds")}
+    (payload,) = metadata["safe"]
+    safe = {k: v for k, v in payload.items() if not k.endswith("seconds")}
     safe["models"] = [{**m, "seconds": 0} for m in safe["models"]]
     return {**metadata, "safe": safe}
 
@@ -66,8 +61,8 @@ def test_every_path_gives_the_same_message(how: str) -> None:
     assert message.content == TEXT
     assert message.usage_metadata == {
         "input_tokens": 2,
-        "output_tokens": message.response_metadata["safe"]["tokens"],
-        "total_tokens": 2 + message.response_metadata["safe"]["tokens"],
+        "output_tokens": message.response_metadata["safe"][0]["tokens"],
+        "total_tokens": 2 + message.response_metadata["safe"][0]["tokens"],
         "input_token_details": {"cache_read": 0},
     }
     assert message.response_metadata["model_name"] == "drafter+verifier"
@@ -80,7 +75,7 @@ def test_every_path_gives_the_same_message(how: str) -> None:
 
 
 def test_rounds_rebuild_the_provenance() -> None:
-    result = result_of(_sum(chat().stream("hi")))
+    result = result_of(total(chat().stream("hi")))
     assert result.text == TEXT
     assert result.statistics.ensembled > 0
     assert b"".join(p.written for p in result.pieces if p.end > p.start) == TEXT.encode()
@@ -89,10 +84,24 @@ def test_rounds_rebuild_the_provenance() -> None:
         result_of(AIMessage("hi"))
 
 
-def test_rounds_can_be_left_out() -> None:
-    message = chat(attach_rounds=False).invoke("hi")
+def test_rounds_are_attached_where_they_are_asked_for() -> None:
+    """Every checkpoint and every trace of a graph stores them again: 360 bytes for each token."""
+    message = ChatSafe(drafter=Chatty(), verifiers=[Chatty("b", OTHER)]).invoke("hi")
     assert message.additional_kwargs == {}
-    assert message.response_metadata["safe"]["ensembled"] > 0
+    assert message.response_metadata["safe"][0]["judged"] > 0
+    with pytest.raises(InvalidArgumentError, match="attach_rounds=True"):
+        result_of(message)
+
+
+@pytest.mark.parametrize("rounds", [True, False])
+def test_chunks_of_several_answers_add_up(rounds: bool) -> None:
+    """As in `create_agent(...).stream(stream_mode="messages")`; fractions were a TypeError."""
+    model = chat(attach_rounds=rounds)
+    both = total([*model.stream("hi"), *model.stream("ho")])
+    assert both.content == TEXT * 2
+    assert len(both.response_metadata["safe"]) == 2
+    with pytest.raises(InvalidArgumentError, match="pass a whole answer of ChatSafe"):
+        result_of(both)
 
 
 def test_importing_and_constructing_load_nothing() -> None:
@@ -114,7 +123,7 @@ def test_every_option_of_the_engine_is_an_option_here() -> None:
 def test_options_reach_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     model = chat(lookahead=3, temperature=0, seed=7, max_tokens=50, top_p=0.9, top_k=4, min_p=0.1)
     model = model.model_copy(update={"template_args": {"enable_thinking": False}})
-    call = model._call({"max_tokens": 5, "mode": "drafter-only", "timeout": 3})
+    call = model._request({"max_tokens": 5, "mode": "drafter-only", "timeout": 3})
     assert call.ensemble == EnsembleConfig(lookahead=3, mode="drafter-only")
     assert call.options == GenerationConfig(
         max_tokens=5,
@@ -235,7 +244,7 @@ def test_bind_with_config_and_configurable_fields() -> None:
     assert answer.response_metadata["finish_reason"] == "length"
     chunks = list(configurable.stream("hi", {"configurable": {"s": ["capital"]}}))
     assert len(chunks) > 1
-    assert _sum(chunks).content == "Paris is the "
+    assert total(chunks).content == "Paris is the "
 
 
 # Caching
@@ -313,13 +322,14 @@ def test_a_prompt_that_is_too_long_is_langchains_overflow() -> None:
 
 
 def test_a_timeout_stops_the_models() -> None:
-    model = chat(delay=0.02, timeout=0.1)
-    started = time.monotonic()
+    """Before the next forward pass, of which there are at most five in time."""
+    model = chat(before_pass=lambda: time.sleep(0.02), timeout=0.1)
     with pytest.raises(SafeTimeoutError, match="not complete after 0.1 seconds"):
         model.invoke("hi")
+    assert 1 <= model.drafter.passes <= 5
     with pytest.raises(TimeoutError):
         asyncio.run(model.ainvoke("hi"))
-    assert time.monotonic() - started < 1
+    assert model.drafter.passes <= 10
     assert all(session.closed for session in model.drafter.sessions)
 
 
@@ -349,67 +359,59 @@ def test_closing_a_stream_stops_the_models() -> None:
 
 
 async def test_closing_an_async_stream_stops_the_models() -> None:
-    model = chat(delay=0.01)
+    model = chat()
     stream = model.astream("hi")
     await anext(stream)
     await stream.aclose()
-    passes = model.drafter.passes
     assert all(session.closed for session in model.drafter.sessions)
-    await asyncio.sleep(0.05)
-    assert model.drafter.passes == passes
     assert (await model.ainvoke("hi")).content == TEXT
 
 
-@pytest.mark.parametrize("path", ["ainvoke", "astream", "agenerate"])
+ASYNC: dict[str, Callable[[ChatSafe], Any]] = {
+    "ainvoke": lambda c: c.ainvoke("hi"),
+    "astream": lambda c: _asum(c.astream("hi")),
+    "abatch": lambda c: c.abatch(["hi"]),
+    "agenerate": lambda c: c.agenerate([[HumanMessage("hi")]]),
+}
+
+
+@pytest.mark.parametrize("path", ASYNC)
 async def test_cancelling_a_task_stops_the_models(path: str) -> None:
-    model = chat(delay=0.02)
-
-    async def answer() -> None:
-        if path == "ainvoke":
-            await model.ainvoke("hi")
-        elif path == "agenerate":
-            await model.agenerate([[HumanMessage("hi")]])
-        else:
-            async for _ in model.astream("hi"):
-                pass
-
-    task = asyncio.create_task(answer())
-    await asyncio.sleep(0.1)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    passes = model.drafter.passes
-    await asyncio.sleep(0.1)
-    assert model.drafter.passes == passes
+    gate = Gate()
+    model = chat(before_pass=gate)
+    await cancel_within_a_pass(gate, ASYNC[path](model))
     assert all(session.closed for session in model.drafter.sessions)
     assert (await model.ainvoke("hi", max_tokens=1)).content
 
 
-@pytest.mark.parametrize("path", ["ainvoke", "astream", "abatch"])
-async def test_the_event_loop_stays_responsive(path: str) -> None:
-    """A blocking ainvoke gives no tick at all while it computes."""
-    model = chat(delay=0.02)
-    ticks, done = 0, False
+async def test_a_caller_that_gives_up_does_not_wait_for_the_models_to_be_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`wait_for` came back when they were loaded and converted, minutes late."""
+    may_go_on = threading.Event()
+    model = Chatty()
 
-    async def tick() -> None:
-        nonlocal ticks
-        while not done:
-            await asyncio.sleep(0.01)
-            ticks += 1
+    def loaded_member(*_: Any) -> Chatty:
+        may_go_on.wait(60)
+        return model
 
-    ticking = asyncio.create_task(tick())
-    started = time.monotonic()
-    if path == "ainvoke":
-        await model.ainvoke("hi")
-    elif path == "abatch":
-        await model.abatch(["hi", "hi"])
-    else:
-        async for _ in model.astream("hi"):
-            pass
-    seconds = time.monotonic() - started
-    done = True
-    await ticking
-    assert ticks > seconds / 0.01 / 3
+    monkeypatch.setattr(loading, "_loaded_member", loaded_member)
+    monkeypatch.setattr(loading, "_slots", {})
+    chatty = ChatSafe(drafter="a")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(chatty.ainvoke("hi"), 0.05)
+    assert not may_go_on.is_set()
+    may_go_on.set()
+    assert (await chatty.ainvoke("hi")).content == TEXT
+    assert len(model.conversations) == 1, "the first call was answered all the same"
+
+
+@pytest.mark.parametrize("path", ASYNC)
+async def test_the_event_loop_stays_free(path: str) -> None:
+    """A blocking ainvoke gives the loop no turn at all while it computes."""
+    gate = Gate()
+    answer = await answer_beside_a_free_loop(gate, ASYNC[path](chat(before_pass=gate)))
+    assert "Paris" in str(answer)
 
 
 def test_threads_do_not_mix_their_answers() -> None:
@@ -430,6 +432,34 @@ def test_counting_tokens_is_the_drafters() -> None:
     model = chat()
     assert model.get_num_tokens("Paris the") == 3
     assert model.get_num_tokens_from_messages([HumanMessage("hi"), AIMessage("x")]) == 3
+
+
+def test_counting_takes_the_callers_tokenizer_and_empty_conversations() -> None:
+    assert chat(custom_get_token_ids=lambda text: [1, 2]).get_num_tokens("a") == 2
+    assert chat().get_num_tokens_from_messages([]) == 0
+
+
+def test_generations_say_why_they_ended() -> None:
+    generation = chat().generate([[HumanMessage("hi")]]).generations[0][0]
+    assert generation.generation_info == {"finish_reason": "stop"}
+
+
+def test_the_profile_knows_the_smallest_window_and_looks_it_up_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without it, middleware refuses to summarise at a fraction; and finding out takes seconds."""
+    from langchain.agents.middleware import SummarizationMiddleware
+
+    model = ChatSafe(drafter=Chatty(), verifiers=[Chatty("v", context_window=99)])
+    assert SummarizationMiddleware(model, trigger=("fraction", 0.5)).model is model
+    assert model.profile.get("max_input_tokens") == model.profile["max_input_tokens"] == 99
+    asked: list[str] = []
+    monkeypatch.setattr(loading, "peek", lambda source: asked.append(source))
+    named = ChatSafe(drafter="a", verifiers=["b"])
+    assert pickle.loads(pickle.dumps(named)).profile["tool_calling"] and asked == []
+    assert named.profile.get("no such key") is None
+    with pytest.raises(KeyError):
+        named.profile["no such key"]
 
 
 def test_streaming_can_be_disabled() -> None:

@@ -70,6 +70,19 @@ def test_text_blocks_are_joined_and_calls_are_not_repeated() -> None:
     assert len(converted.extra["tool_calls"]) == 1
 
 
+def test_blocks_of_other_providers_are_read_or_left_out() -> None:
+    """A history begun with another model was refused."""
+    content = [
+        {"type": "output_text", "text": "It is 5."},
+        {"type": "refusal", "refusal": "I cannot say more."},
+        {"type": "server_tool_call", "name": "search", "args": {}, "id": "s1"},
+        {"type": "server_tool_result", "tool_call_id": "s1", "status": "success"},
+        {"type": "non_standard", "value": {"x": 1}},
+    ]
+    (converted,) = engine_messages([AIMessage(content)])
+    assert converted.content == "It is 5.I cannot say more."
+
+
 @pytest.mark.parametrize(
     "block",
     [

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from safe_integrations.llama_index import SafeLLM
@@ -48,7 +46,7 @@ def says(*answers: str) -> SafeLLM:
     left = list(answers)
     start = member.start
 
-    def next_answer(prompt: Sequence[int]) -> Any:
+    def next_answer(prompt: Sequence[int], cancel: object = None) -> Any:
         member.script = follows(left.pop(0).encode())
         return start(prompt)
 
@@ -56,15 +54,17 @@ def says(*answers: str) -> SafeLLM:
     return SafeLLM(drafter=member)
 
 
-class Slow(Model):
-    """Takes 10 ms per forward pass and never ends."""
+class Endless(Model):
+    """Never stops writing.
 
-    def __init__(self) -> None:
-        super().__init__("slow", [], self.endless)
-        self.passed = threading.Event()
+    Args:
+        before_pass: Called at the start of every forward pass.
+    """
 
-    def endless(self, written: bytes) -> Mapping[bytes, float]:
-        time.sleep(0.01)
-        if len(written) > 5:
-            self.passed.set()
+    def __init__(self, before_pass: Callable[[], object] = lambda: None) -> None:
+        super().__init__("endless", [], self._next)
+        self._before_pass = before_pass
+
+    def _next(self, written: bytes) -> Mapping[bytes, float]:
+        self._before_pass()
         return {b"a": 1.0}

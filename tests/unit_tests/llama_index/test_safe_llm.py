@@ -18,13 +18,14 @@ from llama_index.core.callbacks import CallbackManager, LlamaDebugHandler, Token
 from llama_index.core.callbacks.schema import CBEventType
 from llama_index.core.llms import ChatMessage
 from llama_index.core.prompts import PromptTemplate
-from scripted_llms import Model, Slow, says, writer
+from scripted_llms import Endless, Model, says, writer
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.errors import GenerationError, InvalidArgumentError
 from safe_integrations.llama_index import SafeLLM, result_of
 from safe_integrations.models import load as loading
 from safe_integrations.testing import follows
+from tests.loops import Gate, answer_beside_a_free_loop, cancel_within_a_pass
 
 HELLO = [ChatMessage("Say hello.", role="user")]
 
@@ -73,6 +74,7 @@ ALL = [
     *(acomplete, achat, astream_complete, astream_chat),
 ]
 all_methods = pytest.mark.parametrize("method", ALL, ids=lambda m: m.__name__)
+async_methods = pytest.mark.parametrize("method", ALL[4:], ids=lambda m: m.__name__)
 
 
 def text_of(response: Any) -> str:
@@ -220,46 +222,25 @@ async def test_an_error_reaches_the_caller(method: Method) -> None:
     assert [session.closed for session in model.sessions] == [True]
 
 
-async def test_the_event_loop_stays_free() -> None:
-    """The inherited methods compute on the loop: 1 tick where there should be 20."""
-    model = Slow()
-    llm = SafeLLM(drafter=model, max_tokens=30)
-    ticks = 0
-
-    async def tick() -> None:
-        nonlocal ticks
-        while True:
-            await asyncio.sleep(0.005)
-            ticks += 1
-
-    ticker = asyncio.create_task(tick())
-    for method in (acomplete, achat, astream_complete, astream_chat):
-        ticks = 0
-        await method(llm)
-        assert ticks > 15
-    ticker.cancel()
+@async_methods
+async def test_the_event_loop_stays_free(method: Method) -> None:
+    """The inherited methods compute on the loop."""
+    gate = Gate()
+    llm = SafeLLM(drafter=Endless(gate), max_tokens=30)
+    assert "aaa" in str(await answer_beside_a_free_loop(gate, method(llm)))
 
 
-@pytest.mark.parametrize("streams", [False, True])
-async def test_a_cancelled_task_stops_the_engine(streams: bool) -> None:
-    model = Slow()
-    llm = SafeLLM(drafter=model, max_tokens=100_000)
-    model.context_window = 200_000
-    task = asyncio.create_task(astream_chat(llm) if streams else achat(llm))
-    await asyncio.to_thread(model.passed.wait)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+@async_methods
+async def test_a_cancelled_task_stops_the_engine(method: Method) -> None:
+    gate = Gate()
+    model = Endless(gate)
+    await cancel_within_a_pass(gate, method(SafeLLM(drafter=model)))
     assert model.sessions[0].closed
-    for thread in threading.enumerate():
-        if thread.name == "safe-generation":  # it has told us that it is done
-            thread.join(1)
-            assert not thread.is_alive()
 
 
 def test_closing_a_stream_stops_the_engine_whoever_keeps_its_exception(listener: Any) -> None:
     """Handlers that keep GeneratorExit keep the engine's generator alive, by its traceback."""
-    model = Slow()
+    model = Endless()
     debug = LlamaDebugHandler(print_trace_on_end=False)
     llm = SafeLLM(drafter=model, callback_manager=CallbackManager([debug]))
     for stream in (llm.stream_complete("x"), llm.stream_chat(HELLO)):
@@ -269,7 +250,7 @@ def test_closing_a_stream_stops_the_engine_whoever_keeps_its_exception(listener:
 
 
 async def test_closing_an_async_stream_stops_the_engine(listener: Any) -> None:
-    model = Slow()
+    model = Endless()
     debug = LlamaDebugHandler(print_trace_on_end=False)
     llm = SafeLLM(drafter=model, callback_manager=CallbackManager([debug]))
     for start in (llm.astream_complete("x"), llm.astream_chat(HELLO)):
@@ -279,7 +260,7 @@ async def test_closing_an_async_stream_stops_the_engine(listener: Any) -> None:
 
 
 def test_a_stream_that_nobody_reads_computes_nothing() -> None:
-    model = Slow()
+    model = Endless()
     llm = SafeLLM(drafter=model)
     llm.stream_complete("x").close()
     assert model.sessions == []
@@ -352,6 +333,24 @@ async def test_even_looking_a_model_up_leaves_the_event_loop_free(
     monkeypatch.setattr(loading, "peek", slow_peek)
     await llm.achat(HELLO)
     assert threads[0] is not threading.main_thread()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_abandoned_stream_is_closed_without_a_word(kept: bool) -> None:
+    """At its end a loop closes all async generators at once; ours closed one another."""
+    said: list[Any] = []
+    model = ScriptedMember("long", [], follows(b"x" * 2000))
+
+    async def abandon() -> Any:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+        stream = await SafeLLM(drafter=model).astream_chat(HELLO)
+        async for _ in stream:
+            break
+        return stream if kept else None
+
+    asyncio.run(abandon())
+    assert said == []
+    assert all(session.closed for session in model.sessions)
 
 
 def test_payloads_of_events_hold_no_secrets() -> None:

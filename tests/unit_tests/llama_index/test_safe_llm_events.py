@@ -21,7 +21,7 @@ from llama_index.core.instrumentation.events.llm import (
 from llama_index.core.llms import ChatMessage
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.schema import TextNode
-from scripted_llms import Slow, says
+from scripted_llms import Endless, says
 from test_safe_llm import all_methods
 
 from safe_integrations.engine.events import Ensembled, Finished, Verified
@@ -104,10 +104,11 @@ async def test_events_have_the_tags_of_the_call_wherever_they_are_read(
 
 async def test_events_have_the_time_of_what_happened(listener: Listener) -> None:
     """Not that of the moment when a slow reader gets to them."""
-    llm = SafeLLM(drafter=Slow(), max_tokens=8)
-    stream = await llm.astream_complete("x")
+    model = Endless()
+    stream = await SafeLLM(drafter=model, max_tokens=3).astream_complete("x")
     await anext(stream)
-    await asyncio.sleep(0.5)
+    while not model.sessions[0].closed:
+        await asyncio.sleep(0.01)
     resumed = datetime.now()
     _ = [chunk async for chunk in stream]
     times = [event.timestamp for event in listener.of(SafeEvent)]
@@ -180,13 +181,19 @@ async def test_events_from_an_agent(listener: Listener) -> None:
 
 
 def test_a_broken_handler_does_not_break_the_answer(llm: SafeLLM, listener: Listener) -> None:
+    """And it was asked: an answer whose events go nowhere does not break either."""
+    heard: list[str] = []
+
     def breaks(event: Any, **kwargs: Any) -> None:
+        heard.append(event.class_name())
         raise RuntimeError("I am broken")
 
     root = get_dispatcher()
     root.event_handlers[0] = type(listener)(seen=[])
     object.__setattr__(root.event_handlers[0], "handle", breaks)
     assert llm.chat([ChatMessage("x")]).message.content == "hello world"
+    assert heard.count("SafeGenerationStart") == heard.count("SafeGenerationEnd") == 1
+    assert "SafeVerification" in heard and "SafeEnsemble" in heard
 
 
 def test_a_tracer_is_not_told_to_complain_about_our_events(

@@ -15,9 +15,9 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.tools import FunctionTool
 
-from safe_integrations.config import Tool
+from safe_integrations.adapters.request import read_tools
 from safe_integrations.errors import InvalidArgumentError
-from safe_integrations.llama_index.messages import engine_messages, engine_tool, tool_choice
+from safe_integrations.llama_index.messages import engine_messages, tool_spec
 from safe_integrations.messages import Message
 
 
@@ -70,19 +70,9 @@ def test_tools_are_read_in_every_form() -> None:
         """Tells the weather."""
         return city
 
-    tool = engine_tool(FunctionTool.from_defaults(weather))
+    (tool,) = read_tools([FunctionTool.from_defaults(weather)], tool_spec)
     assert tool.name == "weather"
     assert tool.parameters["required"] == ["city"]
     assert "Tells the weather." in tool.description
-    assert engine_tool(tool) is tool
-    spec = {"type": "function", "function": {"name": "f", "description": None}}
-    assert engine_tool(spec) == Tool(name="f")
     with pytest.raises(InvalidArgumentError, match="pass tools of LlamaIndex"):
-        engine_tool("weather")
-
-
-def test_tool_choice_is_read_in_every_form() -> None:
-    by_name = {"type": "function", "function": {"name": "f"}}
-    assert [tool_choice(c) for c in ("auto", "any", "f", by_name)] == ["auto", "required", "f", "f"]
-    with pytest.raises(InvalidArgumentError, match="tool_choice"):
-        tool_choice(3)
+        read_tools(["weather"], tool_spec)

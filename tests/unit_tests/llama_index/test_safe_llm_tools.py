@@ -63,15 +63,6 @@ def test_an_answer_without_a_call_is_text_and_an_error_where_asked() -> None:
         llm.get_tool_calls_from_response(response)
 
 
-def test_a_call_that_is_cut_off_before_its_name_is_text() -> None:
-    """A selection without a name is a KeyError somewhere in core."""
-    llm = says(CALL)
-    response = llm.chat_with_tools([TOOL], "What is 2 + 3?", max_tokens=15)
-    assert response.raw["finish_reason"] == "length"
-    with pytest.raises(ValueError, match="called no tool.*was cut off: raise max_tokens"):
-        llm.get_tool_calls_from_response(response)
-
-
 def test_a_stop_string_does_not_break_a_call_that_is_asked_for() -> None:
     llm = says(PARIS)
     llm.stop = "\n"

@@ -5,25 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from safe_integrations.bench.measure import Alone
 
-class TransformersGenerate:
-    """A model of transformers that writes alone, greedily, with its own `generate`.
 
-    Args:
-        model: The model.
-        tokenizer: Its tokenizer.
-    """
+def transformers_generate(model: Any, tokenizer: Any) -> Alone:
+    """A model of transformers that writes alone, greedily, with its own `generate`."""
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        self._model = model
-        self._tokenizer = tokenizer
-
-    def __call__(self, prompt: Sequence[int], count: int, tell: Callable[[], None]) -> None:
-        """Writes exactly `count` tokens after a prompt; tells after each of them."""
+    def alone(prompt: Sequence[int], count: int, tell: Callable[[], None]) -> None:
         ids = {"input_ids": [list(prompt)], "attention_mask": [[1] * len(prompt)]}
-        batch = self._tokenizer.pad(ids, padding=False, return_tensors="pt")
-        self._model.generate(
-            **batch.to(self._model.device),
+        batch = tokenizer.pad(ids, padding=False, return_tensors="pt")
+        model.generate(
+            **batch.to(model.device),
             streamer=_Teller(tell),
             min_new_tokens=count,
             max_new_tokens=count,
@@ -36,6 +28,8 @@ class TransformersGenerate:
             pad_token_id=0,
             use_cache=True,
         )
+
+    return alone
 
 
 class _Teller:

@@ -1,15 +1,21 @@
-"""Two models without weights, to time the engine itself: their own work is counted as theirs."""
+"""Times the engine by itself, on two models without weights: python benchmarks/toys.py.
+
+The models' own work is counted as theirs. What the engine needs per token must not grow with the
+length of the answer.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Final
 
 from safe_integrations.bench.measure import Clock, run_engine
+from safe_integrations.config import GenerationConfig
 from safe_integrations.engine.distribution import DenseDistribution
+from safe_integrations.engine.model import never
 from safe_integrations.messages import Message
 from safe_integrations.safe_engine import SafeEngine
 from safe_integrations.testing import Script, ScriptedMember, ScriptedSession
@@ -44,7 +50,8 @@ class EngineCost:
 def engine_cost(length: int, clock: Clock = perf_counter) -> EngineCost:
     """Lets two toys write an answer and times what is not the toys."""
     engine = toy_engine(length, clock)
-    run = run_engine(engine, "safe", [Message("user", "Go.")], length, clock)
+    options = GenerationConfig(max_tokens=length)
+    run = run_engine(engine, "safe", [Message("user", "Go.")], options, clock)
     assert run.statistics is not None
     return EngineCost(length, run.tokens, run.statistics.ensembled, run.parts.outside)
 
@@ -91,7 +98,7 @@ class _Timed(ScriptedMember):
         super().__init__(name, words, script, context_window=1 << 20)
         self.clock = clock
 
-    def start(self, prompt: Sequence[int]) -> ScriptedSession:
+    def start(self, prompt: Sequence[int], cancel: Callable[[], bool] = never) -> ScriptedSession:
         return _TimedSession(self)
 
 
@@ -105,3 +112,10 @@ class _TimedSession(ScriptedSession):
         rows = super().score(ids, since)
         self.work.seconds += self._clock() - started
         return rows
+
+
+if __name__ == "__main__":
+    engine_cost(8)
+    for tokens in LENGTHS:
+        cost = engine_cost(tokens)
+        print(f"{tokens:5} tokens: {1000 * cost.per_token:.3f} ms per token outside the models")

@@ -1,0 +1,29 @@
+"""How tables look on the command line."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+
+def table(title: str | None, *columns: str, numbers: bool = True) -> Table:
+    """A table without lines: what a row is about, and behind it what was found.
+
+    Args:
+        title: Stands above it.
+        columns: Their headings; without any, the table has no heading.
+        numbers: Whether all columns but the first hold numbers.
+    """
+    made = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        min_width=len(title or ""),
+        header_style="dim",
+        show_header=bool(columns),
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
+    for nth, column in enumerate(columns):
+        right = numbers and nth > 0
+        made.add_column(column, justify="right" if right else "left", no_wrap=right)
+    return made

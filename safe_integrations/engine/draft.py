@@ -1,0 +1,131 @@
+"""The text, and at its end the draft: drafted tokens that wait for a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from safe_integrations.engine.events import Piece
+from safe_integrations.engine.model import Distribution
+from safe_integrations.engine.tokens import END
+from safe_integrations.engine.view import View
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One drafted token that has not been judged yet.
+
+    Attributes:
+        start: Where it begins, in bytes.
+        id: Its id.
+        token: Its bytes, or END.
+        expected: What the drafter expected there; None where nothing else was allowed.
+    """
+
+    start: int
+    id: int
+    token: bytes
+    expected: Distribution | None
+
+
+class Draft:
+    """The text of one answer, in the tokens that the drafter really produced.
+
+    Args:
+        drafter: The model that writes; its view grows and shrinks with the text.
+        budget: Most tokens of the answer, in the drafter's tokens.
+
+    Attributes:
+        text: What is written, and behind it the draft.
+        steps: The draft: tokens that have not been judged yet.
+    """
+
+    def __init__(self, drafter: View, budget: int) -> None:
+        self.text = bytearray()
+        self.steps: list[Step] = []
+        self._view = drafter.segments
+        self._tokens = drafter.tokens
+        self._budget = budget
+        self._unchanged = 0
+
+    @property
+    def ids(self) -> list[int]:
+        """The drafter's ids of the text, the draft included."""
+        return self._view.ids
+
+    @property
+    def room(self) -> int:
+        """Tokens that may still be written."""
+        return self._budget - len(self._view.ids)
+
+    @property
+    def judged(self) -> int:
+        """How much of the text is final, in bytes."""
+        return self.steps[0].start if self.steps else len(self.text)
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing can follow: the draft ends in END, or there is no more room."""
+        return self.room <= 0 or (bool(self.steps) and self.steps[-1].token == END)
+
+    def append(self, token_id: int, expected: Distribution | None) -> bytes:
+        """Drafts one token; returns its bytes, or END."""
+        token = self._tokens.symbol(token_id)
+        self.steps.append(Step(len(self.text), token_id, token, expected))
+        self.write(token_id, token)
+        return token
+
+    def pop(self) -> Step:
+        """Takes the last drafted token back."""
+        step = self.steps.pop()
+        self.cut(step.start)
+        return step
+
+    def keep(self, count: int) -> None:
+        """The first tokens of the draft are judged, and stand."""
+        del self.steps[:count]
+
+    def replace(self, piece: Piece) -> int:
+        """Rollback: a judged token was rejected; what an ensemble chose stands in its place.
+
+        Everything drafted behind it is dropped. The winner is written in the drafter's own tokens,
+        as far as there is room.
+
+        Returns:
+            How many tokens were dropped, the rejected one included.
+        """
+        dropped = sum(step.start >= piece.start for step in self.steps)
+        self.steps = []
+        self.cut(piece.start)
+        if piece.written != END:
+            at = 0
+            for token_id in self._tokens.pieces(piece.written)[: self.room]:
+                length = len(self._tokens.symbol(token_id))
+                self.write(token_id, piece.written[at : at + length])
+                at += length
+        return dropped
+
+    def show(self, verifiers: Sequence[View], drafter: View) -> None:
+        """Has every verifier tokenise the text, from where it has changed since the last time."""
+        for model in verifiers:
+            model.look_at(self.text, self._unchanged, drafter)
+        self._unchanged = len(self.text)
+
+    def tokens_before(self, length: int) -> int:
+        """How many of the drafter's tokens begin within the first bytes of the text."""
+        starts = [0, *self._view.ends][: len(self._view.ids)]
+        return sum(start < length for start in starts)
+
+    def write(self, token_id: int, token: bytes) -> None:
+        """Writes one of the drafter's tokens at the end of the text; END is no text."""
+        if token != END:
+            self.text += token
+            self._view.ids.append(token_id)
+            self._view.ends.append(len(self.text))
+
+    def cut(self, length: int) -> None:
+        """Cuts the text back to one of the drafter's boundaries."""
+        kept = self._view.index_at(length)
+        assert kept is not None, "a drafted token starts on a boundary of the drafter"
+        del self.text[length:], self._view.ids[kept:], self._view.ends[kept:]
+        self._unchanged = min(self._unchanged, length)

@@ -1,0 +1,110 @@
+"""1) Generate (section 3.1): how far to draft, what to guess, and which token comes next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import exp
+from typing import cast
+
+from safe_integrations.config import EnsembleConfig, GenerationConfig
+from safe_integrations.engine.draft import Draft
+from safe_integrations.engine.lookahead import MAX_LOOKAHEAD, AutoLookahead, PromptLookup
+from safe_integrations.engine.model import Distribution
+from safe_integrations.engine.sampling import DRAFTING, Shaped, pick, random_at
+from safe_integrations.engine.tokens import END
+from safe_integrations.engine.view import View
+
+
+class Drafter:
+    """Writes ahead of the last judged token.
+
+    Args:
+        view: The model that drafts.
+        draft: What it writes to.
+        config: How far it drafts, and whether it guesses.
+        options: How it picks a token.
+        seed: Where randomness comes from.
+    """
+
+    def __init__(
+        self, view: View, draft: Draft, config: EnsembleConfig, options: GenerationConfig, seed: int
+    ) -> None:
+        self._view = view
+        self._draft = draft
+        self._temperature = options.temperature
+        self._seed = seed
+        one = config.mode == "every-token"
+        self._auto = AutoLookahead() if config.lookahead == "auto" and not one else None
+        self._most = 1 if one else MAX_LOOKAHEAD if self._auto else int(config.lookahead)
+        self._lookup = PromptLookup(view.prompt) if config.prompt_lookup and not one else None
+
+    def run(self) -> tuple[bytes, ...]:
+        """Drafts tokens, at least one where there is room; returns them as bytes or END.
+
+        What the grammar leaves no choice about is written wherever it comes up, and does not count.
+        """
+        draft = self._draft
+        tokens: list[bytes] = []
+        ahead = sum(step.expected is not None for step in draft.steps)
+        wanted = max(1, self._most - ahead)
+        if self._auto:
+            self._auto.start(self._probabilities(len(draft.steps)))
+        while wanted and END not in tokens and (room := draft.room) > 0:
+            forced = [draft.append(i, None) for i in self._forced()[:room]]
+            drafted = [] if forced else self._step(min(wanted, room))
+            wanted -= len(drafted)
+            tokens += forced or drafted
+            if self._auto and drafted:
+                if not self._auto.goes_on(self._probabilities(len(drafted))):
+                    break
+        return tuple(tokens)
+
+    def learn(self, drafted: int, draft_seconds: float, judged: int, check_seconds: float) -> None:
+        """Takes in what a cycle has cost (see `AutoLookahead.learn`)."""
+        if self._auto:
+            self._auto.learn(drafted, draft_seconds, judged, check_seconds)
+
+    def _step(self, most: int) -> list[bytes]:
+        """One forward pass: a token, and as many guessed ones as prove right."""
+        draft, view = self._draft, self._view
+        known = len(draft.ids)
+        judged = known - len(draft.steps)
+        guess = self._lookup.guess(draft.ids, judged, most - 1) if self._lookup else []
+        seconds, read = view.seconds, view.has_read
+        tokens: list[bytes] = []
+        right = 0
+        for i, expected in enumerate(view.score([*draft.ids, *guess], known)):
+            expected = view.shaped(expected, known + i)
+            token_id = self._pick(expected)
+            tokens.append(draft.append(token_id, expected))
+            wrong = i < len(guess) and guess[i] != token_id
+            right += i < len(guess) and not wrong
+            if tokens[-1] == END or wrong or self._forced():
+                break
+        if read and self._lookup:
+            self._lookup.learn(len(guess), right, wrong, view.seconds - seconds)
+        return tokens
+
+    def _pick(self, expected: Distribution) -> int:
+        if self._temperature == 0:
+            return expected.best
+        random = random_at(self._seed, len(self._draft.text), DRAFTING)
+        return pick(cast("Shaped", expected), random)
+
+    def _forced(self) -> list[int]:
+        """The only ids that may come next, up to where a token may cross; none where any may."""
+        cursor, tokens, draft = self._view.cursor, self._view.tokens, self._draft
+        if cursor is None:
+            return []
+        if cursor.finished(draft.ids):
+            return [tokens.end_id]
+        forced = cursor.forced(draft.ids)
+        if not forced:
+            return []
+        kept = max(0, tokens.settled(draft.text + forced) - len(draft.text))
+        return tokens.encode(forced[:kept])
+
+    def _probabilities(self, last: int) -> Iterator[float]:
+        """What the drafter gave the last tokens of the draft, forced ones left out."""
+        steps = self._draft.steps[len(self._draft.steps) - last :]
+        return (exp(s.expected.logprobs([s.id])[0]) for s in steps if s.expected)

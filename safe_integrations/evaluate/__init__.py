@@ -1,0 +1,1 @@
+"""How well models go together, measured before or after they write."""

@@ -1,0 +1,135 @@
+"""What every drawing of an answer says, and how: notebook, terminal, callback handlers.
+
+A drawing asks here for words, colours and numbers, so that the same answer is told the same way
+everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from safe_integrations.engine.events import Statistics, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a verdict is told.
+
+    Attributes:
+        words: What it means; the table of docs/events.md.
+        label: What a legend calls it; empty where it has no colour.
+        style: On a terminal, in the words of rich.
+        css: In a notebook.
+        tag: In HTML, so that the answer stays readable where a viewer strips the style sheet.
+    """
+
+    words: str
+    label: str = ""
+    style: str = ""
+    css: str = ""
+    tag: str = "span"
+
+
+LOOKS: Final = {
+    Verdict.FORCED: Look("written without asking any model: nothing else was allowed"),
+    Verdict.UNVERIFIED: Look("written by the drafter: no verifier was asked"),
+    Verdict.UNANIMOUS: Look("kept: it is every verifier's favourite"),
+    Verdict.MAJORITY: Look("kept: the mean probability is above the threshold"),
+    Verdict.ACCEPTED: Look("kept: drawn by the drafter, accepted by speculative sampling"),
+    Verdict.UNSAFE: Look(
+        "kept unchecked: some verifier has no token boundary where it starts",
+        "kept unchecked",
+        "dim",
+        "box-shadow:inset 0 -1px rgba(128,128,128,.55)",
+    ),
+    Verdict.CONFIRMED: Look(
+        "ensembled: the draft was confirmed",
+        "confirmed",
+        "underline cyan",
+        "background:rgba(56,139,253,.16);box-shadow:inset 0 -2px #388bfd",
+        "u",
+    ),
+    Verdict.CHANGED: Look(
+        "ensembled: the draft was changed",
+        "changed",
+        "bold black on yellow",
+        "background:rgba(240,136,62,.32);box-shadow:inset 0 -2px #e36b17",
+        "mark",
+    ),
+}
+"""Every verdict, the loudest last."""
+
+_RANK: Final = {verdict: rank for rank, verdict in enumerate(LOOKS)}
+
+
+def loudest(verdicts: Iterable[Verdict]) -> Verdict:
+    """The one to show where several tokens share a character."""
+    return max(verdicts, key=_RANK.__getitem__)
+
+
+def legend(statistics: Statistics) -> list[tuple[str, Verdict | None]]:
+    """Where the models were ensembled, in words; parts that name a verdict are in its colours."""
+    s = statistics
+    if len(s.models) < 2:
+        return [("One model wrote this alone.", None)]
+    counts = {
+        Verdict.CONFIRMED: s.ensembled - s.changed,
+        Verdict.CHANGED: s.changed,
+        Verdict.UNSAFE: s.unsafe,
+    }
+    keys = [(f" {LOOKS[verdict].label}: {n} ", verdict) for verdict, n in counts.items() if n]
+    return [(f"Ensembled at {s.ensembled} of {s.judged} tokens: ", None), *keys]
+
+
+def facts(statistics: Statistics, finish_reason: str) -> str:
+    """The numbers of an answer that are not about one model."""
+    s = statistics
+    return (
+        f"{s.tokens} tokens, {s.ensembled_ratio:.1%} ensembled, {s.acceptance:.1%} accepted, "
+        f"{s.cycles} cycles, {s.seconds:.2f} s, finish: {finish_reason}"
+    )
+
+
+MODEL_COLUMNS: Final = ("", "model", "prompt", "passes", "forwarded", "seconds")
+
+
+def model_rows(statistics: Statistics) -> list[tuple[str, ...]]:
+    """What each model did, under `MODEL_COLUMNS`; then what the rest took, and the whole."""
+    rows: list[tuple[str, ...]] = [
+        (
+            "drafter" if nth == 0 else "verifier",
+            m.name,
+            f"{m.prompt_tokens}" + (f" ({m.reused_tokens} reused)" if m.reused_tokens else ""),
+            str(m.forward_passes),
+            str(m.forwarded_tokens),
+            f"{m.seconds:.2f}",
+        )
+        for nth, m in enumerate(statistics.models)
+    ]
+    rest = {"outside the models": statistics.overhead_seconds, "total": statistics.seconds}
+    return rows + [("", what, "", "", "", f"{seconds:.2f}") for what, seconds in rest.items()]
+
+
+def short(model: str) -> str:
+    """A model's name without the owner or the folder."""
+    return model.rstrip("/").rsplit("/", 1)[-1]
+
+
+# What a terminal would obey instead of showing: an answer must not move the cursor.
+_VISIBLE: Final = {
+    **{c: chr(0x2400 + c) for c in range(32)},
+    **{ord("\n"): "⏎", ord("\t"): "⇥", 127: "␡"},
+    **dict.fromkeys(range(0x80, 0xA0), "�"),
+}
+
+
+def visible(text: str, keep: str = "\n\t") -> str:
+    """Text with its control characters made visible.
+
+    Args:
+        text: As a model wrote it.
+        keep: Control characters that stay as they are.
+    """
+    return text.translate({c: sign for c, sign in _VISIBLE.items() if chr(c) not in keep})
