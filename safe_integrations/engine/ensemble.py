@@ -145,14 +145,11 @@ def _unite(
 def _is_certain(low: Floats, high: Floats, means: Sequence[Floats], config: EnsembleConfig) -> bool:
     """Whether all that lies between two bounds has the same winner.
 
-    Sharpening grows with what it is made of as long as it is applied to the same symbols, so its
-    bounds are the sharpened bounds; but for the geometric mean, which is normalised.
+    Sharpened values grow with what they are made of, so their bounds are the sharpened bounds, as
+    long as both are sharpened or none is; but for the geometric mean, which is normalised.
     """
     smooth = [mean.max() < config.sharpen_below for mean in means]
     if smooth[0] != smooth[1] or (smooth[0] and config.sharpening == "geometric"):
-        return False
-    collecting = [mean > config.prefix_threshold for mean in means]
-    if smooth[0] and config.sharpening == "prefix" and (collecting[0] != collecting[1]).any():
         return False
     best = int(low.argmax())
     return bool(low[best] > np.delete(high, best).max(initial=-1))

@@ -219,7 +219,7 @@ def test_a_stream_inside_a_callback_does_not_mix_with_the_one_outside() -> None:
 def test_an_abandoned_stream_is_closed_without_a_word(path: str, kept: bool) -> None:
     """At its end a loop closes all async generators at once; ours closed one another."""
     said: list[Any] = []
-    model = chat(delay=0.005)
+    model = chat("word " * 400)
 
     async def abandon() -> Any:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))

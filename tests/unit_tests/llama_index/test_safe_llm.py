@@ -339,7 +339,7 @@ async def test_even_looking_a_model_up_leaves_the_event_loop_free(
 def test_an_abandoned_stream_is_closed_without_a_word(kept: bool) -> None:
     """At its end a loop closes all async generators at once; ours closed one another."""
     said: list[Any] = []
-    model = ScriptedMember("long", [], follows(b"x" * 2000))
+    model = Endless()
 
     async def abandon() -> Any:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
