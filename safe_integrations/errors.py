@@ -121,6 +121,10 @@ class UnsupportedTokenizerError(ModelError):
     """The tokenizer's tokens cannot be mapped to bytes one by one."""
 
 
+class LargeModelWarning(UserWarning):
+    """A model is about to take much more disk and memory than its file; it says how much."""
+
+
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

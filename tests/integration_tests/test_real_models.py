@@ -9,23 +9,19 @@ from __future__ import annotations
 import os
 import random
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, RepetitionPenaltyLogitsProcessor
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.engine.tokens import END
 from safe_integrations.messages import as_messages
-from safe_integrations.models.embedded import EMBEDDED
 from safe_integrations.models.load import load_member
-from safe_integrations.models.spec import LoadedModel, ModelSpec
-from safe_integrations.models.transformers.kv_cache import reads_in_parts
-from safe_integrations.models.transformers.load import load_model
+from safe_integrations.models.spec import LoadedModel
 from safe_integrations.models.transformers.member import TransformersMember
-from safe_integrations.models.transformers.packing import PackedLinear, pack
+from safe_integrations.models.transformers.packing import PackedLinear
 from safe_integrations.safe_engine import SafeEngine
 from tests.oracle import Oracle
 from tests.prompts import PROMPTS
@@ -217,41 +213,6 @@ def test_a_prompt_that_is_read_in_parts_gives_the_same_distributions(
     assert passes[:3] == [len(ids), 97, 97] and sum(passes[1:]) == len(ids)
     for whole, parts in zip(*scored, strict=True):
         np.testing.assert_allclose(np.exp(whole.dense()), np.exp(parts.dense()), atol=NOISE)
-
-
-@pytest.mark.parametrize(
-    ("name", "rope", "expected"),
-    [
-        ("llama", {"rope_type": "default", "rope_theta": 1e4}, True),
-        ("llama", {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}, False),
-        ("gemma3_text", {"full_attention": {"rope_type": "dynamic"}}, False),
-        ("gpt2", None, True),
-    ],
-)
-def test_what_a_prompts_length_changes_is_read_whole(
-    name: str, rope: dict[str, object] | None, expected: bool
-) -> None:
-    config = AutoConfig.for_model(name)
-    if rope is not None:
-        config.rope_parameters = rope
-    assert reads_in_parts(config) is expected
-
-
-@pytest.mark.parametrize("name", EMBEDDED)
-def test_packing_takes_what_the_model_holds_not_what_its_file_says(name: str) -> None:
-    """It reads the file where both are the same; a layer and an embedding changed since stay so."""
-    model = load_model(ModelSpec(source=name, device="cpu")).model
-    layer = model.model.layers[0]
-    with torch.inference_mode():
-        layer.mlp.up_proj.weight *= 2
-        model.model.embed_tokens.weight[0] += 1
-        ids = torch.arange(9)[None]
-        expected = layer.mlp.up_proj.weight.clone(), model(ids).logits
-        assert pack(model, Path(model.name_or_path))
-        assert isinstance(layer.mlp.up_proj, PackedLinear)
-        columns = layer.mlp.up_proj(torch.eye(expected[0].shape[1])).T
-        torch.testing.assert_close(columns, expected[0])
-        torch.testing.assert_close(model(ids).logits, expected[1], atol=1e-2, rtol=0)
 
 
 def test_threads_that_share_the_models_do_not_disturb_each_other(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from safe_integrations.errors import ModelLoadError, ModelNotFoundError
+from safe_integrations.errors import LargeModelWarning, ModelLoadError, ModelNotFoundError
 from safe_integrations.models.transformers import gguf
 
 
@@ -161,3 +165,128 @@ def test_where_the_cache_is(
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     assert gguf.cache_dir() == Path(expected)
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Counts the files that are read from their first to their last byte."""
+    read: list[Path] = []
+    whole = gguf.sha256_of
+    monkeypatch.setattr(gguf, "sha256_of", lambda path: read.append(path) or whole(path))
+    return read
+
+
+def test_a_file_is_read_once_not_once_per_process(
+    cache: Path, source: Path, conversions: list[str], hashed: list[Path]
+) -> None:
+    """A file of gigabytes takes many seconds to read, only to learn that it is the one we know."""
+    first = gguf.converted_file(source, silent)
+    hashed.clear()
+    assert gguf.converted_file(source, silent) == first
+    assert hashed == []
+
+
+def test_a_file_that_changed_is_read_again(
+    cache: Path, source: Path, conversions: list[str], hashed: list[Path]
+) -> None:
+    """Also where it is as long as before: the old model must not answer for the new one."""
+    first = gguf.converted_file(source, silent)
+    source.write_bytes(b"GGUF and so ON")
+    os.utime(source, ns=(1, 1))
+    hashed.clear()
+    assert gguf.converted_file(source, silent) != first
+    assert source in hashed and len(conversions) == 2
+
+
+@pytest.mark.parametrize("content", ["", "{", "7", "[]", "[14, 3]", "null"])
+def test_a_damaged_note_is_as_none(
+    cache: Path, source: Path, conversions: list[str], content: str
+) -> None:
+    first = gguf.converted_file(source, silent)
+    (note,) = (cache / "gguf").glob("*.json")
+    note.write_text(content)
+    assert gguf.converted_file(source, silent) == first
+    assert len(conversions) == 1
+
+
+def test_several_may_note_the_same_file_at_once(
+    cache: Path, source: Path, conversions: list[str]
+) -> None:
+    """Half a note, and one that goes away while it is read, count as none."""
+    folder, stop = gguf.converted_file(source, silent), threading.Event()
+    (note,) = (cache / "gguf").glob("*.json")
+    found: list[object] = []
+
+    def forget() -> None:
+        while not stop.is_set():
+            note.unlink(missing_ok=True)
+
+    def ask() -> None:
+        try:
+            found.extend(gguf.converted_file(source, silent) for _ in range(30))
+        except Exception as error:
+            found.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    forgetful = threading.Thread(target=forget)
+    forgetful.start()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    stop.set()
+    forgetful.join()
+    assert found == [folder] * 120 and len(conversions) == 1
+
+
+@pytest.fixture
+def quantised(tmp_path: Path) -> Path:
+    """A GGUF file of 40,960 weights, most of them with 8 bits, that is no model otherwise."""
+    from gguf import GGMLQuantizationType, GGUFWriter, quantize
+
+    kind = GGMLQuantizationType.Q8_0
+    writer = GGUFWriter(tmp_path / "q.gguf", "llama")
+    packed = quantize(np.ones((64, 608), np.float32), kind)
+    writer.add_tensor("token_embd.weight", packed, raw_dtype=kind)
+    writer.add_tensor("output_norm.weight", np.ones(2048, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return tmp_path / "q.gguf"
+
+
+SIZE = 40_960 * 4
+"""What those weights take as float32, in bytes: by the file's own table of contents."""
+
+
+@pytest.mark.parametrize("limit", [SIZE, SIZE - 1], ids=["small", "large"])
+def test_what_becomes_large_is_said_before(
+    cache: Path, quantised: Path, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven times the file, on disk and in memory, is not what somebody expects who saves room."""
+    monkeypatch.setattr(gguf, "LARGE", limit)
+    told: list[str] = []
+    with warnings.catch_warnings(record=True) as caught, pytest.raises(ModelLoadError):
+        warnings.simplefilter("always")
+        gguf.converted_file(quantised, told.append)  # it has weights, but is no model
+    ours = [str(w.message) for w in caught if w.category is LargeModelWarning]
+    if limit == SIZE:
+        assert ours == []
+    else:
+        (message,) = ours
+        assert "q.gguf" in message and f"{SIZE / 1e9:.1f} GB in {cache}" in message
+        assert "as much memory" in message
+
+
+@pytest.mark.parametrize("free", [SIZE - 1, SIZE])
+def test_what_the_disk_has_no_room_for_is_not_begun(
+    cache: Path, quantised: Path, free: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it is written until the disk is full, and everybody on it suffers."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    told: list[str] = []
+    reason = "room.*SAFE_INTEGRATIONS_CACHE" if free < SIZE else "cannot convert"
+    with pytest.raises(ModelLoadError, match=f"q.gguf.*{reason}"):
+        gguf.converted_file(quantised, told.append)
+    assert any("converting" in line for line in told) == (free == SIZE)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from toy_models import toy_model
+from toy_models import SHAPE, toy_model
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from safe_integrations.models.load import load_member
 from safe_integrations.models.spec import ModelSpec
 from safe_integrations.models.transformers.member import TransformersMember
-from safe_integrations.models.transformers.packing import PackedLinear, pack
+from safe_integrations.models.transformers.packing import (
+    PackedLinear,
+    _Files,
+    _unwritten_regions,
+    pack,
+)
 
 SIZE = 400
 NOISE = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}
@@ -79,6 +86,62 @@ def test_a_quantised_model_stays_as_it_is(kind: str) -> None:
     assert not any(isinstance(module, PackedLinear) for module in model.modules())
     after = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
     assert after == before
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [SimpleNamespace(), SimpleNamespace(_reorder_linear_weight=lambda weight: weight)],
+    ids=["gone", "another signature"],
+)
+def test_a_torch_that_packs_another_way_leaves_a_model_as_it_is(
+    operations: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """These operations are private: a new torch must not keep models from loading."""
+    monkeypatch.setattr(torch.ops, "mkldnn", operations)
+    model = toy_model("plain", SIZE).model
+    assert not pack(model)
+    assert type(model.lm_head) is torch.nn.Linear
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("where", ["first row", "middle row", "last row", "nowhere"])
+def test_packing_takes_what_the_model_holds_not_what_its_file_says(
+    where: str, tied: bool, tmp_path: Path
+) -> None:
+    """A file says what was loaded, not what became of it: one changed row is enough."""
+    config = LlamaConfig(
+        vocab_size=SIZE, max_position_embeddings=64, tie_word_embeddings=tied, **SHAPE
+    )
+    toy_model("saved", SIZE, config).model.save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    layer = model.model.layers[0].mlp.up_proj
+    with torch.inference_mode():
+        for weight in (layer.weight, model.model.embed_tokens.weight):
+            rows = {"first row": 0, "middle row": len(weight) // 2, "last row": -1}
+            if where in rows:
+                weight[rows[where]] += 1
+        kept = {name: weight.clone() for name, weight in model.named_parameters()}
+        ids = torch.arange(0, SIZE, 7)[None, :60]
+        expected = model(ids).logits
+        assert pack(model)
+        torch.testing.assert_close(model(ids).logits, expected, atol=1e-4, rtol=1e-4)
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, kept[name]), name
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_only_what_was_not_written_to_is_read_from_its_file(tmp_path: Path) -> None:
+    """The kernel's word for it: a page that is written to is no page of the file any more."""
+    toy_model("saved", SIZE).model.save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    weight = model.model.embed_tokens.weight
+    fresh = _Files(_unwritten_regions()).again(weight)
+    assert fresh is not None and torch.equal(fresh, weight)
+    assert fresh.data_ptr() != weight.data_ptr()
+    with torch.inference_mode():
+        weight[SIZE // 2] += 1
+    assert _Files(_unwritten_regions()).again(weight) is None
+    assert _Files(_unwritten_regions()).again(weight.clone()) is None
 
 
 def mapped_from(tensor: torch.Tensor) -> Path | None:

@@ -4,6 +4,9 @@ transformers reads GGUF, but needs most of a minute for a small model, mostly to
 metadata several times in Python. So a file is converted once, to float32 (a quantised weight times
 its scale is exact there), into a folder of the user's cache named by the file's content. The
 folder appears in one step, under a lock, and a manifest tells whether it is still what was written.
+
+That suits small models. A quantised file becomes seven times as large, on disk and in memory, so
+what would be large is said before it is done.
 """
 
 from __future__ import annotations
@@ -14,18 +17,27 @@ import os
 import shutil
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from safe_integrations.errors import ModelLoadError, ModelNotFoundError, SafeError
+from safe_integrations.errors import (
+    LargeModelWarning,
+    ModelLoadError,
+    ModelNotFoundError,
+    SafeError,
+)
 from safe_integrations.models.quiet import quiet
 from safe_integrations.models.spec import Progress
 
 VERSION: Final = 1
 """Part of every folder's name: raise it when a conversion would come out differently."""
+
+LARGE: Final = 2_000_000_000
+"""Bytes of a converted model from which on a `LargeModelWarning` tells what it takes."""
 
 _MANIFEST: Final = "manifest.json"
 _patching = threading.Lock()
@@ -44,11 +56,14 @@ def converted_file(path: Path, on_progress: Progress) -> Path:
 
     Raises:
         ModelNotFoundError: There is no such file.
-        ModelLoadError: The file is truncated, damaged or of an unknown kind.
+        ModelLoadError: The file is truncated, damaged or of an unknown kind, or there is no room.
+
+    Warns:
+        LargeModelWarning: The converted model takes more than `LARGE` bytes.
     """
     if not path.is_file():
         raise ModelNotFoundError(f"{path}: there is no such GGUF file")
-    return converted(sha256_of(path), lambda _: path, path.name, on_progress)
+    return converted(_remembered_sha256(path), lambda _: path, path.name, on_progress)
 
 
 def converted(
@@ -99,6 +114,26 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _remembered_sha256(path: Path) -> str:
+    """Hash of a file's content, read once for as long as its size and time of change stay.
+
+    Each file has a note in the cache that anybody may write at any time: half of one is no JSON,
+    and counts as none.
+    """
+    path = path.resolve()
+    stamp = [path.stat().st_size, path.stat().st_mtime_ns]
+    note = cache_dir() / "gguf" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
+    with suppress(OSError, ValueError, TypeError):
+        *known, sha256 = json.loads(note.read_text())
+        if known == stamp:
+            return str(sha256)
+    sha256 = sha256_of(path)
+    with suppress(OSError):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps([*stamp, sha256]))
+    return sha256
 
 
 @contextmanager
@@ -160,7 +195,7 @@ def _convert(gguf: Path, target: Path, label: str, on_progress: Progress) -> Non
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with quiet(), _fast_reading(label, on_progress) as read:
-        read(gguf)
+        _check_room(sum(int(tensor.n_elements) for tensor in read(gguf).tensors), target, label)
         where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
         try:
             on_progress(f"{label}: converting its tokenizer")
@@ -181,11 +216,31 @@ def _convert(gguf: Path, target: Path, label: str, on_progress: Progress) -> Non
             ) from error
 
 
+def _check_room(numbers: int, target: Path, label: str) -> None:
+    """Says what a model of so many weights will take, and refuses what the disk has no room for."""
+    size, free = 4 * numbers, shutil.disk_usage(target.parent).free
+    if size > free:
+        raise ModelLoadError(
+            f"{label}: converted to float32 it takes {size / 1e9:.1f} GB, and {cache_dir()} has "
+            f"{free / 1e9:.1f} GB of room: make room there, set SAFE_INTEGRATIONS_CACHE to another "
+            "folder, or take the model's safetensors instead"
+        )
+    if size > LARGE:
+        warnings.warn(
+            f"{label}: it is converted to float32, which takes {size / 1e9:.1f} GB in "
+            f"{cache_dir()}, and as much memory whenever the model is loaded; the model's "
+            "safetensors may take less",
+            LargeModelWarning,
+            stacklevel=2,
+        )
+
+
 @contextmanager
-def _fast_reading(label: str, on_progress: Progress) -> Iterator[Callable[[Path], None]]:
+def _fast_reading(label: str, on_progress: Progress) -> Iterator[Callable[[Path], Any]]:
     """Makes transformers parse a GGUF file once instead of four times.
 
-    Yields a function that reads a file, and raises a `ModelLoadError` where it is not whole. Only
+    Yields a function that reads a file's table of contents, and raises a `ModelLoadError` where the
+    file is not whole. Only
     pure functions are swapped, for versions of them that remember; so a thread that meets them by
     chance gets right answers too.
     """
@@ -208,10 +263,10 @@ def _fast_reading(label: str, on_progress: Progress) -> Iterator[Callable[[Path]
     def reader(path: Any, *args: Any) -> Any:
         return remembered(os.path.realpath(path), *args)
 
-    def read(path: Path) -> None:
+    def read(path: Path) -> Any:
         on_progress(f"{label}: reading its table of contents")
         try:
-            reader(path)
+            return reader(path)
         except Exception as error:
             raise ModelLoadError(_damage(path, label)) from error
 

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
-from transformers import PretrainedConfig
-from transformers.cache_utils import Cache, CacheLayerMixin, get_layer_types_and_kwargs
+from transformers import Cache, CacheLayerMixin, DynamicCache, PretrainedConfig
 
 from safe_integrations.errors import UnsupportedModelError
+
+_CROPPABLE: Final = {"DynamicLayer", "DynamicSlidingWindowLayer"}
+"""transformers' own layers that a `CroppableLayer` can stand for."""
 
 _SPARE: Final = 128
 """Positions to have in reserve when a layer grows, beside an eighth of its length."""
@@ -120,23 +122,17 @@ def layer_windows(config: PretrainedConfig, name: str) -> list[int | None]:
     """
     if config.is_encoder_decoder:
         raise UnsupportedModelError(f"{name} is an encoder-decoder model; use a decoder-only model")
-    kinds, arguments = get_layer_types_and_kwargs(config.get_text_config(decoder=True))
-    refused = sorted(set(kinds) - {"full_attention", "sliding_attention"})
-    if refused:
-        raise UnsupportedModelError(
-            f"{name} has layers of type {', '.join(refused)}, whose cache cannot be cut back after "
-            "a rejected draft; use a model with full or sliding-window attention only"
-        )
-    return [arguments_of_layer.get("sliding_window") for arguments_of_layer in arguments]
-
-
-def reads_in_parts(config: PretrainedConfig) -> bool:
-    """Whether a model sees the same in a prompt that it reads in parts.
-
-    Not with dynamic or LongRoPE positions: there the length of what is read decides how all of it
-    is rotated.
-    """
-    return not {kind.get("rope_type") for kind in _rope(config)} & {"dynamic", "longrope"}
+    try:
+        layers = DynamicCache(config=config).layers
+        refused = sorted({type(layer).__name__ for layer in layers} - _CROPPABLE)
+        if not refused:
+            return [layer.sliding_window if layer.is_sliding else None for layer in layers]
+    except Exception as error:
+        refused = [f"{type(error).__name__}: {error}"]
+    raise UnsupportedModelError(
+        f"{name} has layers whose cache cannot be cut back after a rejected draft "
+        f"({', '.join(refused)}); use a model with full or sliding-window attention only"
+    )
 
 
 def rope_switch(config: PretrainedConfig) -> int | None:
@@ -144,20 +140,27 @@ def rope_switch(config: PretrainedConfig) -> int | None:
 
     Keys from before the switch are of no use behind it, nor the other way round.
     """
-    text_config = config.get_text_config(decoder=True)
-    top = getattr(text_config, "original_max_position_embeddings", None)
-    lengths = [
-        kind.get("original_max_position_embeddings", top)
-        for kind in _rope(config)
-        if kind.get("rope_type") == "longrope"
-    ]
-    return min((length for length in lengths if length), default=None)
+    built = config.get_text_config(decoder=True)
+    top = getattr(built, "original_max_position_embeddings", built.max_position_embeddings)
+    kinds = _ropes(config, "longrope")
+    return min((kind.get("original_max_position_embeddings", top) for kind in kinds), default=None)
 
 
-def _rope(config: PretrainedConfig) -> list[dict[str, Any]]:
-    """How positions are rotated: one set of parameters, or one per type of layer beside it."""
+def rope_limit(config: PretrainedConfig) -> int | None:
+    """Tokens up to which a model's positions do not depend on how many there are, or None.
+
+    Dynamic NTK rotates all of them another way with every token behind that: no cache is of use
+    there, and what the model expects after a text depends on how far a draft looks ahead.
+    """
+    limited = _ropes(config, "dynamic")
+    return config.get_text_config(decoder=True).max_position_embeddings if limited else None
+
+
+def _ropes(config: PretrainedConfig, rope_type: str) -> list[dict[str, Any]]:
+    """How positions are rotated, where it is this way: there may be one way per type of layer."""
     rope = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
-    return [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
+    return [kind for kind in kinds if kind.get("rope_type") == rope_type]
 
 
 def _grown(states: torch.Tensor, used: int, needed: int) -> torch.Tensor:

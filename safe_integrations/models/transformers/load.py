@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from safe_integrations.engine.tokens import TokenTable
 from safe_integrations.errors import ModelLoadError, SafeError, UnsupportedModelError
-from safe_integrations.models.locate import folder_of, locate
+from safe_integrations.models.locate import locate
 from safe_integrations.models.quiet import quiet
 from safe_integrations.models.rendering import Renderer, call_tokens, template_of
 from safe_integrations.models.spec import LoadedModel, ModelCard, ModelSpec, Progress, name_of
@@ -33,8 +33,7 @@ def load(spec: ModelSpec, tell: Progress) -> TransformersMember:
         member = member_of(loaded, spec)
         _return_free_memory()  # before the weights are read: what they take is never free again
         if spec.pack:
-            cache = spec.load_kwargs.get("cache_dir")
-            pack(loaded.model, folder_of(loaded.model.name_or_path, spec.revision, cache))
+            pack(loaded.model)
     return member
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import perf_counter
 from types import MappingProxyType
 from typing import Any, Final, NoReturn
@@ -15,13 +15,13 @@ import torch
 from safe_integrations.config import Tool
 from safe_integrations.engine.model import Limits, Work, never
 from safe_integrations.engine.tokens import TokenTable, common_prefix
-from safe_integrations.errors import ModelError
+from safe_integrations.errors import GenerationCancelled, ModelError
 from safe_integrations.messages import Message
 from safe_integrations.models.transformers.fork import check_process
 from safe_integrations.models.transformers.kv_cache import (
     CroppableCache,
     layer_windows,
-    reads_in_parts,
+    rope_limit,
     rope_switch,
 )
 from safe_integrations.models.transformers.logits import Fold, Logits, LogitsDistribution
@@ -33,6 +33,7 @@ _PART: Final = 256
 
 What a pass needs beside weights and caches grows with its length, attention masks with the square.
 Models with sliding windows even get faster: most of a long prompt's mask is outside of the window.
+Between two parts a prefill can be cancelled, and other sessions get their turn.
 """
 
 
@@ -41,14 +42,15 @@ class TransformersMember:
 
     Caches of finished generations are kept, newest first, and a new prompt takes over the one that
     it shares the longest beginning with. The model is used by one thread at a time; sessions of
-    several threads take turns, one forward pass each.
+    several threads take turns, one forward pass each, or one part of a long prompt.
 
     Args:
         model: A causal language model of transformers, in eval mode.
         tokens: Its tokens as bytes.
         render: Turns messages into prompt ids.
         name: How errors and statistics call it.
-        context_window: Tokens it can hold.
+        context_window: Tokens it can hold. With dynamic NTK positions it is cut to the length that
+            the model was built for: what a model expects must not depend on what comes behind.
         reuse_bytes: Memory for caches of finished prompts, in bytes; 0 keeps none.
 
     Raises:
@@ -67,14 +69,14 @@ class TransformersMember:
     ) -> None:
         self.name = name
         self.tokens = tokens
-        self.context_window = context_window
+        self.context_window = min(context_window, rope_limit(model.config) or context_window)
         self._model = model
         self._device = model.device  # a search through all parameters, each time it is asked
         self._render = render
         self._windows = layer_windows(model.config, name)
-        in_parts = self._device.type == "cpu" and reads_in_parts(model.config)
-        self._part = _PART if in_parts else sys.maxsize
         self._rope_switch = rope_switch(model.config)
+        in_parts = self._device.type == "cpu" and self._rope_switch is None
+        self._part = _PART if in_parts else sys.maxsize
         self._reuse_bytes = reuse_bytes
         self._lock = threading.Lock()
         self._idle: list[_Cached] = []
@@ -102,23 +104,30 @@ class TransformersMember:
     def start(
         self, prompt: Sequence[int], cancel: Callable[[], bool] = never
     ) -> TransformersSession:
-        """Opens a session on a prompt, on the best cache that is idle."""
+        """Opens a session on a prompt, on the best cache that is idle.
+
+        Args:
+            prompt: Its token ids.
+            cancel: Asked before every forward pass, and between the parts of a long prompt; where
+                it says yes, `score` raises `GenerationCancelled`.
+        """
         check_process(self.name)
         wanted = list(prompt)
+        stretched = self.stretches(len(wanted))
         with self._lock:
             self._sort_in()
             shared, cached = max(
-                ((common_prefix(c.ids, wanted), c) for c in self._idle),
+                ((common_prefix(c.ids, wanted), c) for c in self._idle if c.stretched == stretched),
                 key=lambda pair: pair[0],
                 default=(0, None),
             )
             if cached is None or shared == 0:
-                cached = _Cached(CroppableCache(self._windows), [])
+                cached = _Cached(CroppableCache(self._windows), [], stretched)
             elif 2 * shared < len(cached.ids):  # most of it would be lost: leave it to others
-                cached = _Cached(cached.kv.copy(shared), cached.ids[:shared], cached.stretched)
+                cached = _Cached(cached.kv.copy(shared), cached.ids[:shared], stretched)
             else:
                 self._idle.remove(cached)
-        return TransformersSession(self, wanted, cached, min(shared, len(wanted) - 1))
+        return TransformersSession(self, wanted, cached, cancel)
 
     def give_back(self, cached: _Cached) -> None:
         """Takes in the cache of a finished session; forgets the oldest where memory is short.
@@ -160,8 +169,14 @@ class TransformersMember:
         """Whether the model rotates positions its other way for so many tokens (LongRoPE)."""
         return self._rope_switch is not None and length > self._rope_switch
 
-    def forward(self, ids: Sequence[int], kv: CroppableCache, rows: int) -> tuple[Logits, float]:
-        """One forward pass; a long prompt is read in parts.
+    def in_parts(self, ids: list[int], rows: int) -> Iterator[list[int]]:
+        """New token ids in the portions to forward; the last has what `rows` are asked for."""
+        last = (len(ids) - rows) // self._part * self._part
+        yield from (ids[at : at + self._part] for at in range(0, last, self._part))
+        yield ids[last:]
+
+    def forward(self, ids: list[int], kv: CroppableCache, rows: int) -> tuple[Logits, float]:
+        """One forward pass.
 
         Args:
             ids: New token ids.
@@ -173,13 +188,8 @@ class TransformersMember:
             seconds that the model took.
         """
         with self._lock, torch.inference_mode():
-            batch = torch.tensor([list(ids)], device=self._device)
-            whole_parts = (len(ids) - rows) // self._part * self._part
+            batch = torch.tensor([ids], device=self._device)
             started = perf_counter()
-            for at in range(0, whole_parts, self._part):
-                part = batch[:, at : at + self._part]
-                self._model(input_ids=part, past_key_values=kv, use_cache=True, logits_to_keep=1)
-            batch = batch[:, whole_parts:]
             logits = self._model(
                 input_ids=batch, past_key_values=kv, use_cache=True, logits_to_keep=rows
             ).logits[0, -rows:].cpu()  # fmt: skip
@@ -191,49 +201,66 @@ class TransformersSession:
     """A model at work on one prompt. It forwards only tokens that its cache does not hold."""
 
     def __init__(
-        self, member: TransformersMember, prompt: list[int], cached: _Cached, reused: int
+        self,
+        member: TransformersMember,
+        prompt: list[int],
+        cached: _Cached,
+        cancel: Callable[[], bool],
     ) -> None:
-        self.work = Work(reused=reused)
+        self.work = Work()
         self._member = member
         self._prompt = prompt
         self._cached: _Cached | None = cached
+        self._cancel = cancel
         self._rows: list[LogitsDistribution] = []  # after the last tokens of the cache, in order
 
     def score(self, ids: Sequence[int], since: int) -> Sequence[LogitsDistribution]:
-        """What the model expects after `ids[:since]`, ..., after `ids`; see `Session`."""
+        """What the model expects after `ids[:since]`, ..., after `ids`; see `Session`.
+
+        Raises:
+            GenerationCancelled: What was read until then is kept, for this session and for others.
+        """
         cached = self._cached
         assert cached is not None, "the session is closed"
         wanted = self._prompt + list(ids)
         first = len(self._prompt) + since - 1  # the token whose row answers first
         kept = common_prefix(cached.ids, wanted)
-        rows_start = len(cached.ids) - len(self._rows)
-        if first < rows_start:  # its row is gone: forward that token once more
+        if first < len(cached.ids) - len(self._rows):  # its row is gone: forward it once more
             kept = min(kept, first)
         if self._member.stretches(len(wanted)) != cached.stretched:  # no key is right any more
             kept = 0
             cached.stretched = not cached.stretched
+        if self.work.tokens == 0:
+            self.work.reused = min(kept, len(self._prompt))
         self._cut(kept)
-        new = wanted[kept:]
-        if new:
-            needed = len(wanted) - max(first, kept)
-            self._cached = None  # lost if the forward pass fails half-way
-            logits, seconds = self._member.forward(new, cached.kv, needed)
-            self._cached = cached
-            cached.ids += new
-            self.work.passes += 1
-            self.work.tokens += len(new)
-            self.work.seconds += seconds
+        if kept < len(wanted):
             if kept <= first:
                 self._rows = []
+            logits = self._read(wanted[kept:], len(wanted) - max(first, kept))
             self._rows += [LogitsDistribution(row, self._member.fold) for row in logits]
-        rows_start = len(cached.ids) - len(self._rows)
-        self._rows = self._rows[first - rows_start :]
+        self._rows = self._rows[first - (len(cached.ids) - len(self._rows)) :]
         return tuple(self._rows)
+
+    def _read(self, new: list[int], rows: int) -> Logits:
+        """Forwards what the cache does not hold; returns logits of the last `rows` positions."""
+        cached = self._cached
+        assert cached is not None
+        for part in self._member.in_parts(new, rows):
+            if self._cancel():
+                raise GenerationCancelled("the generation was cancelled")
+            self._cached = None  # lost if the forward pass fails half-way
+            logits, seconds = self._member.forward(part, cached.kv, rows)
+            cached.ids += part
+            self._cached = cached
+            self.work.tokens += len(part)
+            self.work.seconds += seconds
+        self.work.passes += 1
+        return logits
 
     def close(self) -> None:
         """Gives the cache back for other prompts to start from."""
         cached, self._cached, self._rows = self._cached, None, []
-        if cached is not None:
+        if cached is not None and cached.ids:
             self._member.give_back(cached)
 
     def _cut(self, length: int) -> None:
@@ -248,7 +275,7 @@ class TransformersSession:
 class _Cached:
     """A KV cache and the ids whose states it holds."""
 
-    def __init__(self, kv: CroppableCache, ids: list[int], stretched: bool = False) -> None:
+    def __init__(self, kv: CroppableCache, ids: list[int], stretched: bool) -> None:
         self.kv = kv
         self.ids = ids
         self.stretched = stretched

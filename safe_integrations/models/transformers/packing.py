@@ -8,13 +8,10 @@ speed of one row. These are the operations that torch's own compiler uses when i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 _ROWS: Final = 5
 """The batch that weights are packed for; it serves 1 to 16 rows well."""
@@ -48,16 +45,15 @@ class PackedLinear(torch.nn.Module):
         return output
 
 
-def pack(model: Any, folder: Path | None = None) -> bool:
+def pack(model: Any) -> bool:
     """Packs the linear layers of a model on the CPU, in place.
 
     A model elsewhere, quantised, or with layers of several types, or a torch or a CPU without these
     operations, is left as it is.
 
     Args:
-        model: A model as it was loaded, that nobody else uses.
-        folder: Where the files lie that it was loaded from. With them its weights are never in
-            memory twice.
+        model: A model as it was loaded, that nobody else uses. What is mapped from files, as
+            safetensors is, is never in memory twice on Linux.
 
     Returns:
         Whether the layers were packed.
@@ -76,66 +72,78 @@ def pack(model: Any, folder: Path | None = None) -> bool:
     layers.sort(key=lambda layer: layer[2].weight.numel())
     if not _packs(layers[0][2]):
         return False
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    files = {} if folder is None else _files_of_parameters(folder)
+    regions = _unwritten_regions()
     with torch.inference_mode():
         while layers:  # the largest first: the others' room is still free while it is there twice
             batch = [layers.pop()]
             while layers and sum(linear.weight.nbytes for *_, linear in batch) < _BATCH:
                 batch.append(layers.pop())
-            read = {names[id(linear.weight)]: linear.weight for *_, linear in batch}
-            fresh = _mapped_anew(read, files)
+            files = _Files(regions)
             for parent, attribute, linear in batch:
-                weight = fresh.get(names[id(linear.weight)], linear.weight)
+                fresh = files.again(linear.weight)
+                weight = linear.weight if fresh is None else fresh
                 setattr(parent, attribute, PackedLinear(weight, linear.bias))
-    kept = dict(model.named_parameters())
-    fresh = _mapped_anew(kept, files)
-    for name, parameter in kept.items():
-        parameter.data = fresh[name] if name in fresh else parameter.data.clone()
+    files = _Files(regions)
+    for parameter in model.parameters():
+        fresh = files.again(parameter)
+        parameter.data = parameter.data.clone() if fresh is None else fresh
     return True
 
 
-def _files_of_parameters(folder: Path) -> dict[str, Path]:
-    """Which weights file of a folder holds which parameter.
+_Region = tuple[int, int, int, str]
+"""Where a file is mapped into memory: first and last address, and offset in the file, and file."""
 
-    A file that cannot be read is none of those that the model was loaded from.
+
+def _unwritten_regions() -> list[_Region]:
+    """Private mappings of files in which nothing was changed: what is there is in the file.
+
+    The kernel knows that of every page without reading it, since a page that is written to becomes
+    one of the process's own. Other systems than Linux are not asked.
     """
-    files: dict[str, Path] = {}
-    for file in folder.glob("*.safetensors"):
-        with suppress(SafetensorError), safe_open(file, framework="pt") as weights:
-            files |= dict.fromkeys(weights.keys(), file)
-    return files
+    regions: list[_Region] = []
+    try:
+        lines = Path("/proc/self/smaps").read_text().splitlines()
+    except OSError:
+        return regions
+    region: _Region | None = None
+    for key, *values in (line.split(maxsplit=5) for line in lines):
+        if not key.endswith(":"):  # a new region: addresses, mode, offset, device, inode, file
+            region = None
+            if len(values) == 5 and values[0].endswith("p") and Path(values[4]).is_file():
+                start, _, end = key.partition("-")
+                region = int(start, 16), int(end, 16), int(values[1], 16), values[4]
+        elif region and key == "Anonymous:" and values[0] == "0":
+            regions.append(region)
+        elif key == "Swap:" and values[0] != "0" and region in regions:
+            regions.remove(region)
+    return regions
 
 
-def _mapped_anew(
-    parameters: Mapping[str, torch.Tensor], files: Mapping[str, Path]
-) -> dict[str, torch.Tensor]:
-    """Parameters of a model once more, in a new mapping of its weights files.
+class _Files:
+    """Files of weights, each mapped into memory once more.
 
-    transformers maps a file into memory, and all that is read of it stays there for as long as
-    one tensor of the mapping is used, as the embedding is. So packing reads a few layers at a time
-    from a mapping of their own, that goes with them; and of the embedding's new mapping only those
-    rows are read that are looked up.
-
-    Returns:
-        Those that are in a file as they are in the model.
+    What is read of a mapping stays in memory for as long as one tensor in it is used, as the
+    embedding is. So packing reads a few layers at a time from a mapping of their own, that goes
+    with them; and of the embedding's new mapping only those rows are read that are looked up.
     """
-    fresh: dict[str, torch.Tensor] = {}
-    stored = parameters.keys() & files.keys()
-    for file in {files[name] for name in stored}:
-        with safe_open(file, framework="pt") as weights:
-            fresh |= {name: weights.get_tensor(name) for name in stored if files[name] == file}
-    return {name: tensor for name, tensor in fresh.items() if _alike(tensor, parameters[name])}
 
+    def __init__(self, regions: list[_Region]) -> None:
+        self._regions = regions
+        self._mapped: dict[str, torch.Tensor] = {}
 
-def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two tensors are the same, by their first and last row: all would have to be read."""
-    return (
-        a.shape == b.shape
-        and a.dtype is b.dtype
-        and torch.equal(a[:1], b[:1])
-        and torch.equal(a[-1:], b[-1:])
-    )
+    def again(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """The same numbers from the new mapping; None where they are not as they are in a file."""
+        first, size = tensor.data_ptr(), tensor.nbytes
+        for start, end, offset, file in self._regions:
+            at = first - start + offset
+            inside = start <= first and first + size <= end
+            if inside and tensor.is_contiguous() and at % tensor.itemsize == 0:
+                if file not in self._mapped:
+                    self._mapped[file] = torch.from_file(
+                        file, shared=False, size=Path(file).stat().st_size, dtype=torch.uint8
+                    )
+                return self._mapped[file][at : at + size].view(tensor.dtype).view(tensor.shape)
+        return None
 
 
 def _packs(linear: torch.nn.Linear) -> bool:
@@ -149,5 +157,5 @@ def _packs(linear: torch.nn.Linear) -> bool:
         with torch.inference_mode():
             packed = PackedLinear(weight, linear.bias)
             return torch.allclose(packed(inputs), linear(inputs), atol=tolerance, rtol=tolerance)
-    except (RuntimeError, AttributeError, NotImplementedError):
+    except Exception:  # these operations are no part of torch's interface: any release may differ
         return False

@@ -1,0 +1,78 @@
+"""Caches that can be cut back: which layers they can stand for, and what cutting leaves."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+
+import pytest
+import torch
+import transformers
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MambaConfig,
+    PretrainedConfig,
+    T5Config,
+)
+
+from safe_integrations.errors import UnsupportedModelError
+from safe_integrations.models.transformers import kv_cache
+from safe_integrations.models.transformers.kv_cache import CroppableCache, layer_windows
+
+SHAPE = {
+    "vocab_size": 100, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "initializer_range": 0.5,
+    "max_position_embeddings": 256, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": None,
+}  # fmt: skip
+KINDS = {
+    "full": ("llama", {}),
+    "sliding": ("mistral", {"sliding_window": 16}),
+    "both": ("gemma3_text", {"sliding_window": 16, "sliding_window_pattern": 2}),
+    "chunks": (
+        "llama4_text",
+        {"attention_chunk_size": 16, "num_local_experts": 2, "intermediate_size_mlp": 32},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cache_that_was_cut_back_gives_what_reading_everything_gives(kind: str) -> None:
+    """A layer that forgets what left its window, or masks it wrongly, changes the logits."""
+    name, options = KINDS[kind]
+    config = transformers.AutoConfig.for_model(name, **(SHAPE | options))
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    kv = CroppableCache(layer_windows(config, kind))
+    rng = random.Random(3)
+    ids: list[int] = []
+    with torch.inference_mode():
+        for _ in range(15):
+            kept = rng.randint(max(0, len(ids) - 12), len(ids))
+            del ids[kept:]
+            kv.cut(kept)
+            new = rng.choices(range(1, 100), k=rng.randint(1, 25))
+            ids += new
+            got = model(input_ids=torch.tensor([new]), past_key_values=kv).logits
+            expected = model(input_ids=torch.tensor([ids]), use_cache=False).logits[:, kept:]
+            torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-3)
+    assert len(ids) > 64
+
+
+@pytest.mark.parametrize("config", [T5Config(), MambaConfig(num_hidden_layers=2)])
+def test_what_cannot_be_cut_back_is_refused(config: PretrainedConfig) -> None:
+    with pytest.raises(UnsupportedModelError, match="toy.* use a "):
+        layer_windows(config, "toy")
+
+
+def test_another_release_of_transformers_is_told_by_an_error_of_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is not part of its interface may go: the module loads, and says what it cannot use."""
+    monkeypatch.delattr("transformers.cache_utils.get_layer_types_and_kwargs")
+    spec = importlib.util.spec_from_file_location("fresh_kv_cache", kv_cache.__file__)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.raises(UnsupportedModelError, match="toy"):
+        module.layer_windows(LlamaConfig(**SHAPE), "toy")
