@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from safe_integrations.calls.stream import ToolCallStream
-from safe_integrations.calls.types import InvalidToolCall, ToolCall, ToolCallDelta
+from safe_integrations.calls.types import InvalidToolCall as InvalidToolCall
+from safe_integrations.calls.types import ToolCall
+from safe_integrations.calls.types import ToolCallDelta as ToolCallDelta
 from safe_integrations.config import GenerationConfig
 from safe_integrations.engine.events import Event, Finished, TextDelta, Verified
 from safe_integrations.report import payloads
-
-__all__ = ["Answer", "Delta", "End", "InvalidToolCall", "ToolCall", "ToolCallDelta"]
 
 
 @dataclass(frozen=True, slots=True)

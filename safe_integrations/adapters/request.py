@@ -22,20 +22,7 @@ from safe_integrations.engine.model import never
 from safe_integrations.errors import GenerationCancelled, InvalidArgumentError, SafeTimeoutError
 from safe_integrations.messages import Message
 from safe_integrations.report.tracing import GenerationSpan
-from safe_integrations.safe_engine import SafeEngine
-
-__all__ = [
-    "CALL_OPTIONS",
-    "Job",
-    "Request",
-    "SafeEngine",
-    "closed",
-    "openai_function",
-    "read_format",
-    "read_request",
-    "read_tool_choice",
-    "read_tools",
-]
+from safe_integrations.safe_engine import SafeEngine as SafeEngine
 
 _ENSEMBLE: Final = frozenset(EnsembleConfig.model_fields)
 _GENERATION: Final = frozenset(GenerationConfig.model_fields)

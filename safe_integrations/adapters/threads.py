@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from typing import Any, Final, Generic, TypeVar
 
 P = TypeVar("P")
@@ -136,13 +136,18 @@ class Closing(AsyncGenerator[T, None]):
     Args:
         items: The generator.
         aclose: Closes the rest. Called when `items` is closed; may be called several times.
+        within: Makes the context in which the generator works on its next item.
     """
 
     def __init__(
-        self, items: AsyncGenerator[T, None], aclose: Callable[[], Awaitable[None]]
+        self,
+        items: AsyncGenerator[T, None],
+        aclose: Callable[[], Awaitable[None]],
+        within: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._items = items
         self._aclose = aclose
+        self._within = within
 
     @property
     def ag_frame(self) -> object:
@@ -152,7 +157,8 @@ class Closing(AsyncGenerator[T, None]):
     async def asend(self, value: None) -> T:
         """The next item."""
         try:
-            return await self._items.asend(value)
+            with self._within():
+                return await self._items.asend(value)
         except BaseException:
             await self._aclose()
             raise

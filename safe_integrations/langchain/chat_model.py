@@ -234,18 +234,13 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
     # Answering
 
     def stream(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> Iterator[AIMessageChunk]:
         """Answers in chunks. Closing the iterator stops the models."""
         config, listeners = Listeners.of_next_run(config, self, CallbackManager)
         chunks = cast(
             "Generator[AIMessageChunk, None, None]",
-            super().stream(input, config, stop=stop, **kwargs),
+            super().stream(input, config, **kwargs),
         )
         with closing(chunks):
             while True:
@@ -256,39 +251,24 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
                 yield chunk
 
     def astream(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[AIMessageChunk]:
         """Answers in chunks. Closing the iterator, or cancelling the task, stops the models."""
         config, listeners = Listeners.of_next_run(config, self, AsyncCallbackManager)
-        chunks = super().astream(input, config, stop=stop, **kwargs)
+        chunks = super().astream(input, config, **kwargs)
         return listeners.following(cast("AsyncGenerator[AIMessageChunk, None]", chunks))
 
-    def _generate_with_cache(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        with Listeners.of_run(run_manager).noted():
-            return super()._generate_with_cache(messages, stop, run_manager, **kwargs)
+    # LangChain gives the run by its name, to these two only
 
-    async def _agenerate_with_cache(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        listeners = Listeners.of_run(run_manager)
+    def _generate_with_cache(self, *args: Any, **kwargs: Any) -> ChatResult:
+        with Listeners.of_run(kwargs.get("run_manager")).noted():
+            return super()._generate_with_cache(*args, **kwargs)
+
+    async def _agenerate_with_cache(self, *args: Any, **kwargs: Any) -> ChatResult:
+        listeners = Listeners.of_run(kwargs.get("run_manager"))
         try:
             with listeners.noted():
-                return await super()._agenerate_with_cache(messages, stop, run_manager, **kwargs)
+                return await super()._agenerate_with_cache(*args, **kwargs)
         finally:
             await listeners.aclose()
 

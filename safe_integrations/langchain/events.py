@@ -96,7 +96,7 @@ class Listeners:
 
     def following(self, chunks: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
         """What LangChain streams for the run, with this note while it does."""
-        return _Noted(chunks, self)
+        return Closing(chunks, self.aclose, self.noted)
 
     def send(self, event: Event) -> None:
         """Sends what an event says as custom events, where it says something."""
@@ -116,16 +116,6 @@ class Listeners:
 
     def _manager(self, kind: type[Any]) -> Any:
         return kind(handlers=self.handlers, tags=self.tags, metadata=self.metadata)
-
-
-class _Noted(Closing[T]):
-    def __init__(self, chunks: AsyncGenerator[T, None], listeners: Listeners) -> None:
-        super().__init__(chunks, listeners.aclose)
-        self._listeners = listeners
-
-    async def asend(self, value: None) -> T:
-        with self._listeners.noted():
-            return await super().asend(value)
 
 
 def _custom(event: Event) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -21,7 +21,7 @@ from llama_index.core.prompts import PromptTemplate
 from scripted_llms import Endless, Model, says, writer
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
-from safe_integrations.errors import GenerationError, InvalidArgumentError
+from safe_integrations.errors import GenerationError, InvalidArgumentError, SafeTimeoutError
 from safe_integrations.llama_index import SafeLLM, result_of
 from safe_integrations.models import load as loading
 from safe_integrations.testing import follows
@@ -333,6 +333,14 @@ async def test_even_looking_a_model_up_leaves_the_event_loop_free(
     monkeypatch.setattr(loading, "peek", slow_peek)
     await llm.achat(HELLO)
     assert threads[0] is not threading.main_thread()
+
+
+@all_methods
+async def test_a_timeout_stops_the_models(method: Method) -> None:
+    model = Slow()
+    with pytest.raises(SafeTimeoutError, match=r"not complete after 0\.1 seconds"):
+        await method(SafeLLM(drafter=model), timeout=0.1)
+    assert all(session.closed for session in model.sessions)
 
 
 @pytest.mark.parametrize("kept", [True, False])
