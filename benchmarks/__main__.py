@@ -84,9 +84,9 @@ def bench(
     """
     from benchmarks import tables as draw
     from benchmarks.benchmark import WAYS, Settings, benchmark
+    from benchmarks.machine import machine
     from benchmarks.overhead import measure_overhead
     from benchmarks.prompts import PROMPTS
-    from safe_integrations.cli.machine import machine
 
     specs = o.specs_of(drafter, verifier, dtype, device)
     if len(specs) < 2:
@@ -129,8 +129,8 @@ def _contests(
     of its own: so the memory is that of the ensemble.
     """
     from benchmarks.benchmark import Contest
+    from benchmarks.machine import peak_memory, resident_memory
     from benchmarks.reference import transformers_generate
-    from safe_integrations.cli.machine import peak_memory, resident_memory
     from safe_integrations.models.transformers.load import load_model
     from safe_integrations.models.transformers.member import TransformersMember  # noqa: F401
     from safe_integrations.safe_engine import SafeEngine

@@ -109,11 +109,8 @@ def is_intact(folder: Path) -> bool:
 
 def sha256_of(path: Path) -> str:
     """Hash of a file's content."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _remembered_sha256(path: Path) -> str:

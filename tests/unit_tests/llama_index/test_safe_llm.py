@@ -337,7 +337,7 @@ async def test_even_looking_a_model_up_leaves_the_event_loop_free(
 
 @all_methods
 async def test_a_timeout_stops_the_models(method: Method) -> None:
-    model = Slow()
+    model = Endless()
     with pytest.raises(SafeTimeoutError, match=r"not complete after 0\.1 seconds"):
         await method(SafeLLM(drafter=model), timeout=0.1)
     assert all(session.closed for session in model.sessions)
