@@ -140,10 +140,12 @@ def rope_switch(config: PretrainedConfig) -> int | None:
 
     Keys from before the switch are of no use behind it, nor the other way round.
     """
-    built = config.get_text_config(decoder=True)
-    top = getattr(built, "original_max_position_embeddings", built.max_position_embeddings)
-    kinds = _ropes(config, "longrope")
-    return min((kind.get("original_max_position_embeddings", top) for kind in kinds), default=None)
+    name, built = "original_max_position_embeddings", config.get_text_config(decoder=True)
+    lengths = (
+        kind.get(name) or getattr(built, name, None) or built.max_position_embeddings
+        for kind in _ropes(config, "longrope")
+    )
+    return min(lengths, default=None)
 
 
 def rope_limit(config: PretrainedConfig) -> int | None:

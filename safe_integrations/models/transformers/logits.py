@@ -36,8 +36,7 @@ class Fold:
 
     def __call__(self, logits: Logits) -> None:
         """Folds one row in place, shape `[tokens.size]`."""
-        if len(self._alias):
-            np.logaddexp.at(logits, self._canonical, logits[self._alias])
+        np.logaddexp.at(logits, self._canonical, logits[self._alias])
         logits[self._gone] = -np.inf
 
 

@@ -159,12 +159,6 @@ class TransformersMember:
     def _idle_bytes(self) -> int:
         return sum(cached.kv.nbytes for cached in self._idle)
 
-    def forget(self) -> None:
-        """Drops the caches of finished prompts; sessions at work keep theirs."""
-        with self._lock:
-            self._returned.clear()
-            self._idle.clear()
-
     def stretches(self, length: int) -> bool:
         """Whether the model rotates positions its other way for so many tokens (LongRoPE)."""
         return self._rope_switch is not None and length > self._rope_switch
