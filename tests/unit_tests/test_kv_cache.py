@@ -21,7 +21,6 @@ from safe_integrations.models.transformers import kv_cache
 from safe_integrations.models.transformers.kv_cache import (
     CroppableCache,
     layer_windows,
-    rope_limit,
     rope_switch,
 )
 
@@ -69,23 +68,23 @@ DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
 
 
 @pytest.mark.parametrize(
-    ("name", "rope", "switch", "limit"),
+    ("name", "rope", "switch"),
     [
-        ("llama", {"rope_type": "default", "rope_theta": 1e4}, None, None),
-        ("llama", DYNAMIC, None, 2048),
-        ("gemma3_text", {"sliding_attention": LONG, "full_attention": DYNAMIC}, 131072, 131072),
-        ("phi3", LONG | {"original_max_position_embeddings": 512}, 512, None),
-        ("gpt2", None, None, None),
-        ("bloom", None, None, None),  # says of no length that it was built for it
+        ("llama", {"rope_type": "default", "rope_theta": 1e4}, None),
+        ("llama", DYNAMIC, None),
+        ("gemma3_text", {"sliding_attention": LONG, "full_attention": DYNAMIC}, 131072),
+        ("phi3", LONG | {"original_max_position_embeddings": 512}, 512),
+        ("gpt2", None, None),
+        ("bloom", None, None),  # says of no length that it was built for it
     ],
 )
 def test_where_positions_begin_to_depend_on_the_length(
-    name: str, rope: dict[str, object] | None, switch: int | None, limit: int | None
+    name: str, rope: dict[str, object] | None, switch: int | None
 ) -> None:
     config = transformers.AutoConfig.for_model(name)
     if rope is not None:
         config.rope_parameters = rope
-    assert (rope_switch(config), rope_limit(config)) == (switch, limit)
+    assert rope_switch(config) == switch
 
 
 @pytest.mark.parametrize("config", [T5Config(), MambaConfig(num_hidden_layers=2)])

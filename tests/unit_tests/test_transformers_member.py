@@ -21,6 +21,7 @@ from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.errors import ContextWindowError, GenerationCancelled
 from safe_integrations.models.load import load_member, unload_models
 from safe_integrations.models.spec import LoadedModel, ModelSpec
+from safe_integrations.models.transformers import load
 from safe_integrations.models.transformers.member import TransformersMember
 from safe_integrations.safe_engine import SafeEngine
 
@@ -148,7 +149,8 @@ def test_dynamic_positions_end_where_they_begin_to_move() -> None:
         rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}, **SHAPE,
     )  # fmt: skip
     model = toy_model("dynamic", SIZE, config)
-    member, prompt = member_of(model, window=4 * SWITCH), list(range(20, 50))
+    spec = ModelSpec(source="dynamic", context_window=4 * SWITCH)
+    member, prompt = load.member_of(model, spec), list(range(20, 50))
     assert member.context_window == SWITCH
     with pytest.raises(ContextWindowError):
         SafeEngine(member).generate("long " * SWITCH)

@@ -148,16 +148,6 @@ def rope_switch(config: PretrainedConfig) -> int | None:
     return min(lengths, default=None)
 
 
-def rope_limit(config: PretrainedConfig) -> int | None:
-    """Tokens up to which a model's positions do not depend on how many there are, or None.
-
-    Dynamic NTK rotates all of them another way with every token behind that: no cache is of use
-    there, and what the model expects after a text depends on how far a draft looks ahead.
-    """
-    limited = _ropes(config, "dynamic")
-    return config.get_text_config(decoder=True).max_position_embeddings if limited else None
-
-
 def _ropes(config: PretrainedConfig, rope_type: str) -> list[dict[str, Any]]:
     """How positions are rotated, where it is this way: there may be one way per type of layer."""
     rope = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
