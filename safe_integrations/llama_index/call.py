@@ -88,7 +88,7 @@ class Reported(Generic[T]):
         make: Makes the call, inside what is reported.
         respond: A chunk, and its delta where it streams, in LlamaIndex's form.
         report: Decorates a function that answers, and calls it.
-        prepare: Does beforehand, in a thread, what would block an event loop.
+        prepare: What must be read before the decorators ask: they would do so on an event loop.
     """
 
     make: Callable[[], Call]
@@ -98,6 +98,7 @@ class Reported(Generic[T]):
 
     def whole(self) -> T:
         """The answer."""
+        self._prepare()
 
         def start(*_args: Any, **_kwargs: Any) -> T:
             *_, last = self.make().chunks()
@@ -108,7 +109,7 @@ class Reported(Generic[T]):
 
     async def awhole(self) -> T:
         """The answer; the event loop stays free."""
-        await asyncio.to_thread(self.prepare)
+        await asyncio.to_thread(self._prepare)
 
         async def start(*_args: Any, **_kwargs: Any) -> T:
             async with aclosing(self.make().achunks()) as chunks:
@@ -125,6 +126,7 @@ class Reported(Generic[T]):
         LlamaIndex's reporting generator leaves that to the garbage collector, and handlers that
         keep its exception keep the engine's generator alive.
         """
+        self._prepare()
         source: list[Generator[Chunk, None, None]] = []
 
         def start(*_args: Any, **_kwargs: Any) -> Generator[T, None, None]:
@@ -135,7 +137,7 @@ class Reported(Generic[T]):
 
     async def astream(self) -> AsyncGenerator[T, None]:
         """The same for event loops, which stay free."""
-        await asyncio.to_thread(self.prepare)
+        await asyncio.to_thread(self._prepare)
         source: list[AsyncGenerator[Chunk, None]] = []
 
         async def start(*_args: Any, **_kwargs: Any) -> AsyncGenerator[T, None]:
@@ -143,6 +145,10 @@ class Reported(Generic[T]):
             return (self.respond(chunk, chunk.delta) async for chunk in source[0])
 
         return Closing(await self.report(start), source[0].aclose)
+
+    @heard()
+    def _prepare(self) -> None:
+        self.prepare()
 
 
 def _closed_with(

@@ -69,13 +69,14 @@ class LeftBehind:
         name: Name of the model.
     """
 
-    tokens = render = start = None
+    render = start = None
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.tokens = self
 
     def _refuse(self) -> NoReturn:
         remedy = "a pickle holds no weights: name the model, and each process will load it"
         raise InvalidArgumentError("drafter or verifiers", self.name, remedy)
 
-    limits = context_window = property(_refuse)
+    context_window = limits = encode = property(_refuse)
