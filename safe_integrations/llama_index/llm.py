@@ -79,9 +79,8 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
     The models and all options of an answer are those of `EnsembleOptions`; every option but the
     models can be given per call, too, and unknown ones are refused.
 
-    LlamaIndex counts tokens with OpenAI's tokenizer, which needs fewer than most models do, above
-    all for other languages and numbers; documents that it packs may not fit. So tell it:
-    `Settings.tokenizer = llm.tokenize`. What does not fit is an error, never left out.
+    LlamaIndex packs documents with OpenAI's tokenizer, which needs fewer tokens than most models
+    do. So tell it: `Settings.tokenizer = llm.tokenize` (docs/llama-index.md).
 
     Attributes:
         response_format: What answers must look like: a pydantic class, a JSON schema in OpenAI's
@@ -215,7 +214,6 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
         """Answers messages, piece by piece. Arguments are those of `chat`."""
         return await self._reply(messages, kwargs).astream()
 
-    @_without_span
     def _completion(
         self, prompt: str, formatted: bool, kwargs: dict[str, Any]
     ) -> Reported[CompletionResponse]:
@@ -226,7 +224,6 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
             self._window,
         )
 
-    @_without_span
     def _reply(
         self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]
     ) -> Reported[ChatResponse]:

@@ -66,11 +66,13 @@ def json_schema(kind: type) -> dict[str, Any]:
 
 def _message(message: ChatMessage, index: int) -> Message:
     extra = {k: message.additional_kwargs[k] for k in _PASSED_ON if k in message.additional_kwargs}
-    blocks = [block for block in message.blocks if isinstance(block, ToolCallBlock)]
-    written = message.additional_kwargs.get("tool_calls") if not blocks else None
-    calls = [_call(b.tool_call_id, b.tool_name, b.tool_kwargs) for b in blocks] or [
+    calls = [
+        _call(block.tool_call_id, block.tool_name, block.tool_kwargs)
+        for block in message.blocks
+        if isinstance(block, ToolCallBlock)
+    ] or [
         _openai_call(call, f"messages[{index}].additional_kwargs['tool_calls'][{i}]")
-        for i, call in enumerate(written or ())
+        for i, call in enumerate(message.additional_kwargs.get("tool_calls") or ())
     ]
     if calls:
         extra["tool_calls"] = calls
