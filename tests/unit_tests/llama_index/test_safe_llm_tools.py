@@ -15,7 +15,7 @@ from scripted_llms import Model, says
 
 from safe_integrations.engine.tokens import END
 from safe_integrations.llama_index import SafeLLM
-from safe_integrations.testing import TruncatedMember
+from tests.truncated import TruncatedMember
 
 # Agents inspect all attributes of themselves, pydantic's deprecated ones included.
 agents = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning")
