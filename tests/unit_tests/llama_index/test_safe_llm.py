@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
@@ -466,7 +467,7 @@ async def test_even_looking_a_model_up_leaves_the_event_loop_free(
 
 @all_methods
 async def test_a_timeout_stops_the_models(method: Method) -> None:
-    model = Endless()
+    model = Endless(before_pass=lambda: time.sleep(0.005))
     with pytest.raises(SafeTimeoutError, match=r"not complete after 0\.1 seconds"):
         await method(SafeLLM(drafter=model), timeout=0.1)
     assert all(session.closed for session in model.sessions)
