@@ -31,7 +31,7 @@ MAY_USE = {
     "report": {"engine"},
     "models": {"calls", "engine"},
     "safe_engine": {"engine", "models", "report", "structure"},
-    "adapters": {"calls", "engine", "models", "report", "safe_engine"},
+    "adapters": {"calls", "engine", "models", "report", "safe_engine", "structure"},
     "langchain": {"adapters", "engine", "report"},
     "llama_index": {"adapters", "engine", "report"},
     "evaluate": {"engine", "models", "report", "safe_engine"},

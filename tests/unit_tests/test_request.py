@@ -15,6 +15,7 @@ from safe_integrations.langchain import ChatSafe
 from safe_integrations.langchain import tools as langchain
 from safe_integrations.llama_index import SafeCallError, SafeLLM
 from safe_integrations.llama_index import messages as llama_index
+from safe_integrations.safe_engine import SafeEngine
 from safe_integrations.structure.closed import closed
 from safe_integrations.testing import ScriptedMember, follows
 
@@ -35,6 +36,12 @@ class PersonDict(TypedDict):
     """Somebody."""
 
     name: str
+
+
+class Tree(TypedDict):
+    """A part of a tree."""
+
+    parts: list[Tree]
 
 
 F = {"type": "function", "function": {"name": "f", "description": None}}
@@ -122,6 +129,7 @@ def test_stop_strings_cut_no_forced_call_and_no_structured_answer(framework: str
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"timeout": "5"}, "timeout='5'"),
     ({"timeout": 0}, "timeout=0"),
+    ({"max_tokens": True}, "max_tokens=True"),
     ({"timeout": -1}, "timeout=-1"),
     ({"max_token": 3}, "max_token=3: there is no such option of a call; use one of"),
     ({"max_tokens": "many"}, "max_tokens='many'"),
@@ -155,21 +163,94 @@ def test_what_is_wrong_is_said_by_name(given: dict[str, Any], message: str) -> N
     assert isinstance(caught.value.__cause__, InvalidArgumentError)
 
 
+@both
+def test_a_call_that_forces_a_tool_goes_over_the_models_own_format(framework: str) -> None:
+    """A model with a `response_format` of its own could never be made to call a tool."""
+    own = {"response_format": Person}
+    options = read(framework, own, tools=[F], tool_choice="any").options
+    assert (options.response_format, options.tool_choice) == (None, "required")
+    assert read(framework, own, tools=[F], tool_choice="auto").options.response_format is not None
+    both = read(framework, own, tools=[F], tool_choice="f", response_format=Person).options
+    assert both.response_format is not None, "the caller said both: the engine refuses that"
+
+
+@both
+def test_a_recursive_typed_dict_is_a_format(framework: str) -> None:
+    schema = read(framework, response_format=Tree).options.response_format.schema_
+    tree = schema["$defs"]["Tree"]
+    assert tree["properties"]["parts"]["items"] == {"$ref": "#/$defs/Tree"}
+    assert tree["additionalProperties"] is False
+
+
+INNER = {"type": "object", "properties": {"x": {"type": "string"}}}
+CLOSED = {**INNER, "additionalProperties": False}
+
+
 def test_objects_are_closed_unless_they_say_otherwise() -> None:
-    inner = {"type": "object", "properties": {"x": {"type": "string"}}}
+    """Properties that are called `default` or `enum` were taken for the keywords, and left open."""
+    names = ("default", "enum", "const", "examples", "properties", "items", "anyOf")
+    same: dict[str, Any] = {
+        "open": {**INNER, "additionalProperties": True},
+        "map": {"type": "object"},
+        "data": {"const": INNER, "default": INNER, "enum": [INNER], "examples": [INNER]},
+        "parts": {"allOf": [INNER, {"type": "object", "properties": {"y": {}}}]},
+        "more": {**INNER, "anyOf": [{"properties": {"y": {}}}, {"properties": {"z": {}}}]},
+    }
     schema = {
         "type": "object",
-        "properties": {
-            "closed": inner,
-            "open": {**inner, "additionalProperties": True},
-            "map": {"type": "object"},
-            "const": {"const": inner},
-        },
+        "properties": {**dict.fromkeys(names, INNER), **same},
+        "$defs": {"D": {"anyOf": [INNER, {"type": "array", "items": INNER}]}},
     }
-    got = closed(schema)
-    assert got["additionalProperties"] is False
-    assert got["properties"]["closed"]["additionalProperties"] is False
-    assert got["properties"]["open"]["additionalProperties"] is True
-    assert "additionalProperties" not in got["properties"]["map"]
-    assert got["properties"]["const"] == {"const": inner}
+    assert closed(schema) == {
+        "type": "object",
+        "properties": {**dict.fromkeys(names, CLOSED), **same},
+        "$defs": {"D": {"anyOf": [CLOSED, {"type": "array", "items": CLOSED}]}},
+        "additionalProperties": False,
+    }
     assert "additionalProperties" not in schema
+
+
+@both
+def test_a_schema_is_closed_in_whatever_form_it_is_given(framework: str) -> None:
+    """One form of the same schema let a small model invent keys; so did its dump, read again."""
+    for given in (
+        {"type": "json_schema", "schema": INNER},
+        {"type": "json_schema", "json_schema": {"schema": INNER}},
+        JsonSchema(schema=INNER),
+    ):
+        assert read(framework, response_format=given).options.response_format == JsonSchema(
+            schema=CLOSED
+        )
+
+
+def scripted(name: str) -> ScriptedMember:
+    return ScriptedMember(name, [], follows(b"ok"))
+
+
+def test_an_ensemble_is_called_what_its_members_are() -> None:
+    """Two of one name were `d+d` on messages, and `d` and `d#2` in their statistics."""
+    models = {"drafter": scripted("d"), "verifiers": [scripted("d"), scripted("d#2")]}
+    engine = SafeEngine(models["drafter"], models["verifiers"])
+    assert [member.name for member in engine.members] == ["d", "d#2", "d#2#2"]
+    for model in (ChatSafe(**models), SafeLLM(**models)):
+        assert model.model_name == "d+d#2+d#2#2"
+    assert SafeLLM(**models).metadata.model_name == "d+d#2+d#2#2"
+    assert ChatSafe(drafter="org/d", verifiers=["other/d.gguf"]).model_name == "d+d#2"
+
+
+@pytest.mark.parametrize("kind", [ChatSafe, SafeLLM])
+@pytest.mark.parametrize(
+    "given",
+    [
+        *({"timeout": "5"}, {"timeout": 0}, {"timeout": True}, {"max_tokens": True}),
+        *({"max_tokens": "5"}, {"temperature": True}, {"top_k": True}, {"seed": False}),
+    ],
+    ids=str,
+)
+def test_a_model_is_as_strict_as_a_call(kind: Any, given: dict[str, Any]) -> None:
+    """`timeout="5"` was taken here and refused there; one token was made of `max_tokens=True`."""
+    with pytest.raises(ValueError, match=next(iter(given))):
+        kind(drafter=scripted("d"), **given)
+    with pytest.raises(InvalidArgumentError, match=next(iter(given))):
+        kind(drafter=scripted("d"))._request(given)
+    assert kind(timeout=5)._request({}).timeout == kind()._request({"timeout": 5}).timeout == 5

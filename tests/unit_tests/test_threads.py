@@ -137,6 +137,25 @@ async def test_a_cancellation_while_waiting_for_the_end_is_not_lost() -> None:
     assert numbers.closed.is_set()
 
 
+@pytest.mark.parametrize("preparing", [True, False])
+async def test_closing_it_elsewhere_ends_the_reading(preparing: bool) -> None:
+    """The reader waited for ever: whoever closes it takes the last item away with it."""
+    may_go_on = threading.Event()
+
+    def start(_: Any, stopped: Callable[[], bool]) -> Generator[int, None, None]:
+        while not stopped():
+            may_go_on.wait(0.01)
+        yield from ()
+
+    wait = may_go_on.wait if preparing else lambda _: None
+    items = InThread(lambda: wait(10), start)
+    reader = asyncio.create_task(anext(items, "nothing"))
+    await asyncio.sleep(0.05)
+    await items.aclose()
+    assert await asyncio.wait_for(reader, 5) == "nothing"
+    may_go_on.set()
+
+
 async def test_what_is_forgotten_stops() -> None:
     numbers = Numbers()
     items = InThread(lambda: None, numbers)

@@ -534,6 +534,15 @@ def test_a_named_tool_is_called_and_nothing_else() -> None:
     assert walk.finished(TABLE.encode(tagged(*PARIS).encode()))
 
 
+def test_arguments_have_no_further_keys_at_any_depth() -> None:
+    """Only the outermost object was closed, and any key could be invented in those inside it."""
+    inner = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
+    parameters = {"type": "object", "properties": {"default": inner}, "required": ["default"]}
+    walk = cursor([Tool(name="f", parameters=parameters)], tool_choice="f")
+    assert accepts(walk, tagged("f", {"default": {"x": 1}}))
+    assert not accepts(walk, tagged("f", {"default": {"x": 1, "more": 0}}))
+
+
 def test_a_tool_without_arguments_is_written_without_asking_anybody() -> None:
     assert cursor(tool_choice="now").forced([]).decode() == tagged("now", {})
 

@@ -22,7 +22,7 @@ from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import ConfigurableField
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
-from safe_integrations.errors import InvalidArgumentError, SafeError
+from safe_integrations.errors import InvalidArgumentError, ModelNotFoundError, SafeError
 from safe_integrations.langchain import (
     ChatSafe,
     SafeContextOverflowError,
@@ -108,7 +108,7 @@ def test_chunks_of_several_answers_add_up(rounds: bool) -> None:
 def test_importing_and_constructing_load_nothing() -> None:
     code = (
         "import sys; from safe_integrations.langchain import ChatSafe, SafeTraceHandler;"
-        "c = ChatSafe(drafter='org/a', verifiers=['org/b.gguf']); c.profile; c._get_ls_params();"
+        "c = ChatSafe(drafter='org/a', verifiers=['org/b.gguf']); c._get_ls_params();"
         "assert c.model_name == 'a+b', c.model_name;"
         "assert not {'torch', 'transformers', 'rich'} & set(sys.modules)"
     )
@@ -183,6 +183,13 @@ def test_names_and_aliases() -> None:
     )
     assert ChatSafe().model_name == "smollm2-135m+gemma3-270m"
     assert ChatSafe(drafter="smollm2-135m").model_name == "smollm2-135m"
+
+
+def test_none_among_further_options_says_nothing() -> None:
+    """It switched off the model's own option."""
+    model = chat(temperature=0.5, model_kwargs={"temperature": None, "max_tokens": 7})
+    options = model._request({}).options
+    assert (options.temperature, options.max_tokens) == (0.5, 7)
 
 
 def test_profile_and_tracing_parameters() -> None:
@@ -448,19 +455,30 @@ def test_generations_say_why_they_ended() -> None:
 def test_the_profile_knows_the_smallest_window_and_looks_it_up_late(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Without it, middleware refuses to summarise at a fraction; and finding out takes seconds."""
+    """Without it, middleware refuses to summarise at a fraction; and finding out takes seconds.
+
+    A dict that looked the window up by itself lost it in every copy.
+    """
     from langchain.agents.middleware import SummarizationMiddleware
 
     model = ChatSafe(drafter=Chatty(), verifiers=[Chatty("v", context_window=99)])
     assert SummarizationMiddleware(model, trigger=("fraction", 0.5)).model is model
-    assert model.profile.get("max_input_tokens") == model.profile["max_input_tokens"] == 99
+    for profile in (model.profile, dict(model.profile), {**model.profile}, model.profile.copy()):
+        assert profile["max_input_tokens"] == 99
+    alone = model.model_copy(update={"verifiers": ()})
+    assert alone.profile["max_input_tokens"] > 99
+    assert chat(profile={"tool_calling": False}).profile == {"tool_calling": False}
     asked: list[str] = []
-    monkeypatch.setattr(loading, "peek", lambda source: asked.append(source))
-    named = ChatSafe(drafter="a", verifiers=["b"])
-    assert pickle.loads(pickle.dumps(named)).profile["tool_calling"] and asked == []
-    assert named.profile.get("no such key") is None
-    with pytest.raises(KeyError):
-        named.profile["no such key"]
+
+    def not_there(source: Any) -> Any:
+        asked.append(source)
+        raise ModelNotFoundError(f"there is no {source}")
+
+    monkeypatch.setattr(loading, "peek", not_there)
+    named = pickle.loads(pickle.dumps(ChatSafe(drafter="a", verifiers=["b"])))
+    assert named == ChatSafe(drafter="a", verifiers=["b"]) and asked == []
+    assert named.profile["tool_calling"] and "max_input_tokens" not in named.profile
+    assert named.model_dump()["verifiers"] == ("b",)
 
 
 def test_streaming_can_be_disabled() -> None:

@@ -126,19 +126,30 @@ STRUCTURED: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("way", STRUCTURED)
 @pytest.mark.parametrize("method", METHODS)
 def test_an_object_that_was_cut_off_is_an_error(method: Any, way: str) -> None:
+    """One that was cut off behind its end is whole, and was an error, too."""
     text = METHODS[method]
-    for length in range(1, len(text)):
+    whole = len(text.removesuffix("\n</tool_call>"))
+    for length in range(1, whole):
         model = writing(text, max_tokens=length).with_structured_output(Delete, method=method)
         with pytest.raises(OutputParserException, match="raise max_tokens"):
             STRUCTURED[way](model)
-    model = writing(text, stop=["/"]).with_structured_output(Delete, method=method)
-    assert STRUCTURED[way](model) == Delete(path="/home/me"), "a stop string has cut it"
+    for options in ({"stop": ["/"]}, {"max_tokens": whole}, {"max_tokens": len(text)}):
+        model = writing(text, **options).with_structured_output(Delete, method=method)
+        assert STRUCTURED[way](model) == Delete(path="/home/me"), options
+
+
+def test_digits_may_be_the_beginning_of_a_longer_number() -> None:
+    """`12` parses, and is no proof that `123` was not cut off."""
+    schema = {"title": "N", "type": "integer"}
+    model = writing("123", max_tokens=2).with_structured_output(schema, method="json_schema")
+    with pytest.raises(OutputParserException, match="raise max_tokens"):
+        model.invoke("x")
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_with_the_raw_answer_the_error_is_told(method: Any) -> None:
     text = METHODS[method]
-    for length in range(1, len(text), 3):
+    for length in range(1, len(text.removesuffix("\n</tool_call>")), 3):
         model = writing(text, max_tokens=length).with_structured_output(
             Delete, method=method, include_raw=True
         )

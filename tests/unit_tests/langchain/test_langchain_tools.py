@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from typing import Any, Generic, Optional, TypeVar
+from typing import TypedDict as PlainTypedDict
 
 import pytest
 from chatty import Chatty, total
@@ -315,6 +317,54 @@ def test_a_recursive_class_as_argument_of_a_tool() -> None:
     assert function["name"] == "plant" and function["description"] == "Plants a tree."
     reference = function["parameters"]["$defs"]["Node"]["properties"]["parts"]["items"]
     assert reference == {"$ref": "#/$defs/Node"}
+
+
+def test_a_recursive_class_as_parameter_of_a_function() -> None:
+    """A plain function lost the reference that a tool of LangChain keeps."""
+
+    def save(n: Node, times: int = 1) -> str:
+        """Saves a tree.
+
+        Args:
+            n: The tree.
+            times: How often.
+        """
+        return n.name * times
+
+    function = openai_tool(save)["function"]
+    assert (function["name"], function["description"]) == ("save", "Saves a tree.")
+    parameters = function["parameters"]
+    assert parameters["$defs"]["Node"]["properties"]["parts"]["items"] == {"$ref": "#/$defs/Node"}
+    assert parameters["properties"]["times"]["description"] == "How often."
+    save.__doc__ = None
+    assert openai_tool(save)["function"]["name"] == "save"
+
+
+class Tree(TypedDict):
+    """A part of a tree."""
+
+    name: str
+    parts: list[Tree]
+
+
+@pytest.mark.parametrize("strict", [None, True])
+@pytest.mark.parametrize("method", WRITTEN)
+def test_a_recursive_typed_dict(method: Any, strict: Any) -> None:
+    """LangChain's converter ran into itself until Python's stack was full."""
+    text = call("Tree", **LEAVES) if method == "function_calling" else json.dumps(LEAVES)
+    structured = model(text).with_structured_output(Tree, method=method, strict=strict)
+    assert structured.invoke("x") == LEAVES
+    assert openai_tool(Tree)["function"]["description"] == "A part of a tree."
+
+
+def test_what_pydantic_cannot_describe_is_refused_by_name() -> None:
+    class Old(PlainTypedDict):
+        parts: list[Old]
+
+    Old.__annotations__["parts"] = list[Old]
+    if sys.version_info < (3, 12):
+        with pytest.raises(InvalidArgumentError, match=r"schema=.*typing_extensions"):
+            openai_tool(Old)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def hello_world() -> SafeLLM:
         return follows(b"hello world")(written)
 
     drafter = Model("drafter", [], follows(b"hello world", sure=0.6))
-    return SafeLLM(drafter=drafter, verifiers=[Model("verifier", [], doubtful)])
+    return SafeLLM(drafter=drafter, verifiers=[Model("verifier", [], doubtful)], attach_rounds=True)
 
 
 def says(*answers: str) -> SafeLLM:

@@ -309,6 +309,15 @@ async def test_an_answer_tells_where_it_comes_from(llm: SafeLLM, method: Method)
     assert {c.symbol for c in piece.candidates} >= {b"w", b"x", b"y"}
 
 
+def test_rounds_are_attached_where_they_are_asked_for(llm: SafeLLM) -> None:
+    """They made `raw` many times as large for everybody, and the other framework left them out."""
+    llm.attach_rounds = False
+    response = llm.complete("x")
+    assert "rounds" not in response.raw["safe"] and response.raw["safe"]["judged"] > 0
+    with pytest.raises(InvalidArgumentError, match="attach_rounds=True"):
+        result_of(response)
+
+
 def test_only_a_whole_answer_tells_where_it_comes_from(llm: SafeLLM) -> None:
     with pytest.raises(InvalidArgumentError, match="the last chunk of a stream"):
         result_of(next(llm.stream_complete("x")))
@@ -423,6 +432,8 @@ def test_to_dict_holds_names_and_reads_back(llm: SafeLLM) -> None:
     assert dumped["drafter"] == "drafter"
     assert dumped["verifiers"] == ["verifier"]
     json.dumps(dumped)
+    again = SafeLLM(**{**llm.model_dump(), "callback_manager": None})
+    assert again.to_dict() == dumped, "the class's name in it was refused"
     spec = {"source": "smollm2-135m", "dtype": "float32"}
     named = SafeLLM(drafter=spec, verifiers="gemma3-270m", stop=["x"], seed=3)
     assert named.to_dict()["drafter"] == spec

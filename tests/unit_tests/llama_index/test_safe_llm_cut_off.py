@@ -10,6 +10,7 @@ import pytest
 from llama_index.core.agent.workflow import AgentStream, FunctionAgent, ToolCallResult
 from llama_index.core.base.llms.types import ToolCallBlock
 from llama_index.core.llms import ChatMessage
+from llama_index.core.program import FunctionCallingProgram
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
 from pydantic import BaseModel
@@ -115,6 +116,17 @@ def test_predict_and_call_carries_out_whole_calls_only(tool_required: bool, erro
 
 
 @pytest.mark.parametrize("way", ["predict_and_call", "apredict_and_call"])
+def test_arguments_may_be_given_by_position(way: str) -> None:
+    """The sixth, given so, met its own name: a TypeError."""
+    deleted.clear()
+    answer = getattr(says(CALL), way)([TOOL], "x", [], False, False, False, True)
+    answer = asyncio.run(answer) if asyncio.iscoroutine(answer) else answer
+    assert (answer.response, deleted) == ("gone", [PATH])
+    with pytest.raises(TypeError, match="multiple values"):
+        getattr(says(CALL), "predict_and_call")([TOOL], "x", user_msg="y")  # noqa: B009
+
+
+@pytest.mark.parametrize("way", ["predict_and_call", "apredict_and_call"])
 def test_without_a_tool_choice_no_call_is_read(way: str) -> None:
     """A model that calls all the same was obeyed, against its caller's word."""
     deleted.clear()
@@ -160,6 +172,58 @@ def test_an_object_that_was_cut_off_is_an_error(way: str) -> None:
         else:
             with pytest.raises(IncompleteAnswerError, match="raise max_tokens"):
                 STRUCTURED[way](llm)
+
+
+def program(llm: SafeLLM) -> FunctionCallingProgram[Delete]:
+    return FunctionCallingProgram.from_defaults(Delete, "x", llm=llm)
+
+
+FORCED = {"tool_required": True}
+STREAMED: dict[str, Callable[..., Any]] = {
+    "stream_call": lambda m: last(program(m).stream_call()),
+    "astream_call": lambda m: asyncio.run(alast(program(m).astream_call())),
+    "stream_chat_with_tools": lambda m: called(
+        m, last(m.stream_chat_with_tools([TOOL], "x", **FORCED))
+    ),
+    "astream_chat_with_tools": lambda m: called(
+        m, asyncio.run(alast(m.astream_chat_with_tools([TOOL], "x", tool_choice="delete")))
+    ),
+}
+
+
+def called(llm: SafeLLM, response: Any) -> Delete:
+    (selection,) = llm.get_tool_calls_from_response(response, error_on_no_tool_call=False)
+    return Delete(**selection.tool_kwargs)
+
+
+@pytest.mark.parametrize("way", STREAMED)
+def test_a_stream_does_not_end_as_if_its_call_were_whole(way: str) -> None:
+    """Core swallows what is raised where it reads a call, and keeps the object so far."""
+    for length in LENGTHS:
+        llm = says(DELETE if way.endswith("stream_call") else CALL)
+        llm.max_tokens = length
+        if length >= WHOLE:
+            assert STREAMED[way](llm) == Delete(path=PATH)
+        else:
+            with pytest.raises(IncompleteAnswerError, match="raise max_tokens"):
+                STREAMED[way](llm)
+
+
+def test_a_checked_stream_that_is_left_stops_the_engine() -> None:
+    llm = says(CALL)
+    stream = llm.stream_chat_with_tools([TOOL], "x", tool_required=True)
+    next(stream)
+    stream.close()
+    assert all(session.closed for session in llm.drafter.sessions)
+
+    async def leave() -> None:
+        stream = await llm.astream_chat_with_tools([TOOL], "x", tool_required=True)
+        await anext(stream)
+        await stream.aclose()
+
+    llm = says(CALL)
+    asyncio.run(leave())
+    assert all(session.closed for session in llm.drafter.sessions)
 
 
 @agents
