@@ -141,12 +141,10 @@ class ModelCard(NamedTuple):
     Attributes:
         name: How errors and statistics call it.
         context_window: Tokens it can hold.
-        is_chat_model: Whether it has a chat template.
     """
 
     name: str
     context_window: int
-    is_chat_model: bool
 
 
 def name_of(spec: ModelSpec) -> str:

@@ -219,7 +219,7 @@ def test_looking_and_loading_agree_on_named_templates(folder: Path) -> None:
             look(spec)
     assert "set chat_template to one of" in (inspect_model(spec, print).problem or "")
     chosen = ModelSpec(source=str(folder), chat_template="rag")
-    assert inspect_model(chosen, print).problem is None and peek(chosen).is_chat_model
+    assert inspect_model(chosen, print).problem is None and peek(chosen).context_window
     assert load_model(chosen).tokenizer.chat_template == "{{ messages[0].content }}!"
 
 
