@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator
 
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.messages import check_text
@@ -17,6 +17,12 @@ from safe_integrations.messages import check_text
 Mode = Literal["safe", "every-token", "drafter-only"]
 Method = Literal["unite", "gac"]
 Sharpening = Literal["prefix", "geometric", "none"]
+
+Whole = Annotated[int, Strict()]
+"""A whole number, and neither True nor "5"."""
+
+Real = Annotated[float, Strict()]
+"""A number, whole or not, and neither True nor "0.5"."""
 
 
 class StrictModel(BaseModel):
@@ -65,11 +71,11 @@ class EnsembleConfig(StrictModel):
     lookahead: int | Literal["auto"] = "auto"
     prompt_lookup: bool = True
     method: Method = "unite"
-    union_top_k: int = Field(default=10, ge=1, le=1000)
+    union_top_k: Whole = Field(default=10, ge=1, le=1000)
     sharpening: Sharpening = "prefix"
-    sharpen_below: float = Field(default=0.5, ge=0, le=1)
-    prefix_threshold: float = Field(default=0.1, ge=0, le=1)
-    consensus_above: float = Field(default=0.5, ge=0.5, le=1)
+    sharpen_below: Real = Field(default=0.5, ge=0, le=1)
+    prefix_threshold: Real = Field(default=0.1, ge=0, le=1)
+    consensus_above: Real = Field(default=0.5, ge=0.5, le=1)
     weights: tuple[float, ...] | None = None
 
     @field_validator("lookahead", mode="before")
@@ -174,14 +180,14 @@ class GenerationConfig(StrictModel):
         template_args: Further arguments of the chat templates (`enable_thinking`, ...).
     """
 
-    max_tokens: int = Field(default=512, ge=1)
+    max_tokens: Whole = Field(default=512, ge=1)
     stop: tuple[str, ...] = ()
-    temperature: float = Field(default=0.0, ge=0, le=100, allow_inf_nan=False)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    top_k: int = Field(default=0, ge=0)
-    min_p: float = Field(default=0.0, ge=0, le=1)
-    repetition_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    seed: int | None = Field(default=None, ge=0)
+    temperature: Real = Field(default=0.0, ge=0, le=100, allow_inf_nan=False)
+    top_p: Real = Field(default=1.0, gt=0, le=1)
+    top_k: Whole = Field(default=0, ge=0)
+    min_p: Real = Field(default=0.0, ge=0, le=1)
+    repetition_penalty: Real = Field(default=1.0, gt=0, allow_inf_nan=False)
+    seed: Whole | None = Field(default=None, ge=0)
     response_format: ResponseFormat | None = None
     tools: tuple[Tool, ...] = ()
     tool_choice: str = "auto"

@@ -15,7 +15,7 @@ from safe_integrations.engine.model import Limits, Member, never
 from safe_integrations.errors import ContextWindowError, InvalidArgumentError
 from safe_integrations.messages import as_messages
 from safe_integrations.models.load import ModelSource, load_member, with_defaults
-from safe_integrations.models.spec import Progress
+from safe_integrations.models.spec import Progress, told_apart
 from safe_integrations.report.result import Result
 from safe_integrations.structure.calls import constraint_for
 
@@ -40,7 +40,9 @@ class SafeEngine:
     ) -> None:
         self.config = config or EnsembleConfig()
         self.weights = self.config.weights_for(1 + len(verifiers))
-        self.drafter, *rest = _told_apart([drafter, *verifiers])
+        members = (drafter, *verifiers)
+        names = zip(members, told_apart(member.name for member in members), strict=True)
+        self.drafter, *rest = (m if m.name == name else _Renamed(m, name) for m, name in names)
         self.verifiers = tuple(rest)
 
     @property
@@ -104,18 +106,6 @@ class _Renamed:
         self.render = member.render
         self.start = member.start
         self.limits = member.limits
-
-
-def _told_apart(members: Sequence[Member]) -> list[Member]:
-    """Members whose names differ, as votes and statistics need them: the second `m` is `m#2`."""
-    apart: dict[str, Member] = {}
-    for member in members:
-        name, number = member.name, 1
-        while name in apart:
-            number += 1
-            name = f"{member.name}#{number}"
-        apart[name] = member if number == 1 else _Renamed(member, name)
-    return list(apart.values())
 
 
 def _check_limits(

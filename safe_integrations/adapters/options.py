@@ -10,11 +10,10 @@ from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, field_validator
 
-from safe_integrations.config import EnsembleConfig, Method, Mode, Sharpening
+from safe_integrations.config import EnsembleConfig, Method, Mode, Real, Sharpening, Whole
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.models import load as loading
-from safe_integrations.models.spec import LoadedModel, ModelCard, ModelSpec
-from safe_integrations.models.spec import name_of as name_of_spec
+from safe_integrations.models.spec import LoadedModel, ModelSpec, name_of, told_apart
 from safe_integrations.safe_engine import SafeEngine, load_engine
 
 _ids: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
@@ -52,6 +51,8 @@ class EnsembleOptions(BaseModel):
         seed: Makes drawing repeatable.
         template_args: Further arguments of the chat templates (`enable_thinking`, ...).
         timeout: Seconds that an answer may take, once the models are loaded.
+        attach_rounds: Whether answers carry what happened in each round, besides the statistics.
+            `result_of` needs it; it makes them, and whatever keeps them, many times as large.
     """
 
     drafter: Any = None
@@ -61,23 +62,24 @@ class EnsembleOptions(BaseModel):
     lookahead: int | Literal["auto"] | None = None
     prompt_lookup: bool | None = None
     method: Method | None = None
-    union_top_k: int | None = None
+    union_top_k: Whole | None = None
     sharpening: Sharpening | None = None
-    sharpen_below: float | None = None
-    prefix_threshold: float | None = None
-    consensus_above: float | None = None
+    sharpen_below: Real | None = None
+    prefix_threshold: Real | None = None
+    consensus_above: Real | None = None
     weights: tuple[float, ...] | None = None
 
-    max_tokens: int | None = None
+    max_tokens: Whole | None = None
     stop: tuple[str, ...] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = None
+    temperature: Real | None = None
+    top_p: Real | None = None
+    top_k: Whole | None = None
+    min_p: Real | None = None
+    repetition_penalty: Real | None = None
+    seed: Whole | None = None
     template_args: dict[str, Any] | None = None
-    timeout: float | None = None
+    timeout: Real | None = None
+    attach_rounds: bool = False
 
     @field_validator("drafter", mode="before")
     @classmethod
@@ -102,6 +104,16 @@ class EnsembleOptions(BaseModel):
     def sources(self) -> list[Any]:
         """All models, drafter first, as `load_engine` picks them."""
         return loading.with_defaults(self.drafter, self.verifiers)
+
+    @property
+    def model_name(self) -> str:
+        """Name of the ensemble: its models', drafter first. Nothing is read or loaded for it."""
+        named = (s.name if is_member(s) else name_of(_spec(s)) for s in self.sources)
+        return "+".join(told_apart(named))
+
+    def _read_window(self) -> int:
+        """The smallest window of the models. Reads what is known of them, but no weights."""
+        return min(loading.peek(source).context_window for source in self.sources)
 
     def _load_engine(self, config: EnsembleConfig | None = None) -> SafeEngine:
         """The engine, on models that are loaded once per process."""
@@ -131,18 +143,10 @@ def is_member(source: Any) -> bool:
     return all(hasattr(source, name) for name in ("tokens", "render", "start"))
 
 
-def name_of(source: Any) -> str:
-    """What a model is called, without loading it."""
-    if is_member(source):
-        return str(source.name)
-    return name_of_spec(ModelSpec(source=source) if isinstance(source, str) else source)
-
-
 def identity_of(source: Any) -> dict[str, Any]:
     """What tells a model apart from all others. A loaded one equals nothing but itself."""
     if not is_member(source):
-        spec = ModelSpec(source=source) if isinstance(source, str) else source
-        return dict(spec.model_dump())
+        return dict(_spec(source).model_dump())
     try:
         loaded = _ids.setdefault(source, str(uuid4()))
     except TypeError:  # it cannot be weakly referenced: never the same again
@@ -150,16 +154,15 @@ def identity_of(source: Any) -> dict[str, Any]:
     return {"name": source.name, "loaded": loaded}
 
 
-def card_of(source: Any) -> ModelCard:
-    """What can be known of a model without loading its weights."""
-    return loading.peek(source)
-
-
 def plain_source(source: Any) -> Any:
     """A model as data: its name, or what it is loaded from."""
     if isinstance(source, ModelSpec):
         return source.model_dump(exclude_defaults=True)
     return source if source is None or isinstance(source, str) else source.name
+
+
+def _spec(source: str | ModelSpec) -> ModelSpec:
+    return ModelSpec(source=source) if isinstance(source, str) else source
 
 
 def _read_source(given: Any, argument: str) -> Any:

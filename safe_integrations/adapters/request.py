@@ -8,7 +8,7 @@ from math import inf
 from time import monotonic
 from typing import Any, Final
 
-from pydantic import Field
+from pydantic import Field, PydanticUserError, TypeAdapter
 
 from safe_integrations.config import (
     Choice,
@@ -16,6 +16,7 @@ from safe_integrations.config import (
     GenerationConfig,
     Grammar,
     JsonSchema,
+    Real,
     Regex,
     StrictModel,
     Tool,
@@ -26,6 +27,7 @@ from safe_integrations.errors import GenerationCancelled, InvalidArgumentError, 
 from safe_integrations.messages import Message
 from safe_integrations.report.tracing import GenerationSpan
 from safe_integrations.safe_engine import SafeEngine as SafeEngine
+from safe_integrations.structure.closed import closed
 
 _ENSEMBLE: Final = frozenset(EnsembleConfig.model_fields)
 _GENERATION: Final = frozenset(GenerationConfig.model_fields)
@@ -35,7 +37,6 @@ CALL_OPTIONS: Final = _ENSEMBLE | _GENERATION | {"timeout"}
 _ALIASES: Final = {"max_completion_tokens": "max_tokens"}
 _IGNORED: Final = ("stream", "user")  # for servers: how to send the answer, and to whom
 _WORDS: Final = {"auto": "auto", "none": "none", "any": "required", "required": "required"}
-_NOT_DATA: Final = ("const", "enum", "default", "examples")
 
 
 class Request(StrictModel):
@@ -49,7 +50,7 @@ class Request(StrictModel):
 
     ensemble: EnsembleConfig
     options: GenerationConfig
-    timeout: float | None = Field(default=None, gt=0, strict=True)
+    timeout: Real | None = Field(default=None, gt=0)
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def read_request(
 
     None stands for what is not said. Where a call of a tool is forced, it is one call unless
     `parallel_tool_calls` is given: small models that may go on calling do. Stop strings never cut
-    a forced call or a structured answer: these end by their grammar.
+    a forced call or a structured answer: these end by their grammar. Where the call forces a tool,
+    the model's own `response_format` gives way.
 
     Args:
         own: The model's options.
@@ -139,6 +141,8 @@ def read_request(
         given["tool_choice"] = read_tool_choice(given["tool_choice"], names)
     forced = given.get("tool_choice", "auto") not in ("auto", "none")
     given.setdefault("parallel_tool_calls", not forced)
+    if call.get("tool_choice") is not None and forced and call.get("response_format") is None:
+        given.pop("response_format", None)
     if "response_format" in given:
         given["response_format"] = read_format(given["response_format"], as_schema)
     if forced or given.get("response_format") is not None:
@@ -217,16 +221,20 @@ def read_format(given: Any, as_schema: Callable[[type], dict[str, Any]]) -> Any:
     match given:
         case None | {"type": "text"}:
             return None
-        case JsonSchema() | Regex() | Grammar() | Choice():
+        case Regex() | Grammar() | Choice():
             return given
-        case type():
-            return JsonSchema(schema=closed(as_schema(given)))
+        case {"type": "regex" | "grammar" | "choice"}:
+            return dict(given)
         case {"type": "json_object"}:
             return JsonSchema(schema={"type": "object"})
-        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
+        case (
+            JsonSchema(schema_=schema)
+            | {"type": "json_schema", "json_schema": {"schema": dict(schema)}}
+            | {"type": "json_schema", "schema": schema}
+        ):
             return JsonSchema(schema=closed(schema))
-        case {"type": "json_schema", "schema": _} | {"type": "regex" | "grammar" | "choice"}:
-            return dict(given)
+        case type():
+            return JsonSchema(schema=closed(as_schema(given)))
     raise InvalidArgumentError(
         "response_format",
         given,
@@ -235,18 +243,14 @@ def read_format(given: Any, as_schema: Callable[[type], dict[str, Any]]) -> Any:
     )
 
 
-def closed(schema: Any) -> Any:
-    """A JSON schema whose objects take no further keys, unless they say so themselves.
+def schema_of(kind: type) -> dict[str, Any]:
+    """The JSON schema of a pydantic model, a TypedDict, a dataclass or the like.
 
-    A small model that may invent keys invents them.
+    Raises:
+        InvalidArgumentError: Pydantic cannot describe it; before Python 3.12 it needs the
+            `TypedDict` of `typing_extensions`.
     """
-    if isinstance(schema, list):
-        return [closed(part) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    result = {k: v if k in _NOT_DATA else closed(v) for k, v in schema.items()}
-    if result.get("type") == "object" and isinstance(result.get("properties"), dict):
-        composed = result.keys() & {"allOf", "anyOf", "oneOf", "patternProperties", "$ref"}
-        if not composed:
-            result.setdefault("additionalProperties", False)
-    return result
+    try:
+        return TypeAdapter(kind).json_schema()
+    except PydanticUserError as error:
+        raise InvalidArgumentError("schema", kind, error.message) from None

@@ -67,7 +67,10 @@ class InThread(AsyncIterator[T]):
         """Stops the thread and, unless it is preparing, waits for its end."""
         self._over = True
         line, cancelled = self._line, None
-        if line is None or line.stop():
+        if line is None:
+            return
+        line.items.put_nowait(None)  # another task may be waiting for an item
+        if line.stop():
             return
         while not line.ended.is_set():
             try:

@@ -33,13 +33,12 @@ class Chunks:
     Args:
         model_name: Name of the ensemble.
         options: How the answer is made.
-        rounds: Whether the message carries the rounds.
+        attach_rounds: Whether the message carries the rounds.
     """
 
-    def __init__(self, model_name: str, options: GenerationConfig, *, rounds: bool) -> None:
+    def __init__(self, model_name: str, options: GenerationConfig, attach_rounds: bool) -> None:
         self._model_name = model_name
-        self._answer = Answer(options)
-        self._keeps_rounds = rounds
+        self._answer = Answer(options, attach_rounds)
         self._told: dict[str, int] = {}  # ids of the calls that have begun -> their numbers
 
     def take(self, event: Event) -> Iterator[ChatGenerationChunk]:
@@ -51,7 +50,7 @@ class Chunks:
         calls = [self._call(call) for call in delta.calls]
         calls += [self._invalid(call) for call in (() if end is None else end.invalid)]
         kwargs: dict[str, Any] = {}
-        if self._keeps_rounds and self._answer.rounds:
+        if self._answer.rounds:
             kwargs[METADATA], self._answer.rounds = self._answer.rounds, []
         yield ChatGenerationChunk(
             message=AIMessageChunk(
@@ -106,7 +105,7 @@ def result_of(message: BaseMessage) -> Result:
         InvalidArgumentError: The message carries no rounds.
     """
     error = InvalidArgumentError(
-        "message", message, "pass a whole answer of ChatSafe, made with attach_rounds=True"
+        "message", message, "pass a whole answer of ChatSafe(attach_rounds=True)"
     )
     rounds = message.additional_kwargs.get(METADATA)
     end = message.response_metadata.get(METADATA)

@@ -24,7 +24,6 @@ from langchain_core.language_models import (
     BaseChatModel,
     LangSmithParams,
     LanguageModelInput,
-    ModelProfile,
 )
 from langchain_core.language_models.chat_models import generate_from_stream
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
@@ -33,7 +32,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from safe_integrations import __version__
-from safe_integrations.adapters.options import EnsembleOptions, identity_of, name_of
+from safe_integrations.adapters.options import EnsembleOptions, identity_of
 from safe_integrations.adapters.request import (
     CALL_OPTIONS,
     Job,
@@ -47,7 +46,7 @@ from safe_integrations.langchain.answer import PROVIDER, Chunks
 from safe_integrations.langchain.errors import overflow_of_langchain
 from safe_integrations.langchain.events import Listeners
 from safe_integrations.langchain.messages import engine_messages
-from safe_integrations.langchain.profile import Profile
+from safe_integrations.langchain.profile import profile_of
 from safe_integrations.langchain.structured import Method as StructuredMethod
 from safe_integrations.langchain.structured import structured
 from safe_integrations.langchain.tools import AnyTool, json_schema, openai_tool
@@ -71,9 +70,6 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
         eager_tools: Whether a user is answered with a tool call first, where tools are bound and no
             `tool_choice` is given. Small models hardly ever call on their own. Once a result is
             there, they are free again.
-        attach_rounds: Whether messages carry what happened in each round
-            (`additional_kwargs["safe"]`), besides the statistics. `result_of` needs it; it makes
-            messages, and whatever keeps them, many times as large.
         streaming: Whether `invoke` streams to callbacks.
         max_retries: Taken and not used, like `api_key`: there is nobody to ask.
         api_key: See there.
@@ -88,7 +84,6 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
 
     eager_tools: bool = False
-    attach_rounds: bool = False
     streaming: bool | None = None
     max_retries: int | None = None
     api_key: SecretStr | None = None
@@ -99,6 +94,8 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
     def _check_options(self) -> Self:
         self._request({})
         self._add_version("safe-integrations", __version__)
+        if self.profile is None:
+            del self.__dict__["profile"]
         return self
 
     # What LangChain asks about the model
@@ -106,11 +103,6 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
     @property
     def _llm_type(self) -> str:
         return "chat-safe"
-
-    @property
-    def model_name(self) -> str:
-        """Name of the ensemble: its models, drafter first, with plus signs between them."""
-        return "+".join(map(name_of, self.sources))
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
@@ -144,8 +136,10 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
             params["ls_stop"] = list(options.stop)
         return params
 
-    def _resolve_model_profile(self) -> ModelProfile:
-        return cast("ModelProfile", Profile(self.model_name, self.sources))
+    def __getattr__(self, name: str) -> Any:
+        if name == "profile":  # made when it is asked for: looking the models up takes seconds
+            return profile_of(self.model_name, self._read_window)
+        return super().__getattr__(name)  # type: ignore[misc]
 
     def get_token_ids(self, text: str) -> list[int]:
         """The drafter's tokens of a text. Loads the models."""
@@ -300,7 +294,7 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         listeners = Listeners.of_run(run_manager)
         job = self._job(messages, self._request(kwargs, stop, messages), listeners.run_id)
-        chunks = Chunks(self.model_name, job.request.options, rounds=self.attach_rounds)
+        chunks = Chunks(self.model_name, job.request.options, self.attach_rounds)
         with overflow_of_langchain(), closing(job.events(job.load())) as events:
             for event in events:
                 listeners.send(event)
@@ -322,7 +316,7 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
     async def _achunks(
         self, job: Job, listeners: Listeners
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
-        chunks = Chunks(self.model_name, job.request.options, rounds=self.attach_rounds)
+        chunks = Chunks(self.model_name, job.request.options, self.attach_rounds)
         with overflow_of_langchain():
             async with aclosing(InThread(job.load, job.events)) as events:
                 async for event in events:
@@ -346,7 +340,8 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
         Raises:
             InvalidArgumentError: There is no such option, or its value cannot be used.
         """
-        own = {name: getattr(self, name, None) for name in CALL_OPTIONS} | self.model_kwargs
+        own = {name: getattr(self, name, None) for name in CALL_OPTIONS}
+        own |= {name: value for name, value in self.model_kwargs.items() if value is not None}
         call = {name: value for name, value in kwargs.items() if name != "stream"}
         if stop is not None:
             call["stop"] = stop

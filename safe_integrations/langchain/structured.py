@@ -23,6 +23,7 @@ from langchain_core.runnables import (
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
 from safe_integrations.errors import InvalidArgumentError
+from safe_integrations.langchain.answer import METADATA
 from safe_integrations.langchain.tools import json_schema, openai_tool
 
 Method = Literal["function_calling", "json_schema", "json_mode"]
@@ -104,7 +105,7 @@ async def _acomplete(messages: AsyncIterator[BaseMessage]) -> AsyncIterator[Base
 
 def _check(message: BaseMessage) -> None:
     """An answer that was cut off may look like a shorter one: refuse it."""
-    if message.response_metadata.get("finish_reason") == "length":
+    if any(not end["whole"] for end in message.response_metadata.get(METADATA, ())):
         raise OutputParserException(
             "the answer was cut off before the object was complete: raise max_tokens",
             llm_output=message.text,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Callable, Mapping
 from graphlib import CycleError, TopologicalSorter
-from typing import Any
+from typing import Any, cast
 
-from langchain_core.tools import BaseTool
+from langchain_core.tools import BaseTool, StructuredTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 
-from safe_integrations.adapters.request import openai_function
+from safe_integrations.adapters.request import openai_function, schema_of
 from safe_integrations.errors import InvalidArgumentError
 
 AnyTool = Mapping[str, Any] | type | Callable[..., Any] | BaseTool
@@ -32,19 +33,18 @@ def openai_tool(tool: AnyTool, strict: bool | None = None) -> dict[str, Any]:
         InvalidArgumentError: It is not a function (`web_search` and the like run elsewhere), or
             cannot be read.
     """
-    kind = getattr(tool, "tool_call_schema", tool)
-    whole: Any = getattr(kind, "model_json_schema", dict)()
     given: Any = openai_function(tool)
     if given is not None:
         given = {k: v for k, v in given.items() if k != "type"}
     elif isinstance(tool, Mapping):
         given = _function(tool)
-    elif _in_a_circle(whole):
+    elif _in_a_circle(whole := _schema(tool)):
         named = {"name": tool.name} if isinstance(tool, BaseTool) else {}
-        root = whole["$defs"].get(whole.pop("$ref", "").removeprefix("#/$defs/"), {})
-        given = {**_function({**whole, **root}), **named}
+        given = {**_function(_unfolded(whole)), **named}
     try:
         formatted = convert_to_openai_tool(tool if given is None else given, strict=strict)
+    except RecursionError:  # a TypedDict that holds itself
+        return openai_tool(_unfolded(schema_of(cast("type", tool))), strict)
     except ValueError as error:
         raise InvalidArgumentError("tools", tool, str(error).replace("\n\n", " ")) from None
     function = formatted.get("function")
@@ -69,7 +69,10 @@ def json_schema(given: Any, strict: bool | None = None) -> dict[str, Any]:
     elif hasattr(given, "model_json_schema"):
         schema = given.model_json_schema()
     else:
-        return convert_to_json_schema(given, strict=strict)
+        try:
+            return convert_to_json_schema(given, strict=strict)
+        except RecursionError:  # a TypedDict that holds itself
+            schema = schema_of(given)
     if not strict:
         return dict(schema)
     wrapped = {"title": "wrapped", "properties": {"schema": schema}}
@@ -77,15 +80,32 @@ def json_schema(given: Any, strict: bool | None = None) -> dict[str, Any]:
     return made
 
 
+def _schema(tool: AnyTool) -> dict[str, Any]:
+    """The schema of what a tool takes, where pydantic can tell."""
+    kind: Any = getattr(tool, "tool_call_schema", tool)
+    if inspect.isfunction(kind) or inspect.ismethod(kind):
+        kind = StructuredTool.from_function(
+            kind,
+            description=None if kind.__doc__ else "",
+            parse_docstring=True,
+            error_on_invalid_docstring=False,
+        ).tool_call_schema
+    made: dict[str, Any] = getattr(kind, "model_json_schema", dict)()
+    return made
+
+
+def _unfolded(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema that is a reference to one of its definitions, as that definition."""
+    root = schema.get("$ref", "").removeprefix("#/$defs/")
+    return {**{k: v for k, v in schema.items() if k != "$ref"}, **schema["$defs"].get(root, {})}
+
+
 def _function(given: Mapping[str, Any]) -> Mapping[str, Any]:
     """A JSON schema with a title, or one with a name beside it, as a function of OpenAI's."""
     if "name" in given and "schema" in given:
         name, schema = given["name"], given["schema"]
     elif "title" in given and "name" not in given:
-        name, schema = (
-            given["title"],
-            {k: v for k, v in given.items() if k != "title"},
-        )
+        name, schema = given["title"], {k: v for k, v in given.items() if k != "title"}
     else:
         return given
     about = given.get("description") or schema.get("description") or ""

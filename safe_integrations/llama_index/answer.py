@@ -16,7 +16,6 @@ from llama_index.core.base.llms.types import (
     TextBlock,
     ToolCallBlock,
 )
-from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.llms.utils import parse_partial_json
 
@@ -70,12 +69,13 @@ class Chunks:
     Args:
         model: Name of the ensemble.
         options: How the answer is made.
+        attach_rounds: Whether the last chunk carries the rounds.
     """
 
-    def __init__(self, model: str, options: GenerationConfig) -> None:
+    def __init__(self, model: str, options: GenerationConfig, attach_rounds: bool) -> None:
         self._model = model
         self._most = None if options.parallel_tool_calls else 1
-        self._answer = Answer(options)
+        self._answer = Answer(options, attach_rounds)
         self._text = ""
         self._calls: list[ToolCallBlock] = []
 
@@ -107,8 +107,10 @@ class Chunks:
                 "completion_tokens": end.tokens,
                 "total_tokens": end.prompt_tokens + end.tokens,
             },
-            "safe": {**end.payload, "rounds": self._answer.rounds},
+            "safe": dict(end.payload),
         }
+        if self._answer.rounds is not None:
+            raw["safe"]["rounds"] = self._answer.rounds
         if end.invalid:
             raw[INVALID] = [asdict(call) for call in end.invalid]
         return raw
@@ -157,11 +159,10 @@ def result_of(response: ChatResponse | CompletionResponse) -> Result:
     """How an answer was made, and where each piece of it comes from; notebooks show it in colours.
 
     Raises:
-        InvalidArgumentError: It is not the answer of a `SafeLLM`, or a chunk but the last.
+        InvalidArgumentError: It carries no rounds.
     """
-    error = InvalidArgumentError(
-        "response", response, "pass an answer of SafeLLM, or the last chunk of a stream"
-    )
+    remedy = "pass an answer of SafeLLM(attach_rounds=True), or the last chunk of a stream"
+    error = InvalidArgumentError("response", response, remedy)
     safe = response.raw.get("safe") if isinstance(response.raw, dict) else None
     return read_result((safe or {}).get("rounds"), safe, error)
 
@@ -186,33 +187,3 @@ def _arguments(written: dict[str, Any] | str) -> dict[str, Any]:
     except ValueError:
         return {}
     return read if isinstance(read, dict) else {}
-
-
-class Objects:
-    """Objects of a class as a call writes them: partial ones, then the whole.
-
-    Args:
-        llm: Who is called.
-        output_cls: The class.
-    """
-
-    def __init__(self, llm: FunctionCallingLLM, output_cls: type[Any]) -> None:
-        self._llm = llm
-        self._output_cls = output_cls
-        self._so_far: list[Any] | None = None
-
-    def take(self, response: ChatResponse) -> Any:
-        """The object as far as it is written; of its class once nothing is missing.
-
-        Raises:
-            IncompleteAnswerError: It was cut off.
-        """
-        from llama_index.core.program.utils import process_streaming_objects
-
-        if response.raw is not None:
-            selections(response, on_missing=True, on_broken=True)
-        found: Any = process_streaming_objects(
-            response, self._output_cls, cur_objects=self._so_far, llm=self._llm
-        )
-        self._so_far = [found]
-        return found

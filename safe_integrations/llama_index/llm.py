@@ -5,7 +5,9 @@ All eight methods go over one core, `Call`. LlamaIndex's own decorators report t
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import Sequence
+from contextlib import closing
+from inspect import BoundArguments, signature
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt
@@ -24,17 +26,10 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
-from llama_index.core.types import PydanticProgramMode
 from llama_index_instrumentation.dispatcher import DISPATCHER_SPAN_DECORATED_ATTR
 from pydantic import ConfigDict, Field, field_serializer, field_validator
 
-from safe_integrations.adapters.options import (
-    EnsembleOptions,
-    card_of,
-    is_member,
-    name_of,
-    plain_source,
-)
+from safe_integrations.adapters.options import EnsembleOptions, is_member, plain_source
 from safe_integrations.adapters.request import (
     CALL_OPTIONS,
     Job,
@@ -42,20 +37,21 @@ from safe_integrations.adapters.request import (
     SafeEngine,
     read_format,
     read_request,
+    schema_of,
 )
+from safe_integrations.adapters.threads import Closing
 from safe_integrations.config import EnsembleConfig, ResponseFormat
 from safe_integrations.errors import InvalidArgumentError
-from safe_integrations.llama_index.answer import Chunk, Objects, selections
+from safe_integrations.llama_index.answer import Chunk, selections
 from safe_integrations.llama_index.call import Call, Reported, heard
 from safe_integrations.llama_index.events import Reporter
-from safe_integrations.llama_index.messages import engine_messages, json_schema, tool_spec
+from safe_integrations.llama_index.messages import engine_messages, tool_spec
 from safe_integrations.llama_index.window import LeftBehind, Metadata, Narrowed
 from safe_integrations.messages import Message
 from safe_integrations.report import tracing
 
 if TYPE_CHECKING:
     from llama_index.core.chat_engine.types import AgentChatResponse
-    from llama_index.core.prompts import PromptTemplate
     from llama_index.core.tools import BaseTool
 
 
@@ -63,13 +59,40 @@ T = TypeVar("T")
 _report_completion: Any = llm_completion_callback()
 _report_chat: Any = llm_chat_callback()
 
-_BY_TOOL: Final = (PydanticProgramMode.DEFAULT, PydanticProgramMode.FUNCTION)
+_PREDICT: Final = signature(FunctionCallingLLM.predict_and_call)
 
 
 def _without_span(method: T) -> T:
     """Keeps LlamaIndex from opening a span for a method that only prepares a call."""
     setattr(method, DISPATCHER_SPAN_DECORATED_ATTR, True)
     return method
+
+
+def _makes_an_object(tool: object) -> bool:
+    """Whether it is the tool by which core asks for structured output.
+
+    Core says that it must be called, but not where the object streams.
+    """
+    return getattr(getattr(tool, "fn", None), "__qualname__", "").startswith("get_function_tool.")
+
+
+def _whole(stream: ChatResponseGen) -> ChatResponseGen:
+    """A stream that ends with an error where its call is not whole."""
+    with closing(stream):
+        for response in stream:
+            _check(response)
+            yield response
+
+
+async def _awhole(stream: ChatResponseAsyncGen) -> ChatResponseAsyncGen:
+    async for response in stream:
+        _check(response)
+        yield response
+
+
+def _check(response: ChatResponse) -> None:
+    if response.raw is not None:  # it is the last
+        selections(response, on_missing=True, on_broken=True)
 
 
 class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
@@ -98,6 +121,7 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
     is_function_calling_model: bool = True
 
     def __init__(self, **data: Any) -> None:
+        data.pop("class_name", None)  # dumps have it
         for name in data.keys() - type(self).model_fields.keys():
             known = ", ".join(type(self).model_fields)
             raise InvalidArgumentError(name, data[name], f"there is no such option; use {known}")
@@ -109,7 +133,7 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
     @field_validator("response_format", mode="before")
     @classmethod
     def _read_format(cls, given: Any) -> Any:
-        return read_format(given, json_schema)
+        return read_format(given, schema_of)
 
     @field_serializer("drafter", "verifiers")
     def _without_weights(self, source: Any) -> Any:
@@ -142,7 +166,7 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
             num_output=self._request({}).options.max_tokens,
             is_chat_model=True,  # every model gets the conversation, in its own form
             is_function_calling_model=self.is_function_calling_model,
-            model_name="+".join(name_of(source) for source in self.sources),
+            model_name=self.model_name,
         )
 
     def tokenize(self, text: str) -> list[int]:
@@ -154,7 +178,7 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
         return max((m.tokens.encode(written) for m in self._load_engine().members), key=len)
 
     def _window(self) -> int:
-        return self.context_window or min(card_of(s).context_window for s in self.sources)
+        return self.context_window or self._read_window()
 
     def _load_engine(self, config: EnsembleConfig | None = None) -> SafeEngine:
         engine = super()._load_engine(config)
@@ -262,14 +286,43 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
             IncompleteAnswerError: A call was cut off. Then no tool is called.
             ValueError: There is no call, and `error_on_no_tool_call`.
         """
-        kwargs["error_on_no_tool_call"] = kwargs.get("error_on_no_tool_call", True) or None
-        return super().predict_and_call(*args, **kwargs)
+        asked = self._predicting(*args, **kwargs)
+        return super().predict_and_call(*asked.args[1:], **asked.kwargs)
 
     @_without_span
     async def apredict_and_call(self, *args: Any, **kwargs: Any) -> AgentChatResponse:
         """The same for event loops."""
-        kwargs["error_on_no_tool_call"] = kwargs.get("error_on_no_tool_call", True) or None
-        return await super().apredict_and_call(*args, **kwargs)
+        asked = self._predicting(*args, **kwargs)
+        return await super().apredict_and_call(*asked.args[1:], **asked.kwargs)
+
+    def _predicting(self, *args: Any, **kwargs: Any) -> BoundArguments:
+        asked = _PREDICT.bind(self, *args, **kwargs)
+        asked.arguments["error_on_no_tool_call"] = (
+            asked.arguments.get("error_on_no_tool_call", True) or None
+        )
+        asked.apply_defaults()
+        return asked
+
+    def stream_chat_with_tools(self, *args: Any, **kwargs: Any) -> ChatResponseGen:
+        """Answers with calls of tools, piece by piece. Arguments are those of LlamaIndex.
+
+        Raises:
+            IncompleteAnswerError: A call that is asked for was cut off: it would be taken for a
+                whole one that is shorter.
+        """
+        asked = self._prepare_chat_with_tools(*args, **kwargs)
+        stream = self.stream_chat(**asked)
+        return _whole(stream) if self._forces(asked) else stream
+
+    async def astream_chat_with_tools(self, *args: Any, **kwargs: Any) -> ChatResponseAsyncGen:
+        """The same for event loops."""
+        asked = self._prepare_chat_with_tools(*args, **kwargs)
+        stream = await self.astream_chat(**asked)
+        return Closing(_awhole(stream), stream.aclose) if self._forces(asked) else stream
+
+    def _forces(self, asked: dict[str, Any]) -> bool:
+        said = {name: asked[name] for name in ("tools", "tool_choice")}
+        return self._request(said).options.tool_choice not in ("auto", "none")
 
     @_without_span
     @heard()
@@ -289,64 +342,13 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
                 user_msg = ChatMessage(role=MessageRole.USER, content=user_msg)
             messages.append(user_msg)
         if kwargs.get("tool_choice") is None:
-            kwargs["tool_choice"] = "required" if tool_required else "auto"
+            forced = tool_required or all(map(_makes_an_object, tools))
+            kwargs["tool_choice"] = "required" if forced and tools else "auto"
         return {
             "messages": messages,
             "tools": [tool_spec(tool) for tool in tools],
             "parallel_tool_calls": allow_parallel_tool_calls,
             **kwargs,
-        }
-
-    # Core asks for structured output with a tool that must be called, but not where it streams;
-    # and there the last object would be one that was cut off.
-
-    def _structured_stream_call(
-        self,
-        output_cls: type[Any],
-        prompt: PromptTemplate,
-        llm_kwargs: dict[str, Any] | None = None,
-        **prompt_args: Any,
-    ) -> Generator[Any, None, None]:
-        if not self._asks_by_tool:
-            return super()._structured_stream_call(output_cls, prompt, llm_kwargs, **prompt_args)
-        kwargs = self._forced(output_cls, prompt, llm_kwargs, prompt_args)
-        objects = Objects(self, output_cls)
-        return (objects.take(response) for response in self.stream_chat_with_tools(**kwargs))
-
-    async def _structured_astream_call(
-        self,
-        output_cls: type[Any],
-        prompt: PromptTemplate,
-        llm_kwargs: dict[str, Any] | None = None,
-        **prompt_args: Any,
-    ) -> AsyncGenerator[Any, None]:
-        if not self._asks_by_tool:
-            given = (output_cls, prompt, llm_kwargs)
-            return await super()._structured_astream_call(*given, **prompt_args)
-        kwargs = self._forced(output_cls, prompt, llm_kwargs, prompt_args)
-        objects = Objects(self, output_cls)
-        stream = await self.astream_chat_with_tools(**kwargs)
-        return (objects.take(response) async for response in stream)
-
-    @property
-    def _asks_by_tool(self) -> bool:
-        return self.is_function_calling_model and self.pydantic_program_mode in _BY_TOOL
-
-    def _forced(
-        self,
-        output_cls: type[Any],
-        prompt: PromptTemplate,
-        llm_kwargs: dict[str, Any] | None,
-        prompt_args: dict[str, Any],
-    ) -> dict[str, Any]:
-        from llama_index.core.program.function_program import get_function_tool
-
-        return {
-            **(llm_kwargs or {}),
-            "tools": [get_function_tool(output_cls)],
-            "chat_history": prompt.format_messages(llm=self, **prompt_args),
-            "tool_choice": "required",
-            "allow_parallel_tool_calls": False,
         }
 
     @heard()
@@ -375,12 +377,11 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
 
     def _call(self, conversation: Sequence[Message], kwargs: dict[str, Any]) -> Call:
         request = self._request(kwargs)
-        model = self.metadata.model_name
-        span = tracing.generation_span(model, request.options, prompt=conversation)
+        span = tracing.generation_span(self.model_name, request.options, prompt=conversation)
         job = Job(request, conversation, lambda: self._load_engine(request.ensemble), span)
-        return Call(job, model, Reporter.here())
+        return Call(job, self.model_name, self.attach_rounds, Reporter.here())
 
     def _request(self, kwargs: dict[str, Any]) -> Request:
         """How an answer is made: this LLM's options, and those of the call over them."""
         own = {name: getattr(self, name, None) for name in CALL_OPTIONS}
-        return read_request(own, kwargs, tool_spec, json_schema)
+        return read_request(own, kwargs, tool_spec, schema_of)

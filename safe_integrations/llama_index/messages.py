@@ -16,7 +16,7 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 from llama_index.core.tools import BaseTool
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel
 
 from safe_integrations.adapters.request import openai_function
 from safe_integrations.errors import InvalidArgumentError
@@ -57,11 +57,6 @@ def tool_spec(tool: object) -> dict[str, Any]:
         )
     spec: dict[str, Any] = tool.metadata.to_openai_tool(skip_length_check=True)
     return spec
-
-
-def json_schema(kind: type) -> dict[str, Any]:
-    """The JSON schema of a pydantic model, a TypedDict or the like."""
-    return TypeAdapter(kind).json_schema()
 
 
 def _message(message: ChatMessage, index: int) -> Message:

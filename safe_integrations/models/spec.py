@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
@@ -144,6 +144,18 @@ def name_of(spec: ModelSpec) -> str:
         return spec.name
     name = _last_part(spec.gguf_file or spec.source)
     return name.removesuffix(".gguf") or name
+
+
+def told_apart(names: Iterable[str]) -> list[str]:
+    """Names that differ, as votes and statistics need them: the second `m` is `m#2`."""
+    apart: list[str] = []
+    for name in names:
+        number, other = 1, name
+        while other in apart:
+            number += 1
+            other = f"{name}#{number}"
+        apart.append(other)
+    return apart
 
 
 def key_of(spec: ModelSpec) -> str:

@@ -27,13 +27,12 @@ from safe_integrations.config import (
     Tool,
 )
 from safe_integrations.errors import InvalidArgumentError
+from safe_integrations.structure.closed import closed
 from safe_integrations.structure.constraint import ANY_TEXT, Constraint, library
 from safe_integrations.structure.schemas import json_rule
 
 CALL_START: Final = "<tool_call>"
 CALL_END: Final = "</tool_call>"
-
-_APPLICATORS: Final = ("$ref", "allOf", "anyOf", "oneOf", "patternProperties")
 
 
 def constraint_for(options: GenerationConfig) -> Constraint | None:
@@ -113,16 +112,14 @@ def _bodies(tools: Sequence[Tool], strict: bool) -> str:
 
 
 def _arguments_rule(tool: Tool, strict: bool) -> str:
-    """A tool's arguments: an object, without unknown keys unless its schema speaks of them."""
+    """A tool's arguments: an object, without keys that its schema does not speak of."""
     argument, schema = f"tools[{tool.name}].parameters", tool.parameters
-    closed = not any(key in schema for key in ("additionalProperties", *_APPLICATORS))
     try:
         if schema.get("type", "object") != "object":
             raise InvalidArgumentError(
                 argument, schema, "arguments are an object: pass the schema of one"
             )
-        rest = {"additionalProperties": False} if closed else {}
-        return json_rule({"type": "object", **schema, **rest}, argument)
+        return json_rule(closed({"type": "object", "properties": {}, **schema}), argument)
     except InvalidArgumentError:
         if strict:
             raise

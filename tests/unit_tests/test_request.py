@@ -8,18 +8,19 @@ import pytest
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
-from safe_integrations.adapters.request import closed, read_request
+from safe_integrations.adapters.request import read_request, schema_of
 from safe_integrations.config import Choice, EnsembleConfig, JsonSchema, Tool
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.langchain import ChatSafe
 from safe_integrations.langchain import tools as langchain
 from safe_integrations.llama_index import SafeCallError, SafeLLM
 from safe_integrations.llama_index import messages as llama_index
+from safe_integrations.structure.closed import closed
 from safe_integrations.testing import ScriptedMember, follows
 
 FRAMEWORKS = {
     "langchain": (langchain.openai_tool, langchain.json_schema),
-    "llama_index": (llama_index.tool_spec, llama_index.json_schema),
+    "llama_index": (llama_index.tool_spec, schema_of),
 }
 both = pytest.mark.parametrize("framework", FRAMEWORKS)
 
