@@ -37,14 +37,7 @@ For each function call, return a json object with function name and arguments wi
 
 def tool_signature(tool: Tool) -> dict[str, Any]:
     """A tool as OpenAI describes it, which is also what chat templates take."""
-    return {
-        "type": "function",
-        "function": {
-            "name": tool.name,
-            "description": tool.description,
-            "parameters": tool.parameters,
-        },
-    }
+    return {"type": "function", "function": tool.model_dump()}
 
 
 def plain_tool_prompt(tools: Sequence[Tool]) -> str:
@@ -54,12 +47,7 @@ def plain_tool_prompt(tools: Sequence[Tool]) -> str:
 
 
 def plain_assistant_call(content: str, tool_calls: Iterable[Mapping[str, Any]]) -> str:
-    """An assistant's turn with calls, as text.
-
-    Args:
-        content: What it said besides.
-        tool_calls: The calls in OpenAI's form; arguments may be JSON text or data.
-    """
+    """An assistant's turn as text: what it said, and calls in OpenAI's form (JSON text or data)."""
     parts = [content] if content else []
     for call in tool_calls:
         function = call.get("function", call)

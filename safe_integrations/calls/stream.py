@@ -42,9 +42,7 @@ Piece = str | ToolCallDelta
 class ToolCallStream:
     """Turns text deltas into text without calls, and pieces of calls.
 
-    Args:
-        tools: The tools that were offered. Without any, all text is text.
-        new_id: Where ids of calls come from.
+    Where no tools were offered, all text is text.
     """
 
     def __init__(self, tools: Iterable[Tool], *, new_id: Callable[[], str] = new_call_id) -> None:

@@ -36,8 +36,7 @@ _WARM = "every model had read the prompt before; seconds are those of writing th
 
 
 @config_options(
-    {"config": EnsembleConfig, "options": GenerationConfig},
-    without=(*o.WITHOUT, "mode"),
+    {"config": EnsembleConfig, "options": GenerationConfig}, without=(*o.WITHOUT, "mode")
 )
 def compare(
     prompt: o.Prompt,
@@ -96,13 +95,11 @@ def _run(
 
 def _payload(results: dict[Mode, Result]) -> dict[str, Any]:
     slowdown = _slowdown(results)
-    return {
-        "note": _WARM,
-        "runs": {
-            mode: {"title": _RUNS[mode], "slowdown": slowdown[mode], **result.to_dict()}
-            for mode, result in results.items()
-        },
+    runs = {
+        mode: {"title": _RUNS[mode], "slowdown": slowdown[mode], **result.to_dict()}
+        for mode, result in results.items()
     }
+    return {"note": _WARM, "runs": runs}
 
 
 def _per_token(result: Result) -> float:

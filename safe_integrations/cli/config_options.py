@@ -28,14 +28,9 @@ _BOUNDS: Final = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
 def config_options(
     models: Mapping[str, type[StrictModel]], *, without: Collection[str] = ()
 ) -> Callable[[Command], Command]:
-    """Replaces parameters that are config models by one option for each of their fields.
+    """Decorates a Typer command: each parameter in `models` becomes one option per field.
 
-    Args:
-        models: Name of a parameter -> the model to build for it.
-        without: Fields that get no option and keep their default.
-
-    Returns:
-        A decorator for a Typer command.
+    Fields in `without` get no option and keep their default.
     """
     fields = {
         name: (parameter, model)

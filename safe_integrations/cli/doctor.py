@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 import typer
@@ -63,23 +64,13 @@ def _examine(specs: Sequence[ModelSpec], quiet: bool) -> dict[str, Any]:
         "embedded_models": {name: is_installed(name) for name in EMBEDDED},
         "converted_models": _conversions(),
         "models": [
-            {
-                "name": m.name,
-                "role": "verifier" if nth else "drafter",
-                "problem": m.problem,
-                "where": m.where,
-                "dtype": m.dtype,
-                "vocabulary": m.tokens and m.tokens.size,
-                "context_window": m.context_window,
-                "weight_bytes": m.weight_bytes,
-                "kv_bytes_per_1000_tokens": m.kv_bytes,
-            }
-            for nth, m in enumerate(found)
+            {**vars(m), "role": role, "tokens": m.tokens and m.tokens.size}
+            for m, role in zip(found, ("drafter", *["verifier"] * len(theirs)), strict=True)
         ],
         "pairs": [_pair(ours, other) for other in theirs if ours.tokens and other.tokens],
         "memory": {
             "weight_bytes": None if None in weights else sum(w or 0 for w in weights),
-            "kv_bytes_per_1000_tokens": sum(m.kv_bytes or 0 for m in found),
+            "kv_bytes": sum(m.kv_bytes or 0 for m in found),
             "available_bytes": available_memory(),
         },
     }
@@ -99,19 +90,12 @@ def _pair(ours: ModelReport, other: ModelReport) -> dict[str, Any]:
     from safe_integrations.evaluate.fit import fits
 
     assert ours.tokens is not None and other.tokens is not None
-    return {
-        "drafter": ours.name,
-        "verifier": other.name,
-        "samples": {
-            kind: {
-                "drafter_boundaries": fit.boundaries,
-                "common_boundaries": fit.common,
-                "share": round(fit.share, 4),
-                "bytes_between_common": round(fit.bytes_between, 2),
-            }
-            for kind, fit in fits(ours.tokens, other.tokens).items()
-        },
+    samples = {
+        kind: asdict(fit)
+        | {"share": round(fit.share, 4), "bytes_between": round(fit.bytes_between, 2)}
+        for kind, fit in fits(ours.tokens, other.tokens).items()
     }
+    return {"drafter": ours.name, "verifier": other.name, "samples": samples}
 
 
 def _show(report: dict[str, Any]) -> None:
@@ -123,10 +107,8 @@ def _show(report: dict[str, Any]) -> None:
         console.print()
 
     show(_installed(report))
-    usable = [model for model in report["models"] if not model["problem"]]
-    if usable:
-        places = [Text(f"{m['name']}: {m['where']}", "dim") for m in usable]
-        show(_models(usable), *places)
+    if usable := [model for model in report["models"] if not model["problem"]]:
+        show(_models(usable), *(Text(f"{m['name']}: {m['where']}", "dim") for m in usable))
     for model in report["models"]:
         if model["problem"]:
             show(Text(f"{model['name']} cannot be used: {model['problem']}", "red"))
@@ -159,10 +141,10 @@ def _models(usable: list[dict[str, Any]]) -> Table:
             m["name"],
             m["role"],
             m["dtype"],
-            f"{m['vocabulary']:,}",
+            f"{m['tokens']:,}",
             f"{window:,}" if window < 1 << 40 else "any",
             _size(m["weight_bytes"]),
-            _size(m["kv_bytes_per_1000_tokens"]),
+            _size(m["kv_bytes"]),
         )
     return made
 
@@ -175,10 +157,10 @@ def _fit(pair: dict[str, Any]) -> Table:
     for kind, sample in pair["samples"].items():
         made.add_row(
             kind,
-            str(sample["drafter_boundaries"]),
-            str(sample["common_boundaries"]),
+            str(sample["boundaries"]),
+            str(sample["common"]),
             f"{sample['share']:.0%}",
-            f"{sample['bytes_between_common']:.1f}",
+            f"{sample['bytes_between']:.1f}",
             style="bold" if kind == "all" else None,
         )
     return made
@@ -187,8 +169,8 @@ def _fit(pair: dict[str, Any]) -> Table:
 def _memory_line(memory: dict[str, Any]) -> str:
     needed, available = memory["weight_bytes"], memory["available_bytes"]
     line = (
-        f"Memory: {_size(needed)} for weights, {_size(memory['kv_bytes_per_1000_tokens'])} per "
-        f"1,000 tokens; {_size(available)} available"
+        f"Memory: {_size(needed)} for weights, {_size(memory['kv_bytes'])} per 1,000 tokens; "
+        f"{_size(available)} available"
     )
     if needed and available and needed > available:
         line += ": NOT ENOUGH; try --dtype bfloat16 or smaller models"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -13,7 +14,11 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:
     """The version of each package; None where it is not installed."""
-    return {package: _version(package) for package in packages}
+    found: dict[str, str | None] = dict.fromkeys(packages)
+    for package in found:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def available_memory() -> int:
@@ -26,10 +31,3 @@ def available_memory() -> int:
     except (OSError, ValueError):  # no such thing, or no limit
         return free
     return min(free, max(0, limit - used + int(stat.get("inactive_file", 0))))
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -8,10 +8,7 @@ from rich.table import Table
 def table(title: str | None, *columns: str, numbers: bool = True) -> Table:
     """A table without lines: what a row is about, and behind it what was found.
 
-    Args:
-        title: Stands above it.
-        columns: Their headings; without any, the table has no heading.
-        numbers: Whether all columns but the first hold numbers.
+    Without any columns it has no heading; `numbers`: whether all but the first hold numbers.
     """
     made = Table(
         title=title,

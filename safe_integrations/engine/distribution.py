@@ -65,13 +65,7 @@ class DenseDistribution:
 
 
 class SparseDistribution:
-    """A distribution in which only few ids have any probability: shaped ones, mostly.
-
-    Args:
-        size: Number of all ids.
-        ids: Those that have some probability, ascending.
-        logprobs: Their log-probabilities.
-    """
+    """A distribution over `size` ids of which only few, ascending, have any probability."""
 
     def __init__(self, size: int, ids: NDArray[np.intp], logprobs: NDArray[np.float64]) -> None:
         self._size = size
@@ -144,11 +138,9 @@ class TopDistribution:
         return self._top[:k]
 
     def bounds(self, token_ids: Sequence[int]) -> tuple[list[float], list[bool]]:
-        """The most that some ids can have, without asking.
+        """The most (log-probabilities) that some ids can have, unasked, and which are exact.
 
-        Returns:
-            Log-probabilities, and whether each is exact. Where it is not, it is the least that the
-            model has told, or what the told ids leave of 1.
+        Others are the least that the model has told, or what the told ids leave of 1.
         """
         values = [self._known.get(i, self.ceiling) for i in token_ids]
         return values, [i in self._known for i in token_ids]

@@ -43,20 +43,21 @@ class Merge:
     by_model: Floats
     merged: Floats
 
+    def column(self, symbol: bytes) -> int | None:
+        """Where a symbol stands; None where it is none of these."""
+        at = bisect_left(self.symbols, symbol)
+        return at if at < len(self.symbols) and self.symbols[at] == symbol else None
+
     def winner(self, proposed: bytes) -> bytes:
         """The most probable symbol; of equals the drafter's proposal, else the first in order."""
-        best = int(self.merged.argmax())
-        own = bisect_left(self.symbols, proposed)
-        if own < len(self.symbols) and self.symbols[own] == proposed:
-            if self.merged[own] >= self.merged[best]:
-                best = own
-        return self.symbols[best]
+        best, own = int(self.merged.argmax()), self.column(proposed)
+        wins = own is not None and self.merged[own] >= self.merged[best]
+        return proposed if wins else self.symbols[best]
 
     def candidates(self, written: bytes) -> tuple[Candidate, ...]:
         """What was written, and the best of the others, best first; five together."""
         order = [i for i in largest(self.merged, _SHOWN) if self.symbols[i] != written]
-        own = bisect_left(self.symbols, written)
-        if own < len(self.symbols) and self.symbols[own] == written:
+        if (own := self.column(written)) is not None:
             order.insert(0, own)
         return tuple(
             Candidate(self.symbols[i], float(self.merged[i]), tuple(self.by_model[:, i].tolist()))
@@ -71,7 +72,7 @@ def merge(
     weights: Sequence[float],
     config: EnsembleConfig,
 ) -> Merge:
-    """Merges next-token distributions that follow the same text.
+    """Merges next-token distributions that follow the same text; sharpens what is too smooth.
 
     A model that tells only its best ids is asked for others where, and only where, the winner
     could be another one for all that is known.
@@ -81,9 +82,6 @@ def merge(
         distributions: What each model expects next; `Dense` ones for `gac`.
         weights: One per model, summing to 1.
         config: Method and sharpening.
-
-    Returns:
-        The merge, sharpened where it was too smooth.
     """
     if config.method == "gac":
         symbols, by_model = _gac(tables, cast("Sequence[Dense]", distributions))
@@ -160,13 +158,7 @@ def as_single_tokens(
 ) -> Floats:
     """What a model gives each symbol as one token of its own; 0 where it is not one.
 
-    Args:
-        symbols: The columns of a merge.
-        table: The model's tokens.
-        distribution: What it expects next.
-
-    Returns:
-        Probabilities over its whole vocabulary, shape `[symbols]`.
+    Probabilities over its whole vocabulary, shape `[symbols]`.
     """
     ids = [table.id_of(symbol) for symbol in symbols]
     scores = distribution.logprobs([0 if i is None else i for i in ids])

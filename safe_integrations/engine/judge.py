@@ -41,14 +41,7 @@ def consensus(votes: Sequence[Vote], weights: Sequence[float], above: float) -> 
 
 
 class Judge:
-    """Gives every drafted token its verdict.
-
-    Args:
-        models: The models, drafter first.
-        config: How they are merged.
-        weights: One per model, summing to 1.
-        options: Whether tokens are drawn.
-        seed: Where randomness comes from.
+    """Gives every drafted token its verdict; `models` and `weights` begin with the drafter's.
 
     Attributes:
         seconds: Wall time of merging distributions so far.
@@ -74,26 +67,23 @@ class Judge:
         self._config = config.model_copy(update={"sharpening": "none"}) if self._draws else config
 
     def judge(self, step: Step, opinions: Sequence[Opinion] | None) -> Piece:
-        """The verdict on one drafted token.
+        """The verdict on one drafted token, by what the verifiers expect at its place.
 
-        Args:
-            step: The token.
-            opinions: What the verifiers expect at its place; None where it is not safe to ask
-                (Eq. 1), or nobody is there to be asked.
+        `opinions` are None where it is not safe to ask (Eq. 1), or nobody is there to be asked.
         """
         if step.expected is None:
             return _kept(step, Verdict.FORCED)
         if opinions is None:
             return _kept(step, Verdict.UNSAFE if self._models[1:] else Verdict.UNVERIFIED)
-        views = zip(self._models[1:], opinions, strict=True)
-        shaped = [model.shaped(expected, index) for model, (index, expected) in views]
-        distributions = [step.expected, *shaped]
-        own = [model.own_token(i) for model, (i, _) in zip(self._models[1:], opinions, strict=True)]
-        votes = self._votes([step.id, *own], distributions, exact=False)
+        own, distributions = [step.id], [step.expected]
+        for model, (index, expected) in zip(self._models[1:], opinions, strict=True):
+            own.append(model.own_token(index))
+            distributions.append(model.shaped(expected, index))
+        votes = self._votes(own, distributions, exact=False)
         if not self._draws:
             agreed = consensus(votes, self._weights, self._above)
             if agreed is Verdict.MAJORITY and self._partial:  # perhaps only by a bound
-                votes = self._votes([step.id, *own], distributions, exact=True)
+                votes = self._votes(own, distributions, exact=True)
                 agreed = consensus(votes, self._weights, self._above)
             if agreed is not None:
                 return _kept(step, agreed, votes)
@@ -102,13 +92,7 @@ class Judge:
     def ensemble(
         self, step: Step, distributions: Sequence[Distribution], votes: tuple[Vote, ...] = ()
     ) -> Piece:
-        """The merged distribution decides what stands at a place.
-
-        Args:
-            step: The drafted token.
-            distributions: What each model expects there, drafter first.
-            votes: What they think of the token.
-        """
+        """What the models expect, drafter first, merged: that decides what stands at a place."""
         started = perf_counter()
         merged = merge(self._tables, distributions, self._weights, self._config)
         if self._draws:

@@ -30,20 +30,12 @@ class AutoLookahead:
         self.start(())
 
     def start(self, pending: Iterable[float]) -> None:
-        """A new draft begins.
-
-        Args:
-            pending: What the drafter gave the tokens before it that are not judged yet.
-        """
+        """A new draft begins; `pending` is what the drafter gave tokens that are not judged yet."""
         self._kept = prod(map(_kept, pending))
         self._length = 0
 
     def goes_on(self, probabilities: Iterable[float]) -> bool:
-        """Whether to draft on.
-
-        Args:
-            probabilities: What the drafter gave each of the tokens that it has just drafted.
-        """
+        """Whether to draft on, by what the drafter gave each of the tokens it has just drafted."""
         for probability in probabilities:
             self._kept *= _kept(probability)
             self._length += 1
@@ -53,14 +45,7 @@ class AutoLookahead:
         return self._length < MAX_LOOKAHEAD and self._kept * token > step
 
     def learn(self, drafted: int, draft_seconds: float, judged: int, check_seconds: float) -> None:
-        """Takes in one cycle.
-
-        Args:
-            drafted: Tokens drafted.
-            draft_seconds: Time that took the drafter.
-            judged: Drafted tokens that were judged: what was written.
-            check_seconds: Time that verifying took the verifiers.
-        """
+        """Takes in one cycle: tokens drafted, those judged (so written), and what both took."""
         self._drafted.add(drafted, draft_seconds)
         self._written.add(judged, draft_seconds + check_seconds)
 
@@ -113,10 +98,7 @@ class PromptLookup:
     def guess(self, answer: Sequence[int], judged: int, count: int) -> list[int]:
         """Up to `count` ids that may follow; none where nothing is found, or where it does not pay.
 
-        Args:
-            answer: All generated ids.
-            judged: How many of them will stay.
-            count: Most ids to guess.
+        Of the ids in `answer`, the first `judged` will stay.
         """
         self._read(answer[len(self._ids) - self._prompt_length : judged])
         self._matched = 0
@@ -138,13 +120,13 @@ class PromptLookup:
             seconds: Time of the forward pass that checked them, in the model.
         """
         if guessed:
-            self._rates[self._matched].add(right, wrong)
+            self._rates[self._matched].add(right + wrong, right)
             if self._step.value is not None:
                 self._more.add(guessed, max(0.0, seconds - self._step.value))
         else:
             self._step.add(1, seconds)
             if self._matched:  # found and not tried: doubt what speaks against it, to try it again
-                self._rates[self._matched].add(0, wrong=False)
+                self._rates[self._matched].add(0, 0)
                 self._more.fade()
 
     def _worth(self, rate: _Rate) -> int:
@@ -170,16 +152,9 @@ class PromptLookup:
             self._ids.append(token_id)
 
 
-class _Rate:
-    """How often one more guessed token is right; it forgets."""
-
-    def __init__(self) -> None:
-        self._right = self._tried = 0.0
-
-    def add(self, right: int, wrong: bool) -> None:
-        self._right = _MEMORY * self._right + right
-        self._tried = _MEMORY * self._tried + right + wrong
+class _Rate(_Mean):
+    """How often one more guessed token is right: 1/2 before any was tried."""
 
     @property
     def value(self) -> float:
-        return (self._right + 1) / (self._tried + 2)
+        return (self._total + 1) / (self._count + 2)

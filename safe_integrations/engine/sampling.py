@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Final
 
@@ -27,14 +26,9 @@ _ROUNDING: Final = 1e-3
 
 
 def random_at(seed: int, offset: int, purpose: int) -> np.random.Generator:
-    """Randomness that belongs to a place of the text, whenever it is asked for.
+    """Randomness for a byte offset and a purpose (`DRAFTING`, `JUDGING`), whenever it is asked for.
 
     So a seed gives one text, whatever the lookahead and whatever was drafted in vain.
-
-    Args:
-        seed: Of the answer.
-        offset: The place, in bytes.
-        purpose: `DRAFTING` or `JUDGING`.
     """
     return np.random.default_rng([seed, offset, purpose])
 
@@ -56,15 +50,9 @@ def shape(
     the edge of top_k the lowest stay. Truncation belongs to drawing: at temperature 0 only the
     constraint and the penalty act. Only what is asked of the outcome is computed.
 
-    Args:
-        distribution: What the model expects next.
-        history: Ids it has written in this answer. The penalty divides their logits where they are
-            positive and multiplies them where they are negative, as transformers does.
-        allowed: Which ids may come next; None for all.
-        options: Sampling options.
-
-    Returns:
-        The normalised outcome.
+    The penalty divides the logits of ids in `history`, what the model has written in this answer,
+    where they are positive and multiplies them where they are negative. `allowed` tells which ids
+    may come next; None for all. The outcome is normalised.
 
     Raises:
         GenerationError: Nothing is left that has any probability.
@@ -116,17 +104,13 @@ def speculative_draw(
 
     Args:
         merged: The models' distributions in one vocabulary, not sharpened.
-        drafter: What the drafter gives each of its symbols as one token of its own, over its whole
-            vocabulary, shape `[symbols]`; 0 where it is not one token.
+        drafter: What the drafter gives the symbols, shape `[symbols]`; see `as_single_tokens`.
         weights: One per model, drafter first.
         proposed: What the drafter drew.
         random: Source of randomness.
-
-    Returns:
-        The symbol to write.
     """
-    own = bisect_left(merged.symbols, proposed)
-    if own == len(merged.symbols) or merged.symbols[own] != proposed:
+    own = merged.column(proposed)
+    if own is None:
         return proposed
     ensemble = drafter.sum() * (np.asarray(weights) @ merged.by_model)
     if random.random() * drafter[own] < ensemble[own]:

@@ -17,9 +17,6 @@ class Segmentation:
     `update` costs time in proportion to what changed: it tokenises again only from the last hard
     boundary before the change (see `tokens`), which gives what tokenising everything would give.
 
-    Args:
-        tokens: The model's tokens.
-
     Attributes:
         ids: Token ids, in order.
         ends: End offset of each token, in bytes.
@@ -31,12 +28,7 @@ class Segmentation:
         self.ends: list[int] = []
 
     def update(self, text: bytes | bytearray, unchanged: int) -> None:
-        """Makes this the tokenisation of `text`.
-
-        Args:
-            text: The whole text.
-            unchanged: Length of the prefix, in bytes, that is as it was at the last update.
-        """
+        """Makes this the tokenisation of `text`, of which `unchanged` bytes are as they were."""
         start = self._restart(text, min(unchanged, len(text)))
         kept = bisect_left(self.ends, start + 1)
         del self.ids[kept:], self.ends[kept:]

@@ -18,12 +18,7 @@ from safe_integrations.errors import GenerationCancelled, GenerationError, SafeE
 class View:
     """A member at work on one prompt, with its own view of the shared text.
 
-    Args:
-        member: The model.
-        prompt: Token ids of its prompt.
-        cursor: Its way through the grammar; None where any text will do.
-        options: How this answer is made.
-        cancel: Asked before every forward pass whether to stop.
+    `cancel` is asked before every forward pass whether to stop.
 
     Attributes:
         name: Name of the model.
@@ -32,7 +27,7 @@ class View:
         room: Tokens that its context window leaves for the answer.
         limits: What the member cannot do.
         segments: Its token ids of the text.
-        cursor: Its way through the grammar.
+        cursor: Its way through the grammar; None where any text will do.
     """
 
     def __init__(
@@ -86,12 +81,7 @@ class View:
         return self._session.work.seconds
 
     def shaped(self, expected: Distribution, count: int) -> Distribution:
-        """How an expectation takes part: under the constraint and the sampling options.
-
-        Args:
-            expected: What the model expects after the first `count` tokens of its view.
-            count: Number of tokens.
-        """
+        """How what it expects after `count` tokens takes part: constrained, and as options say."""
         ids = self.segments.ids[:count]
         allowed = None if self.cursor is None else self.cursor.allowed(ids)
         if allowed is None and not self._reshapes:
@@ -120,11 +110,8 @@ class View:
     def vote(self, own_id: int, expected: Distribution, exact: bool = True) -> Vote:
         """What it thinks of its own token at a place.
 
-        Args:
-            own_id: Its token.
-            expected: What it expects at the place.
-            exact: Whether a model that tells only its best ids is asked about any other; if not,
-                the vote holds the most that the token can have.
+        Unless `exact`, a model that tells only its best ids is not asked about any other: the vote
+        holds the most that the token can have.
         """
         best = expected.best
         if isinstance(expected, TopDistribution) and not exact:

@@ -19,10 +19,7 @@ _ACCESS: Final = ("cache_dir", "code_revision")
 
 
 def locate(spec: ModelSpec, tell: Progress) -> tuple[str, dict[str, Any]]:
-    """Where a model is, and what every `from_pretrained` takes to read it: weights or not.
-
-    Returns:
-        A folder or hub id, and the options of `from_pretrained`.
+    """Where a model is, a folder or hub id, and what every `from_pretrained` takes to read it.
 
     Raises:
         ModelNotFoundError: There is nothing at `spec.source`, or the hub cannot be reached.
@@ -51,11 +48,7 @@ def folder_of(where: str, revision: str | None = None, cache_dir: Any = None) ->
 
 
 def _local_folder(spec: ModelSpec, tell: Progress) -> Path | None:
-    """The folder of a model that is on this machine, converted first if need be; None: ask the hub.
-
-    Raises:
-        ModelNotFoundError: It can only be on this machine, and is not.
-    """
+    """The folder of a model on this machine, converted first if need be; None: ask the hub."""
     path = on_disk(spec.source)
     if path and path.is_dir():
         if spec.gguf_file is not None:

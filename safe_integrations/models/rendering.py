@@ -35,9 +35,6 @@ class Renderer:
 
     Control tokens are what the chat template writes. In what people, tools and documents say they
     are text: `<|im_end|>` in a retrieved page ends nobody's turn.
-
-    Args:
-        tokenizer: The model's tokenizer.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -53,21 +50,13 @@ class Renderer:
         tools: Sequence[Tool] = (),
         template_args: Mapping[str, Any] = MappingProxyType({}),
     ) -> list[int]:
-        """Renders messages as the beginning of an assistant's turn.
+        """Renders messages as the beginning of an assistant's turn, in token ids.
 
         A template that refuses the conversation (no system role, strictly alternating roles) is
         asked again with neighbours of one role joined, then with the system text moved into the
         first turn, which becomes a user's. If that does not help, calls and results of tools are
         said in plain text. BOS comes first exactly once where the tokenizer writes it, whoever
-        wrote it.
-
-        Args:
-            messages: The conversation.
-            tools: Functions the model may call.
-            template_args: Further variables of the template (`enable_thinking`, ...).
-
-        Returns:
-            Token ids.
+        wrote it. `template_args` are further variables of the template (`enable_thinking`, ...).
 
         Raises:
             InvalidArgumentError: The template refuses the conversation in any shape, or

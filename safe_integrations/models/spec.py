@@ -29,11 +29,7 @@ _ELSEWHERE: Final = {
 
 
 def _data(value: Any) -> Any:
-    """A value as JSON data.
-
-    Raises:
-        ValueError: Nothing would tell it apart from another object of its class.
-    """
+    """A value as JSON data; a ValueError where nothing tells it apart from others of its class."""
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, Mapping):
@@ -136,17 +132,10 @@ class LoadedModel(NamedTuple):
 
 
 class ModelCard(NamedTuple):
-    """What can be known of a model without its weights.
-
-    Attributes:
-        name: How errors and statistics call it.
-        context_window: Tokens it can hold.
-        is_chat_model: Whether it has a chat template.
-    """
+    """What can be known of a model without its weights: its name, and the tokens it can hold."""
 
     name: str
     context_window: int
-    is_chat_model: bool
 
 
 def name_of(spec: ModelSpec) -> str:

@@ -22,17 +22,9 @@ SPACE: Final = "\u2581"
 """How SentencePiece writes a space."""
 
 TURN_ENDS: Final = (
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end_of_text|>",
-    "<|endoftext|>",
-    "<|end|>",
-    "<end_of_turn>",
-    "<turn|>",
-    "</s>",
-    "<eos>",
-)
+    "<|im_end|> <|eot_id|> <|eom_id|> <|end_of_text|> <|endoftext|> <|end|> "
+    "<end_of_turn> <turn|> </s> <eos>"
+).split()
 """Special tokens that end a turn or a text in the model families that use them."""
 
 _RARE: Final = frozenset(

@@ -52,12 +52,7 @@ class CharacterReader:
 
 
 def characters(pieces: Iterable[Piece], text: str) -> Iterator[Characters]:
-    """Cuts a finished answer into whole characters; their texts together are `text`.
-
-    Args:
-        pieces: The pieces of the answer, in order. The last may reach past its end.
-        text: The answer.
-    """
+    """Cuts an answer into whole characters, together `text`; the last piece may reach past it."""
     reader = CharacterReader()
     at = 0
     for piece in pieces:

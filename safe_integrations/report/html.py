@@ -67,13 +67,7 @@ color:inherit;background:rgba(128,128,128,.18);border-radius:3px;unicode-bidi:is
 def provenance_html(
     text: str, pieces: Sequence[Piece], statistics: Statistics, finish_reason: str
 ) -> str:
-    """An answer with its ensembled pieces marked, and how it was made.
-
-    Args:
-        text: The answer.
-        pieces: Where it comes from, in order.
-        statistics: How it was made.
-        finish_reason: Why it ended.
+    """An answer (the parts of a `Result`) with its ensembled pieces marked, and how it was made.
 
     Returns:
         One `div` with its own style sheet; no scripts, nothing loaded from elsewhere.
@@ -95,18 +89,14 @@ def provenance_html(
 
 
 def _characters(part: Characters, names: list[str]) -> str:
-    verdict = part.verdict
-    classes = ["safe-p", f"safe-{verdict}"]
-    loud = verdict in ENSEMBLED
-    if not part.text:
-        classes.append("safe-end")
-    elif loud and not part.text.strip("\n"):
-        classes.append("safe-nl")
-    tag = LOOKS[verdict].tag
+    loud, tag = part.verdict in ENSEMBLED, LOOKS[part.verdict].tag
+    kind = "" if part.text else " safe-end"
+    if loud and part.text and not part.text.strip("\n"):
+        kind = " safe-nl"
     focus = ' tabindex="0"' if loud else ""
     tips = "".join(_tip(piece, names) for piece in part.pieces)
     return (
-        f'<{tag} class="{" ".join(classes)}"{focus}>{escape(visible(part.text))}'
+        f'<{tag} class="safe-p safe-{part.verdict}{kind}"{focus}>{escape(visible(part.text))}'
         f'<span class="safe-tip" role="tooltip" hidden>{tips}</span></{tag}>'
     )
 

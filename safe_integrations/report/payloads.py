@@ -36,12 +36,7 @@ T = TypeVar("T")
 
 
 def generation_start(models: Sequence[str], mode: str) -> dict[str, Any]:
-    """`safe_generation_start`: an answer begins.
-
-    Args:
-        models: Names of the models, drafter first.
-        mode: Ensemble mode.
-    """
+    """`safe_generation_start`: an answer of these models, drafter first, begins."""
     return {"version": VERSION, "models": list(models), "mode": mode}
 
 
@@ -97,12 +92,7 @@ def round_of(event: Verified) -> list[list[Any]]:
 
 
 def pieces_of(rounds: Iterable[Iterable[Any]], models: Sequence[str]) -> Iterator[Piece]:
-    """The pieces of an answer, out of its rounds.
-
-    Args:
-        rounds: All of them, as `round_of` gives them.
-        models: Names of the models, drafter first.
-    """
+    """The pieces of an answer, out of all its rounds (`round_of`); `models` are names."""
     at = 0
     for entry in chain.from_iterable(rounds):
         if isinstance(entry[0], str):
@@ -122,9 +112,7 @@ def pieces_of(rounds: Iterable[Iterable[Any]], models: Sequence[str]) -> Iterato
 def dump(value: Any, *, rows: bool = False) -> Any:
     """Dataclasses by their fields, symbols by `show`, numbers with six digits.
 
-    Args:
-        value: Whatever an event holds.
-        rows: Whether to write the values of fields without their names.
+    Fields have no names where `rows` are wanted.
     """
     match value:
         case bytes():
@@ -146,20 +134,18 @@ def load(kind: type[T], data: Any) -> T:
 
     Unknown fields are passed over, those that are missing have their default.
     """
-    return cast("T", _load(kind, data))
-
-
-def _load(kind: Any, data: Any) -> Any:
+    made, many = data, get_origin(kind)
     if is_dataclass(kind):
-        hints = _hints(cast("Any", kind))
+        hints = _hints(kind)
         given = data if isinstance(data, Mapping) else dict(zip(hints, data, strict=False))
-        known = {name: _load(hints[name], given[name]) for name in hints if name in given}
-        return cast("Any", kind)(**known)
-    if get_origin(kind) in (list, tuple):
-        return get_origin(kind)(_load(get_args(kind)[0], item) for item in data)
-    if kind is bytes:
-        return symbol_of(data)
-    return Verdict(data) if kind is Verdict else data
+        made = kind(**{name: load(hints[name], given[name]) for name in hints if name in given})
+    elif many in (list, tuple):
+        made = many(load(get_args(kind)[0], item) for item in data)
+    elif kind is bytes:
+        made = symbol_of(data)
+    elif kind is Verdict:
+        made = Verdict(data)
+    return cast("T", made)
 
 
 @cache

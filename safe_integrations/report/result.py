@@ -63,12 +63,9 @@ class Result:
 
 
 def read_result(rounds: Any, end: Any, otherwise: SafeError) -> Result:
-    """Puts an answer together again, to show where its pieces come from.
+    """Puts an answer together again out of its rounds (`round_of`) and its `generation_end`.
 
-    Args:
-        rounds: All rounds of the answer, as `round_of` gives them.
-        end: What `generation_end` gives.
-        otherwise: What to raise where the two are something else.
+    Raises `otherwise` where the two are something else.
     """
     try:
         statistics = load(Statistics, end)

@@ -66,13 +66,8 @@ def painted(result: Result) -> Text:
 
 def legend(statistics: Statistics, console: Console) -> Text:
     """One line that says in words where the models were ensembled."""
-    colours = styled(console)
-    return Text.assemble(
-        *(
-            (words, LOOKS[verdict].style if verdict and colours else "")
-            for words, verdict in verdicts.legend(statistics)
-        )
-    )
+    colours, parts = styled(console), verdicts.legend(statistics)
+    return Text.assemble(*((words, LOOKS[v].style if v and colours else "") for words, v in parts))
 
 
 def key() -> Text:
@@ -101,12 +96,7 @@ def marked(mark: str, line: str | Text, style: str = "") -> Text:
 
 
 def round_line(pieces: Iterable[Piece], dropped: int) -> Text:
-    """What was written in a round.
-
-    Args:
-        pieces: What was judged, in order.
-        dropped: Drafted tokens that were thrown away.
-    """
+    """What was written in a round, and how many drafted tokens were thrown away."""
     line = Text.assemble(*((_one_line(p.written), LOOKS[p.verdict].style) for p in pieces))
     if not line:
         line.append("waiting for more text", "dim")

@@ -126,10 +126,5 @@ _VISIBLE: Final = {
 
 
 def visible(text: str, keep: str = "\n\t") -> str:
-    """Text with its control characters made visible.
-
-    Args:
-        text: As a model wrote it.
-        keep: Control characters that stay as they are.
-    """
+    """Text with its control characters made visible, but for those to keep."""
     return text.translate({c: sign for c, sign in _VISIBLE.items() if chr(c) not in keep})

@@ -366,7 +366,11 @@ def test_doctor_as_json(scripted_reports: None) -> None:
     report = json.loads(result.stdout)
     assert report["packages"]["torch"] and set(doctor.EXTRAS) == report["extras"].keys()
     assert [m["role"] for m in report["models"]] == ["drafter", "verifier"]
-    assert report["memory"]["weight_bytes"] == 8_000_000
+    assert report["models"][1] == {
+        "name": "b", "role": "verifier", "problem": None, "where": "/models", "dtype": "float32",
+        "tokens": 257, "context_window": 512, "weight_bytes": 4_000_000, "kv_bytes": 1_000,
+    }  # fmt: skip
+    assert report["memory"]["weight_bytes"] == 8_000_000 and report["memory"]["kv_bytes"] == 2_000
     (pair,) = report["pairs"]
     assert pair["samples"].keys() == {*SAMPLES, "all"}
     assert all(s["share"] == 1 for s in pair["samples"].values()), "bytes have every boundary"

@@ -69,14 +69,10 @@ def converted_file(path: Path, on_progress: Progress) -> Path:
 def converted(
     sha256: str, fetch: Callable[[Path], Path], label: str, on_progress: Progress
 ) -> Path:
-    """The folder that a GGUF of known content is converted to.
+    """The folder that a GGUF whose content has this hash is converted to.
 
-    Args:
-        sha256: Hash of the file's content.
-        fetch: Called with an empty folder when the file is needed; returns where it is. What it
-            writes into the folder is deleted after the conversion.
-        label: How progress and errors call the file.
-        on_progress: Told what is going on, one line at a time.
+    `fetch` is called with an empty folder when the file is needed, and returns where it is; what it
+    writes into the folder is deleted after the conversion. `label` is how the file is called.
     """
     root = cache_dir() / "gguf"
     folder = root / f"{sha256[:32]}-v{VERSION}"
@@ -251,7 +247,16 @@ def _fast_reading(label: str, on_progress: Progress) -> Iterator[Callable[[Path]
         try:
             return reader(path)
         except Exception as error:
-            raise ModelLoadError(_damage(path, label)) from error
+            with path.open("rb") as file:
+                magic = file.read(4)
+            if magic != b"GGUF":
+                problem = f"this is not a GGUF file (it starts with {magic!r})"
+            else:
+                problem = (
+                    f"the file is truncated or damaged: it is {path.stat().st_size} bytes long, "
+                    "and its own table of contents does not fit that; download it again"
+                )
+            raise ModelLoadError(f"{label}: {problem}") from error
 
     with _patching:
         saved = gguf.GGUFReader, gguf.get_tensor_name_map
@@ -262,14 +267,3 @@ def _fast_reading(label: str, on_progress: Progress) -> Iterator[Callable[[Path]
         finally:
             gguf.GGUFReader, gguf.get_tensor_name_map = saved
             remembered.cache_clear()  # unmaps the files
-
-
-def _damage(path: Path, label: str) -> str:
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic != b"GGUF":
-        return f"{label}: this is not a GGUF file (it starts with {magic!r})"
-    return (
-        f"{label}: the file is truncated or damaged: it is {path.stat().st_size} bytes long, and "
-        "its own table of contents does not fit that; download it again"
-    )

@@ -25,8 +25,7 @@ _SPARE: Final = 128
 class CroppableLayer(CacheLayerMixin):
     """Keys and values of one layer, shape `[1, heads, positions, head_dim]`.
 
-    Args:
-        sliding_window: Positions a query sees, itself included; None for all.
+    Of these a query sees the last `sliding_window`, itself included; None for all.
     """
 
     is_croppable = True
@@ -83,11 +82,7 @@ class CroppableLayer(CacheLayerMixin):
 
 
 class CroppableCache(Cache):
-    """One `CroppableLayer` per layer of a model.
-
-    Args:
-        windows: The layers' sliding windows, as `layer_windows` gives them.
-    """
+    """One `CroppableLayer` for each of a model's layers; windows are those of `layer_windows`."""
 
     def __init__(self, windows: Sequence[int | None]) -> None:
         self._croppable = [CroppableLayer(window) for window in windows]
@@ -141,18 +136,14 @@ def rope_switch(config: PretrainedConfig) -> int | None:
     Keys from before the switch are of no use behind it, nor the other way round.
     """
     name, built = "original_max_position_embeddings", config.get_text_config(decoder=True)
+    rope = getattr(built, "rope_parameters", None) or {}
+    kinds = (rope, *(kind for kind in rope.values() if isinstance(kind, dict)))  # layers may differ
     lengths = (
         kind.get(name) or getattr(built, name, None) or built.max_position_embeddings
-        for kind in _ropes(config, "longrope")
+        for kind in kinds
+        if kind.get("rope_type") == "longrope"
     )
     return min(lengths, default=None)
-
-
-def _ropes(config: PretrainedConfig, rope_type: str) -> list[dict[str, Any]]:
-    """How positions are rotated, where it is this way: there may be one way per type of layer."""
-    rope = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
-    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
-    return [kind for kind in kinds if kind.get("rope_type") == rope_type]
 
 
 def _grown(states: torch.Tensor, used: int, needed: int) -> torch.Tensor:

@@ -23,11 +23,7 @@ _PARTS: Final = 32  # of a row, so that several cores can work on it
 
 
 class Fold:
-    """Maps logits to canonical ids: silent ids get none, aliases are added to theirs.
-
-    Args:
-        tokens: The model's tokens as bytes.
-    """
+    """Maps logits to canonical ids: silent ids get none, aliases are added to theirs."""
 
     def __init__(self, tokens: TokenTable) -> None:
         self._alias, self._canonical = np.array(tokens.aliases, np.intp).reshape(-1, 2).T
@@ -40,12 +36,7 @@ class Fold:
 
 
 class LogitsDistribution(DenseDistribution):
-    """A next-token distribution of which only logits are known.
-
-    Args:
-        logits: One row as the model gave it, shape `[tokens.size]`; it is folded in place.
-        fold: Maps it to canonical ids.
-    """
+    """A distribution of which only logits are known, shape `[tokens.size]`; folded in place."""
 
     def __init__(self, logits: Logits, fold: Fold) -> None:
         self._raw = logits

@@ -48,8 +48,7 @@ class TransformersMember:
         tokens: Its tokens as bytes.
         render: Turns messages into prompt ids.
         name: How errors and statistics call it.
-        context_window: Tokens it can hold. With dynamic NTK positions it is cut to the length that
-            the model was built for: what a model expects must not depend on what comes behind.
+        context_window: Tokens it can hold; see `load.context_window_of`.
         reuse_bytes: Memory for caches of finished prompts, in bytes; 0 keeps none.
 
     Raises:
@@ -105,10 +104,8 @@ class TransformersMember:
     ) -> TransformersSession:
         """Opens a session on a prompt, on the best cache that is idle.
 
-        Args:
-            prompt: Its token ids.
-            cancel: Asked before every forward pass, and between the parts of a long prompt; where
-                it says yes, `score` raises `GenerationCancelled`.
+        `cancel` is asked before every forward pass, and between the parts of a long prompt; where
+        it says yes, `score` raises `GenerationCancelled`.
         """
         check_process(self.name)
         wanted = list(prompt)
@@ -169,16 +166,11 @@ class TransformersMember:
         yield ids[last:]
 
     def forward(self, ids: list[int], kv: CroppableCache, rows: int) -> tuple[Logits, float]:
-        """One forward pass.
-
-        Args:
-            ids: New token ids.
-            kv: The cache that holds everything before them; it grows by them.
-            rows: How many of the last positions to return logits for.
+        """One forward pass over new ids; `kv` holds everything before them, and grows by them.
 
         Returns:
-            Logits as the model gave them, shape `[rows, tokens.size]`, on the CPU, and the
-            seconds that the model took.
+            Logits of the last `rows` positions as the model gave them, shape
+            `[rows, tokens.size]`, on the CPU, and the seconds that the model took.
         """
         with self._lock, torch.inference_mode():
             batch = torch.tensor([ids], device=self._device)

@@ -24,12 +24,7 @@ _BATCH: Final = 64 << 20
 
 
 class PackedLinear(torch.nn.Module):
-    """A linear layer with packed weights, for inference only.
-
-    Args:
-        weight: The weights of the layer to stand in for. They are read once and not kept.
-        bias: Its bias.
-    """
+    """A linear layer with packed weights, for inference only. The originals are not kept."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.nn.Parameter | None) -> None:
         super().__init__()
@@ -46,17 +41,11 @@ class PackedLinear(torch.nn.Module):
 
 
 def pack(model: Any) -> bool:
-    """Packs the linear layers of a model on the CPU, in place.
+    """Packs the linear layers of a model that nobody else uses, in place; tells whether it did.
 
-    A model elsewhere, quantised, or with layers of several types, or a torch or a CPU without these
-    operations, is left as it is.
-
-    Args:
-        model: A model as it was loaded, that nobody else uses. What is mapped from files, as
-            safetensors is, is never in memory twice on Linux.
-
-    Returns:
-        Whether the layers were packed.
+    A model not on the CPU, quantised, or with layers of several types, or a torch or a CPU without
+    these operations, is left as it is. What is mapped from files, as safetensors is, is never in
+    memory twice on Linux.
     """
     parameters = list(model.parameters())
     if not all(type(p) is torch.nn.Parameter and p.is_floating_point() for p in parameters):

@@ -30,13 +30,10 @@ class GenerationSpan(Protocol):
     def follow(
         self, events: Generator[Event, None, None], left: Callable[[], bool] | None = None
     ) -> Generator[Event, None, None]:
-        """Hands the events on and records them; the span is as long as this iterator lives.
+        """Hands the engine's events on and records them; the span lives as long as this iterator.
 
-        Call it once. Closing the iterator closes `events`.
-
-        Args:
-            events: Of the engine.
-            left: Whether the reader has left, where a thread finds that out by a cancelled engine.
+        Call it once. Closing the iterator closes `events`. `left` tells whether the reader has
+        left, where a thread finds that out by a cancelled engine.
         """
         return events
 
@@ -78,21 +75,12 @@ def disable() -> None:
 
 
 def generation_span(
-    model: str,
-    options: GenerationConfig,
-    *,
-    prompt: Any = None,
-    run_id: UUID | None = None,
+    model: str, options: GenerationConfig, *, prompt: Any = None, run_id: UUID | None = None
 ) -> GenerationSpan:
     """The span of a generation that is about to begin; call it where the caller's span is current.
 
     Nothing is started before the first event is asked for. The parent is fixed here and now: the
-    LLM span of a tracer that has one for this call, else the current span.
-
-    Args:
-        model: Name of the ensemble.
-        options: How the answer is made.
-        prompt: Messages, shown where text is captured.
-        run_id: The LangChain run of this call.
+    LLM span of a tracer that has one for this call (in LangChain, the run `run_id`), else the
+    current span. `model` names the ensemble; `prompt` is shown where text is captured.
     """
     return _NoSpan() if _tracing is None else _tracing.generation(model, options, prompt, run_id)

@@ -86,9 +86,8 @@ class FollowedGeneration:
         if otel_context.get_value(_SUPPRESS_INSTRUMENTATION_KEY, self.context):
             yield from events
             return
-        span = self.tracing.tracer.start_span(
-            "safe.generate", self.context, attributes=self.attributes
-        )
+        tracer = self.tracing.tracer
+        span = tracer.start_span("safe.generate", self.context, attributes=self.attributes)
         record = _Record(span, self.caller, self.tracing)
         try:
             with closing(events):
