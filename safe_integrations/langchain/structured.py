@@ -84,6 +84,8 @@ def _by_json(
 def _traced(schema: Any, method: Method, strict: bool | None) -> dict[str, Any]:
     """What LangChain shows to tracers; it takes this out again before it calls the model."""
     kwargs = {"method": method, "strict": strict}
+    if isinstance(schema, type) and not _is_pydantic(schema):
+        schema = openai_tool(schema)  # it would read the class by itself, circles or not
     return {"ls_structured_output_format": {"kwargs": kwargs, "schema": schema or {}}}
 
 
