@@ -10,6 +10,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from functools import wraps
 from types import NoneType
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
@@ -129,6 +130,8 @@ def _kind(annotation: Any) -> str:
         return "JSON"
     if origin is Literal:
         return "|".join(args)
+    if origin is Annotated:
+        return _kind(args[0])
     if args:
         return "|".join(_kind(arg) for arg in args if arg is not NoneType)
     return "N" if annotation in (int, float) else "TEXT"
@@ -138,6 +141,10 @@ def _read(name: str, field: FieldInfo, value: Any) -> Any:
     """What the model takes for what was given: text of several parts is taken apart."""
     if get_origin(field.annotation) is dict:
         return read_json(_flag(name), value)
-    if isinstance(value, str) and _kind(field.annotation) == "N,N,...":
+    kind = _kind(field.annotation)
+    if kind == "N,N,...":
         return value.split(",")
+    if "N" in kind.split("|"):  # models take numbers only, not text
+        with suppress(ValueError):
+            return json.loads(value)
     return value

@@ -139,5 +139,5 @@ def _truncated(shaped: DenseDistribution, options: GenerationConfig) -> Shaped:
         before = np.cumsum(probs[order]) - probs[order]
         inside = np.sort(order[before < options.top_p])
         ids, probs = ids[inside], probs[inside]
-    inside = np.flatnonzero(probs >= options.min_p * probs.max())
+    inside = np.flatnonzero((probs > 0) & (probs >= options.min_p * probs.max()))
     return SparseDistribution(size, ids[inside], np.log(probs[inside] / probs[inside].sum()))

@@ -145,6 +145,12 @@ class TransformersMember:
         while self._idle and self._idle_bytes() > self._reuse_bytes:
             self._idle.pop()
 
+    def forget(self) -> None:
+        """Drops the caches of finished prompts, as `benchmarks` needs; sessions keep theirs."""
+        with self._lock:
+            self._returned.clear()
+            self._idle.clear()
+
     @property
     def cache_bytes(self) -> int:
         """Memory that caches of finished prompts take, in bytes."""
