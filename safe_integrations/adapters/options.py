@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, field_validator
 
+from safe_integrations.adapters.request import Seconds
 from safe_integrations.config import EnsembleConfig, Method, Mode, Real, Sharpening, Whole
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.models import load as loading
@@ -60,7 +61,7 @@ class EnsembleOptions(BaseModel):
     repetition_penalty: Real | None = None
     seed: Whole | None = None
     template_args: dict[str, Any] | None = None
-    timeout: Real | None = None
+    timeout: Seconds | None = None
     attach_rounds: bool = False
 
     @field_validator("drafter", mode="before")
