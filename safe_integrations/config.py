@@ -9,7 +9,14 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.messages import check_text
@@ -18,11 +25,18 @@ Mode = Literal["safe", "every-token", "drafter-only"]
 Method = Literal["unite", "gac"]
 Sharpening = Literal["prefix", "geometric", "none"]
 
-Whole = Annotated[int, Strict()]
-"""A whole number, and neither True nor "5"."""
 
-Real = Annotated[float, Strict()]
-"""A number, whole or not, and neither True nor "0.5"."""
+def _no_truth_value(given: Any) -> Any:
+    if isinstance(given, bool):
+        raise ValueError("pass a number")
+    return given
+
+
+Whole = Annotated[int, BeforeValidator(_no_truth_value)]
+"""A whole number, and not True, of which pydantic makes 1."""
+
+Real = Annotated[float, BeforeValidator(_no_truth_value)]
+"""A number, whole or not, and not True."""
 
 
 class StrictModel(BaseModel):

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, field_validator
 
+from safe_integrations.adapters.request import Seconds
 from safe_integrations.config import EnsembleConfig, Method, Mode, Real, Sharpening, Whole
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.models import load as loading
@@ -22,34 +23,16 @@ _ids: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 class EnsembleOptions(BaseModel):
     """The models of an ensemble, and everything that can be said about its answers.
 
-    Models are named, not passed: they are loaded by the first call, once per process. Everything
-    that is None takes the default of `EnsembleConfig` or `GenerationConfig`, which also say what
-    the options mean. Every option but the models can be given per call, too.
+    Models are named, not passed: they are loaded by the first call, once per process. Fields that
+    are not described here are those of `EnsembleConfig` and `GenerationConfig`; None takes their
+    default. Every one of these can be given per call, too, and so can `timeout`.
 
     Attributes:
         drafter: The model that writes: a hub id, a folder, a GGUF file, a `ModelSpec`, or a loaded
             `Member`. None takes the embedded pair.
         verifiers: The models that check it, given the same way. None takes the default verifier
             for the default drafter, and none at all for one that is named: it then writes alone.
-        mode: How the models work together.
-        lookahead: Tokens the drafter writes ahead, or `auto`.
-        prompt_lookup: Whether the drafter tries what followed the same words before.
-        method: How distributions are merged.
-        union_top_k: Tokens each model brings to a merge.
-        sharpening: What to do with a merged distribution that is too smooth.
-        sharpen_below: When it is too smooth.
-        prefix_threshold: When a token collects the mass of its continuations.
-        consensus_above: When models agree.
-        weights: One per model, drafter first.
-        max_tokens: Most tokens of an answer, in the drafter's tokens.
         stop: Texts that end an answer. A call's own `stop` takes their place.
-        temperature: 0 is greedy.
-        top_p: Nucleus sampling.
-        top_k: Draw from the k best tokens.
-        min_p: Draw from tokens that are not much worse than the best.
-        repetition_penalty: Makes repetition less likely.
-        seed: Makes drawing repeatable.
-        template_args: Further arguments of the chat templates (`enable_thinking`, ...).
         timeout: Seconds that an answer may take, once the models are loaded.
         attach_rounds: Whether answers carry what happened in each round, besides the statistics.
             `result_of` needs it; it makes them, and whatever keeps them, many times as large.
@@ -78,7 +61,7 @@ class EnsembleOptions(BaseModel):
     repetition_penalty: Real | None = None
     seed: Whole | None = None
     template_args: dict[str, Any] | None = None
-    timeout: Real | None = None
+    timeout: Seconds | None = None
     attach_rounds: bool = False
 
     @field_validator("drafter", mode="before")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from time import monotonic
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from pydantic import Field, PydanticUserError, TypeAdapter
 
@@ -16,7 +16,6 @@ from safe_integrations.config import (
     GenerationConfig,
     Grammar,
     JsonSchema,
-    Real,
     Regex,
     StrictModel,
     Tool,
@@ -39,6 +38,10 @@ _IGNORED: Final = ("stream", "user")  # for servers: how to send the answer, and
 _WORDS: Final = {"auto": "auto", "none": "none", "any": "required", "required": "required"}
 
 
+Seconds = Annotated[float, Field(gt=0, strict=True)]
+"""More than none."""
+
+
 class Request(StrictModel):
     """How one answer is made.
 
@@ -50,7 +53,7 @@ class Request(StrictModel):
 
     ensemble: EnsembleConfig
     options: GenerationConfig
-    timeout: Real | None = Field(default=None, gt=0)
+    timeout: Seconds | None = None
 
 
 @dataclass(frozen=True)

@@ -43,33 +43,29 @@ class Call:
 
     Attributes:
         job: What is asked, and how.
-        model: Name of the ensemble.
-        attach_rounds: Whether the answer carries its rounds.
+        answer: What it grows in.
         reporter: Of the caller's span.
     """
 
     job: Job
-    model: str
-    attach_rounds: bool
+    answer: Chunks
     reporter: Reporter
 
     def chunks(self) -> Generator[Chunk, None, None]:
         """The answer piece by piece; at least one, and the last has `raw`."""
-        chunks = Chunks(self.model, self.job.request.options, self.attach_rounds)
         with heard(), closing(self._happenings(self.job.load())) as happenings:
             for at, event in happenings:
                 self.reporter.report(event, at)
-                if chunk := chunks.take(event):
+                if chunk := self.answer.take(event):
                     yield chunk
 
     async def achunks(self) -> AsyncGenerator[Chunk, None]:
         """The same, made in a thread; events are reported where the answer is read."""
-        chunks = Chunks(self.model, self.job.request.options, self.attach_rounds)
         with heard():
             async with aclosing(InThread(self.job.load, self._happenings)) as happenings:
                 async for at, event in happenings:
                     self.reporter.report(event, at)
-                    if chunk := chunks.take(event):
+                    if chunk := self.answer.take(event):
                         yield chunk
 
     def _happenings(

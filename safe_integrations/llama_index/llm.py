@@ -42,7 +42,7 @@ from safe_integrations.adapters.request import (
 from safe_integrations.adapters.threads import Closing
 from safe_integrations.config import EnsembleConfig, ResponseFormat
 from safe_integrations.errors import InvalidArgumentError
-from safe_integrations.llama_index.answer import Chunk, selections
+from safe_integrations.llama_index.answer import Chunk, Chunks, selections
 from safe_integrations.llama_index.call import Call, Reported, heard
 from safe_integrations.llama_index.events import Reporter
 from safe_integrations.llama_index.messages import engine_messages, tool_spec
@@ -297,10 +297,8 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
 
     def _predicting(self, *args: Any, **kwargs: Any) -> BoundArguments:
         asked = _PREDICT.bind(self, *args, **kwargs)
-        asked.arguments["error_on_no_tool_call"] = (
-            asked.arguments.get("error_on_no_tool_call", True) or None
-        )
         asked.apply_defaults()
+        asked.arguments["error_on_no_tool_call"] = asked.arguments["error_on_no_tool_call"] or None
         return asked
 
     def stream_chat_with_tools(self, *args: Any, **kwargs: Any) -> ChatResponseGen:
@@ -379,7 +377,8 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
         request = self._request(kwargs)
         span = tracing.generation_span(self.model_name, request.options, prompt=conversation)
         job = Job(request, conversation, lambda: self._load_engine(request.ensemble), span)
-        return Call(job, self.model_name, self.attach_rounds, Reporter.here())
+        answer = Chunks(self.model_name, request.options, self.attach_rounds)
+        return Call(job, answer, Reporter.here())
 
     def _request(self, kwargs: dict[str, Any]) -> Request:
         """How an answer is made: this LLM's options, and those of the call over them."""

@@ -243,7 +243,7 @@ def test_an_ensemble_is_called_what_its_members_are() -> None:
     "given",
     [
         *({"timeout": "5"}, {"timeout": 0}, {"timeout": True}, {"max_tokens": True}),
-        *({"max_tokens": "5"}, {"temperature": True}, {"top_k": True}, {"seed": False}),
+        *({"temperature": True}, {"top_k": True}, {"seed": False}, {"sharpen_below": True}),
     ],
     ids=str,
 )
