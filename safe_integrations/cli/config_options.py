@@ -10,7 +10,6 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from functools import wraps
 from types import NoneType
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
@@ -141,10 +140,4 @@ def _read(name: str, field: FieldInfo, value: Any) -> Any:
     """What the model takes for what was given: text of several parts is taken apart."""
     if get_origin(field.annotation) is dict:
         return read_json(_flag(name), value)
-    kind = _kind(field.annotation)
-    if kind == "N,N,...":
-        return value.split(",")
-    if "N" in kind.split("|"):  # models take numbers only, not text
-        with suppress(ValueError):
-            return json.loads(value)
-    return value
+    return value.split(",") if _kind(field.annotation) == "N,N,..." else value

@@ -98,7 +98,9 @@ class _Loop:
         self.judge = Judge(models, config, weights, options, seed)
         self.stream = TextStream(options.stop)
         self.statistics = Statistics()
-        self.every_token = config.mode == "every-token"
+        self.walk = self._verify
+        if config.mode == "every-token":
+            self.walk = partial(ensemble_always, self.draft, self.verifiers, self.judge, self._look)
         self.pool = pool
 
     def events(self) -> Iterator[Event]:
@@ -111,12 +113,8 @@ class _Loop:
             tokens = self.drafter.run()
             yield self._counted(Drafted(cycle, start, tokens))
 
-            # 2) Verify, and 3) ensemble where that is safe and needed.
-            if self.every_token:
-                found = ensemble_always(self.draft, self.verifiers, self.judge, self._look)
-            else:
-                found = self._verify()
-            pieces, overflow = found
+            # 2) Verify, and 3) ensemble where that is safe and needed (`Judge.judge`).
+            pieces, overflow = self.walk()
 
             # Accept what stands; roll back to the first token that does not.
             changed = bool(pieces) and pieces[-1].verdict is Verdict.CHANGED
@@ -150,7 +148,7 @@ class _Loop:
         overflow = self._look()
         steps = self.draft.steps
         if not overflow and not self.draft.is_final:
-            horizon = self._settled()
+            horizon = self._settled()  # behind it a verifier may yet tokenise otherwise: wait
             steps = [step for step in steps if step.start < horizon]
         opinions = self._opinions(steps)
         pieces: list[Piece] = []
