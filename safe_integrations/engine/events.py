@@ -149,6 +149,7 @@ class Statistics:
         tokenise_seconds: Wall time of tokenising the text for the verifiers.
         ensemble_seconds: Wall time of merging distributions.
         models: One entry per model.
+        closed: Of the judged, written to end within max_tokens.
         closed_at: From where on max_tokens decided what was written, in bytes; None where it did
             not.
         cut: JSON pointers of the values that it cut or made up.
@@ -166,13 +167,14 @@ class Statistics:
     tokenise_seconds: float = 0.0
     ensemble_seconds: float = 0.0
     models: list[ModelStatistics] = field(default_factory=list)
+    closed: int = 0
     closed_at: int | None = None
     cut: list[str] = field(default_factory=list)
 
     def add(self, event: Event) -> None:
         """Counts what an event says: a fold over the events of an answer.
 
-        `cycles`, `drafted`, `judged`, `unsafe`, `ensembled` and `changed` are made of nothing else,
+        `cycles` to `changed`, and `closed`, are made of nothing else,
         so they are right after every event, also of an answer that is never finished.
 
         Args:
@@ -188,6 +190,7 @@ class Statistics:
                 self.unsafe += verdicts.count(Verdict.UNSAFE)
                 self.ensembled += sum(piece.ensembled for piece in event.pieces)
                 self.changed += verdicts.count(Verdict.CHANGED)
+                self.closed += verdicts.count(Verdict.CLOSED)
 
     @property
     def ensembled_ratio(self) -> float:

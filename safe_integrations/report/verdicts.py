@@ -84,6 +84,7 @@ def legend(statistics: Statistics) -> list[tuple[str, Verdict | None]]:
         Verdict.CONFIRMED: s.ensembled - s.changed,
         Verdict.CHANGED: s.changed,
         Verdict.UNSAFE: s.unsafe,
+        Verdict.CLOSED: s.closed,
     }
     keys = [(f" {LOOKS[verdict].label}: {n} ", verdict) for verdict, n in counts.items() if n]
     return [(f"Ensembled at {s.ensembled} of {s.judged} tokens: ", None), *keys]

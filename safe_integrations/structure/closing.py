@@ -1,9 +1,9 @@
 r"""The way out of a grammar: a short text that ends it, from wherever the answer stands.
 
-The grammar is walked in bytes. What is forced is taken; at a choice, the byte that most likely leads
-out: a bracket ends an object before its optional parts, a quote a string, a comma a number. Where
-that runs in circles (an e-mail address wants an `@`), a place that was met before tries the kind of
-byte that was tried least there. What is found is proved: the grammar has accepted it.
+The grammar is walked in bytes. What is forced is taken; at a choice, the byte that most likely
+leads out: a bracket ends an object before its optional parts, a quote a string, a comma a number.
+Where that runs in circles (an e-mail address wants an `@`), a place that was met before tries the
+kind of byte that was tried least there. What is found is proved: the grammar has accepted it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _INSIDE: Final = b'"]}' + _LAST
 _FEW: Final = 24
 """A place with more choices lies in the text of a string: there a quote leads out."""
 
-_KINDS: Final = tuple(map(re.compile, (b"[0-9]", b"[a-z]", b"[A-Z]", b"[!-/:-@[-`{-~ ]", b"[^ -~]")))
+_KINDS: Final = tuple(map(re.compile, (b"[0-9]", b"[a-z]", b"[A-Z]", b"[ -~]", b"[^ -~]")))
 _LONGEST: Final = 1024  # bytes: 99 of 100 real schemas can be closed in 547
 _DIGITS: Final = frozenset("0123456789")
 _PATIENCE: Final = (_LONGEST, 1, 2, 4, 8, 16)
@@ -49,7 +49,7 @@ class Closing:
         self._matcher = matcher.deep_copy()
         self._text = b""
         self._ways: dict[bytes, bytes | None] = {}
-        self._orders: dict[bytes, list[list[int]]] = {}
+        self._orders: dict[bytes, list[list[bytes]]] = {}
 
     def way(self, text: bytes) -> bytes | None:
         """A text that ends the grammar behind another text; None where none is found."""
@@ -68,7 +68,8 @@ class Closing:
 
     def _lost(self) -> bool:
         """Whether the grammar became too complex for the library; then the matcher starts over."""
-        if lost := self._matcher.is_error():
+        lost: bool = self._matcher.is_error()
+        if lost:
             self._matcher, self._text = self._start.deep_copy(), b""
         return lost
 
@@ -106,8 +107,11 @@ def _order(place: bytes) -> list[list[bytes]]:
     found = np.flatnonzero(flags).tolist()
     first = _OUTSIDE if len(found) <= _FEW else _INSIDE
     found.sort(key=lambda b: (first.find(b) % 256, b))
-    kinds = [[bytes([b]) for b in found if kind.fullmatch(bytes([b]))] for kind in _KINDS]
-    return sorted(filter(None, kinds), key=lambda kind: found.index(kind[0][0]))
+    kinds: dict[int, list[bytes]] = {}
+    for byte in (bytes([b]) for b in found):
+        nth = next(n for n, kind in enumerate(_KINDS) if kind.fullmatch(byte))
+        kinds.setdefault(nth, []).append(byte)
+    return list(kinds.values())
 
 _TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[][{},]|[-+.\w]+')
 

@@ -74,7 +74,7 @@ def accounts_balance(events: list[Event]) -> None:
 
 def counts(statistics: Statistics) -> list[int]:
     """What a fold over events tells of the whole."""
-    names = ("cycles", "drafted", "judged", "unsafe", "ensembled", "changed")
+    names = ("cycles", "drafted", "judged", "unsafe", "ensembled", "changed", "closed")
     return [getattr(statistics, name) for name in names]
 
 
