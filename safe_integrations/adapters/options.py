@@ -76,6 +76,7 @@ class EnsembleOptions(BaseModel):
     min_p: float | None = None
     repetition_penalty: float | None = None
     seed: int | None = None
+    on_length: Literal["error", "close"] | None = None
     template_args: dict[str, Any] | None = None
     timeout: float | None = None
 

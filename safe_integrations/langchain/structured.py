@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import suppress
+from json import JSONDecoder, loads
 from operator import itemgetter
 from typing import Any, Final, Literal, get_args
 
 from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import (
     JsonOutputKeyToolsParser,
@@ -22,7 +24,9 @@ from langchain_core.runnables import (
 )
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
+from safe_integrations.adapters.answer import why_closed
 from safe_integrations.errors import InvalidArgumentError
+from safe_integrations.langchain.answer import CLOSED
 from safe_integrations.langchain.tools import json_schema, openai_tool
 
 Method = Literal["function_calling", "json_schema", "json_mode"]
@@ -92,20 +96,51 @@ def _is_pydantic(schema: Any) -> bool:
 
 def _complete(messages: Iterator[BaseMessage]) -> Iterator[BaseMessage]:
     for message in messages:
-        yield message
+        yield _kept(message)
         _check(message)
 
 
 async def _acomplete(messages: AsyncIterator[BaseMessage]) -> AsyncIterator[BaseMessage]:
     async for message in messages:
-        yield message
+        yield _kept(message)
         _check(message)
 
 
 def _check(message: BaseMessage) -> None:
     """An answer that was cut off may look like a shorter one: refuse it."""
-    if message.response_metadata.get("finish_reason") == "length":
+    closed = message.response_metadata.get(CLOSED)
+    if closed is not None:
+        if closed["on_length"] == "error":
+            raise OutputParserException(
+                f"the object was {why_closed(closed['cut'])}", llm_output=_written(message)
+            )
+    elif message.response_metadata.get("finish_reason") == "length":
         raise OutputParserException(
             "the answer was cut off before the object was complete: raise max_tokens",
             llm_output=message.text,
         )
+
+
+def _written(message: BaseMessage) -> str:
+    """The object as text: of a call that is invalid only because max_tokens ended it, too."""
+    for call in getattr(message, "invalid_tool_calls", ()):
+        text = call["args"] or ""
+        with suppress(ValueError):  # what breaks it for LangChain stands behind it
+            return text[: JSONDecoder().raw_decode(text)[1]]
+    return message.text
+
+
+def _kept(message: BaseMessage) -> BaseMessage:
+    """The same; a call that max_tokens has ended counts here, where it stands for an object."""
+    closed = message.response_metadata.get(CLOSED)
+    if closed is None or closed["on_length"] == "error":
+        return message
+    if isinstance(message, AIMessageChunk) and not message.invalid_tool_calls:
+        return message
+    if isinstance(message, AIMessageChunk):
+        return message.model_copy(update={"tool_call_chunks": [], "invalid_tool_calls": []})
+    if isinstance(message, AIMessage) and message.invalid_tool_calls:
+        (call,) = message.invalid_tool_calls
+        whole = {"name": call["name"], "args": loads(_written(message)), "id": call["id"]}
+        return message.model_copy(update={"tool_calls": [whole], "invalid_tool_calls": []})
+    return message

@@ -30,6 +30,9 @@ from safe_integrations.report.result import Result, read_result
 INVALID: Final = "invalid_tool_calls"
 """Key, in an answer's `raw`, of the calls in it that are not whole."""
 
+CLOSED: Final = "closed"
+"""Key, in an answer's `raw`, of what max_tokens wrote to bring a structure to its end."""
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -107,6 +110,8 @@ class Chunks:
             },
             "safe": {**end.payload, "rounds": self._answer.rounds},
         }
+        if end.closed is not None:
+            raw[CLOSED] = asdict(end.closed)
         if end.invalid:
             raw[INVALID] = [asdict(call) for call in end.invalid]
         return raw
@@ -133,7 +138,8 @@ def selections(response: ChatResponse, on_missing: bool, on_broken: bool) -> lis
     calls = [b for b in response.message.blocks if isinstance(b, ToolCallBlock)]
     broken = [(call, _complaint(call, cut)) for call in raw.get(INVALID, ())]
     if broken and on_broken:
-        raise IncompleteAnswerError("; ".join(complaint for _, complaint in broken))
+        closed = json.loads(broken[0][0]["arguments"]) if raw.get(CLOSED) else None
+        raise IncompleteAnswerError("; ".join(complaint for _, complaint in broken), closed)
     if on_missing and not calls:
         wrote = f"the model called no tool; it wrote {response.message.content!r}"
         if cut:
@@ -146,6 +152,8 @@ def selections(response: ChatResponse, on_missing: bool, on_broken: bool) -> lis
 
 def _complaint(call: Mapping[str, Any], cut: bool) -> str:
     named = f"the call of {call['name']}" if call["name"] else "a call"
+    if cut and call["error"].startswith("closed"):
+        return f"{named} was cut off: {call['error']}"
     if cut:
         return f"{named} was cut off: raise max_tokens"
     return f"{named} is broken, maybe by a stop string: {call['error']}"
@@ -186,15 +194,30 @@ def _arguments(written: dict[str, Any] | str) -> dict[str, Any]:
     return read if isinstance(read, dict) else {}
 
 
+def kept(error: IncompleteAnswerError, output_cls: type[Any], on_length: str | None) -> Any:
+    """The object that max_tokens has brought to its end, where it is wanted all the same.
+
+    Raises:
+        IncompleteAnswerError: It is not wanted, or there is none.
+    """
+    if error.closed is None or on_length != "close":
+        raise error
+    return output_cls.model_validate(error.closed)
+
+
 class Objects:
     """Objects of a class as a call writes them: partial ones, then the whole.
 
     Args:
         llm: Who is called.
         output_cls: The class.
+        on_length: What becomes of an object that max_tokens has brought to its end.
     """
 
-    def __init__(self, llm: FunctionCallingLLM, output_cls: type[Any]) -> None:
+    def __init__(
+        self, llm: FunctionCallingLLM, output_cls: type[Any], on_length: str | None
+    ) -> None:
+        self._on_length = on_length
         self._llm = llm
         self._output_cls = output_cls
         self._so_far: list[Any] | None = None
@@ -208,7 +231,10 @@ class Objects:
         from llama_index.core.program.utils import process_streaming_objects
 
         if response.raw is not None:
-            selections(response, on_missing=True, on_broken=True)
+            try:
+                selections(response, on_missing=True, on_broken=True)
+            except IncompleteAnswerError as error:
+                return kept(error, self._output_cls, self._on_length)
         found: Any = process_streaming_objects(
             response, self._output_cls, cur_objects=self._so_far, llm=self._llm
         )

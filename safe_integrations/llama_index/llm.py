@@ -38,8 +38,8 @@ from safe_integrations.adapters.request import (
     read_request,
 )
 from safe_integrations.config import ResponseFormat
-from safe_integrations.errors import InvalidArgumentError
-from safe_integrations.llama_index.answer import Objects, selections
+from safe_integrations.errors import IncompleteAnswerError, InvalidArgumentError
+from safe_integrations.llama_index.answer import Objects, kept, selections
 from safe_integrations.llama_index.call import Call, astream, stream
 from safe_integrations.llama_index.events import Reporter
 from safe_integrations.llama_index.messages import engine_messages, json_schema, tool_spec
@@ -274,6 +274,42 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
             **kwargs,
         }
 
+    @_without_span
+    def structured_predict(
+        self,
+        output_cls: type[Any],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Any:
+        """An object of a class. Arguments are those of LlamaIndex.
+
+        Raises:
+            IncompleteAnswerError: It was cut off, or max_tokens has brought it to its end and
+                `on_length` is not `close`.
+        """
+        try:
+            return super().structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
+        except IncompleteAnswerError as error:
+            return kept(error, output_cls, self._on_length(llm_kwargs))
+
+    @_without_span
+    async def astructured_predict(
+        self,
+        output_cls: type[Any],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Any:
+        """The same for event loops."""
+        try:
+            return await super().astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
+        except IncompleteAnswerError as error:
+            return kept(error, output_cls, self._on_length(llm_kwargs))
+
+    def _on_length(self, llm_kwargs: dict[str, Any] | None) -> str | None:
+        return (llm_kwargs or {}).get("on_length") or self.on_length
+
     # Core asks for structured output with a tool that must be called, but not where it streams;
     # and there the last object would be one that was cut off.
 
@@ -287,7 +323,7 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
         if self.pydantic_program_mode not in _BY_TOOL:
             return super()._structured_stream_call(output_cls, prompt, llm_kwargs, **prompt_args)
         kwargs = self._forced(output_cls, prompt, llm_kwargs, prompt_args)
-        objects = Objects(self, output_cls)
+        objects = Objects(self, output_cls, self._on_length(llm_kwargs))
         return (objects.take(response) for response in self.stream_chat_with_tools(**kwargs))
 
     async def _structured_astream_call(
@@ -301,7 +337,7 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
             given = (output_cls, prompt, llm_kwargs)
             return await super()._structured_astream_call(*given, **prompt_args)
         kwargs = self._forced(output_cls, prompt, llm_kwargs, prompt_args)
-        objects = Objects(self, output_cls)
+        objects = Objects(self, output_cls, self._on_length(llm_kwargs))
         stream = await self.astream_chat_with_tools(**kwargs)
         return (objects.take(response) async for response in stream)
 

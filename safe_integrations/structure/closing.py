@@ -113,6 +113,7 @@ def _order(place: bytes) -> list[list[bytes]]:
         kinds.setdefault(nth, []).append(byte)
     return list(kinds.values())
 
+
 _TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[][{},]|[-+.\w]+')
 
 
