@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from json import JSONDecoder, loads
 from operator import itemgetter
@@ -95,39 +95,47 @@ def _is_pydantic(schema: Any) -> bool:
 
 
 def _complete(messages: Iterator[BaseMessage]) -> Iterator[BaseMessage]:
+    seen: list[BaseMessage] = []
     for message in messages:
         yield _kept(message)
-        _check(message)
+        seen.append(message)
+        _check(seen)
 
 
 async def _acomplete(messages: AsyncIterator[BaseMessage]) -> AsyncIterator[BaseMessage]:
+    seen: list[BaseMessage] = []
     async for message in messages:
         yield _kept(message)
-        _check(message)
+        seen.append(message)
+        _check(seen)
 
 
-def _check(message: BaseMessage) -> None:
+def _check(seen: Sequence[BaseMessage]) -> None:
     """An answer that was cut off may look like a shorter one: refuse it."""
-    closed = message.response_metadata.get(CLOSED)
+    told = seen[-1].response_metadata
+    closed = told.get(CLOSED)
     if closed is not None:
         if closed["on_length"] == "error":
-            raise OutputParserException(
-                f"the object was {why_closed(closed['cut'])}", llm_output=_written(message)
-            )
-    elif message.response_metadata.get("finish_reason") == "length":
+            error = f"the object was {why_closed(closed['cut'])}"
+            raise OutputParserException(error, llm_output=_written(seen))
+    elif told.get("finish_reason") == "length":
         raise OutputParserException(
             "the answer was cut off before the object was complete: raise max_tokens",
-            llm_output=message.text,
+            llm_output="".join(message.text for message in seen),
         )
 
 
-def _written(message: BaseMessage) -> str:
-    """The object as text: of a call that is invalid only because max_tokens ended it, too."""
-    for call in getattr(message, "invalid_tool_calls", ()):
-        text = call["args"] or ""
-        with suppress(ValueError):  # what breaks it for LangChain stands behind it
-            return text[: JSONDecoder().raw_decode(text)[1]]
-    return message.text
+def _written(seen: Sequence[BaseMessage]) -> str:
+    """An object as text; also where it stands in a call that is invalid since it was closed."""
+    calls: list[Any] = []
+    for message in seen:
+        calls += getattr(message, "tool_call_chunks", ()) or getattr(
+            message, "invalid_tool_calls", ()
+        )
+    text = "".join(call["args"] or "" for call in calls)
+    with suppress(ValueError):  # what breaks it for LangChain stands behind it
+        return text[: JSONDecoder().raw_decode(text)[1]]
+    return "".join(message.text for message in seen)
 
 
 def _kept(message: BaseMessage) -> BaseMessage:
@@ -141,6 +149,6 @@ def _kept(message: BaseMessage) -> BaseMessage:
         return message.model_copy(update={"tool_call_chunks": [], "invalid_tool_calls": []})
     if isinstance(message, AIMessage) and message.invalid_tool_calls:
         (call,) = message.invalid_tool_calls
-        whole = {"name": call["name"], "args": loads(_written(message)), "id": call["id"]}
+        whole = {"name": call["name"], "args": loads(_written([message])), "id": call["id"]}
         return message.model_copy(update={"tool_calls": [whole], "invalid_tool_calls": []})
     return message

@@ -87,7 +87,7 @@ class ModelSpec(StrictModel):
     chat_template: str | None = None
     context_window: int | None = Field(default=None, ge=2)
     pack: bool = True
-    reuse_bytes: int = Field(default=1 << 30, ge=0)
+    reuse_bytes: int = Field(default=256 << 20, ge=0)  # of the default pair: 5,000 tokens each
     load_kwargs: dict[str, _Data] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -131,7 +131,7 @@ class LoadedModel(NamedTuple):
         if getattr(model, "training", False):
             raise InvalidArgumentError("model", type(model).__name__, "call model.eval() first")
         path = getattr(model, "name_or_path", "") or ""
-        known = _last_part(path) if path and Path(path).exists() else path
+        known = _last_part(path) if path and on_disk(path) else path
         return cls(model, tokenizer, name or known or type(model).__name__)
 
 
@@ -159,10 +159,19 @@ def name_of(spec: ModelSpec) -> str:
 
 def key_of(spec: ModelSpec) -> str:
     """What tells a model apart from all others: two spellings of one folder are one model."""
-    path = Path(spec.source).expanduser()
-    source = str(path.resolve()) if path.exists() else spec.source
+    path = on_disk(spec.source)
+    source = str(path.resolve()) if path else spec.source
     resolved = spec.model_copy(update={"source": source, "name": name_of(spec)})
     return json.dumps(resolved.model_dump(mode="json"), sort_keys=True)
+
+
+def on_disk(source: str) -> Path | None:
+    """The file or folder that a source names; None where there is none."""
+    path = Path(source).expanduser()
+    try:
+        return path if path.exists() else None
+    except OSError:  # no file could be called that
+        return None
 
 
 def _last_part(source: str) -> str:

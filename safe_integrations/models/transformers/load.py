@@ -116,6 +116,7 @@ def look_at(spec: ModelSpec, tell: Progress) -> Seen:
     """
     from transformers import AutoConfig, GenerationConfig
 
+    check_process(name_of(spec))
     where, options = locate(spec, tell)
     tell(f"{name_of(spec)}: reading its tokenizer")
     with _reading(spec):
