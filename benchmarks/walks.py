@@ -4,75 +4,86 @@ from __future__ import annotations
 
 from collections import Counter
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from llguidance import LLMatcher, LLTokenizer
 
-from safe_integrations.structure.constraint import Constraint, Cursor
-from safe_integrations.testing import ScriptedMember, follows
-
-BYTES: Final = ScriptedMember("bytes", [], follows(b"")).tokens
-"""256 tokens of one byte, and END."""
-
+_TOKENIZER: Final = LLTokenizer("byte")
 _FIRST: Final = b'"]},201' + b"3456789-:TZ/.@ntf[{ax"
-"""What comes first on the way to the end. 2 before 0: no date is in the year 0000."""
+"""What mostly leads to the end. 2 before 0: no date is in the year 0000."""
 
-_ORDER: Final = {byte: i for i, byte in enumerate(_FIRST)}
-_PATIENCE: Final = (1, 4, 16)
-_LONGEST: Final = 3000
+_ORDER: Final = sorted(range(256), key=lambda byte: (_FIRST.find(byte) % 256, byte))
+_KINDS: Final = [
+    0 if chr(b).isdigit() else 1 if chr(b).islower() else 2 if chr(b).isupper() else 3
+    for b in range(256)
+]
+_PATIENCE: Final = (1000, 1, 2, 4, 8, 16)
+_LONGEST: Final = 1500
 
 
-def walk(rule: str, steps: int, random: Random) -> bytes | None:
-    """A sentence of a grammar: at random for some bytes, then to its end.
+class Walks:
+    """Random instances of one grammar.
 
     Args:
         rule: The right side of a Lark rule.
-        steps: Bytes to choose at random.
-        random: Where they come from.
 
-    Returns:
-        None where no end was found.
+    Raises:
+        ValueError: The library does not accept it.
     """
-    cursor = Constraint(f"start: {rule}", "rule", rule).cursor(BYTES)
-    ids: list[int] = []
-    while len(ids) < steps and not cursor.finished(ids):
-        ids.append(random.choice(_allowed(cursor, ids)))
-    return next(filter(None, (_close(cursor, ids, n) for n in _PATIENCE)), None)
 
+    def __init__(self, rule: str) -> None:
+        self._start = LLMatcher(_TOKENIZER, LLMatcher.grammar_from_lark(f"start: {rule}"))
+        if self._start.is_error():
+            raise ValueError(self._start.get_error())
 
-def _close(cursor: Cursor, ids: list[int], patience: int) -> bytes | None:
-    """Goes to the end by the bytes that mostly lead there; the others where that is a circle."""
-    ids, seen = list(ids), Counter[tuple[int, ...]]()
-    used: Counter[tuple[tuple[int, ...], int]] = Counter()
-    while not cursor.complete(ids):
-        ids += BYTES.encode(cursor.forced(ids))
-        if len(ids) > _LONGEST:
+    def instance(self, steps: int, random: Random) -> bytes | None:
+        """A sentence of the grammar: at random for some bytes, then to its end.
+
+        Args:
+            steps: Bytes to choose at random.
+            random: Where they come from.
+
+        Returns:
+            None where no end was found.
+        """
+        matcher, text = self._start.deep_copy(), bytearray()
+        while len(text) < steps and not matcher.is_stopped():
+            found = _allowed(matcher.compute_bitmask())
+            if not found or not _take(matcher, text, bytes([random.choice(found)])):
+                break
+        if matcher.is_error():
             return None
-        if cursor.complete(ids):
-            break
-        here = tuple(_allowed(cursor, ids))
-        if not here:
+        ends = (_end(matcher.deep_copy(), patience) for patience in _PATIENCE)
+        return next((bytes(text) + end for end in ends if end is not None), None)
+
+
+def _take(matcher: Any, text: bytearray, more: bytes) -> bool:
+    text += more
+    return bool(matcher.consume_tokens(list(more)))
+
+
+def _end(matcher: Any, patience: int) -> bytes | None:
+    """By the bytes that mostly lead to the end; by the others where that is a circle."""
+    text, seen, used = bytearray(), Counter[bytes](), Counter[tuple[bytes, int]]()
+    while not matcher.is_accepting():
+        step = matcher.compute_ff_bytes()
+        if not step:
+            here = matcher.compute_bitmask()
+            found = _allowed(here)
+            if not found:
+                return None
+            seen[here] += 1
+            if seen[here] > patience:
+                found.sort(key=lambda byte: used[here, _KINDS[byte]])  # noqa: B023
+            used[here, _KINDS[found[0]]] += 1
+            step = bytes(found[:1])
+        if not _take(matcher, text, step) or len(text) > _LONGEST:
             return None
-        seen[here] += 1
-        best = min(here, key=lambda i: (used[here, _kind(i)] // patience, _rank(i)))
-        used[here, _kind(best)] += 1
-        ids.append(best)
-    return b"".join(map(BYTES.symbol, ids))
+    return bytes(text)
 
 
-def _allowed(cursor: Cursor, ids: list[int]) -> list[int]:
-    """Bytes that may follow."""
-    mask = cursor.allowed(ids)
-    found = range(256) if mask is None else map(int, np.flatnonzero(mask))
-    return [i for i in found if i != BYTES.end_id]
-
-
-def _rank(i: int) -> int:
-    byte = BYTES.symbol(i)[0]
-    return _ORDER.get(byte, 100 + byte)
-
-
-def _kind(i: int) -> str:
-    character = chr(BYTES.symbol(i)[0])
-    kinds = {"digit": character.isdigit(), "lower": character.islower(), "upper": character.isupper()}
-    return next((kind for kind, is_it in kinds.items() if is_it), "other")
+def _allowed(mask: bytes) -> list[int]:
+    """The bytes that may follow, those first that mostly lead to the end."""
+    flags = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little").tolist()
+    return [byte for byte in _ORDER if flags[byte]]
