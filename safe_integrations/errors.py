@@ -2,7 +2,7 @@
 
 SafeError
 ├── InvalidArgumentError   (ValueError)         an argument is wrong: names it, says what to do
-├── ContextWindowError     (ValueError)         the prompt does not fit the smallest model
+├── ContextWindowError                          the prompt does not fit the smallest model
 ├── GenerationError        (RuntimeError)       a model failed while it computed
 ├── GenerationCancelled                         the caller asked to stop
 │   └── SafeTimeoutError   (TimeoutError)       the answer took longer than it may
@@ -42,8 +42,10 @@ class InvalidArgumentError(SafeError, ValueError):
         return type(self), (self.argument, self.given, self.remedy)
 
 
-class ContextWindowError(SafeError, ValueError):
+class ContextWindowError(SafeError):
     """The prompt leaves no room for an answer in at least one model.
+
+    It is no `ValueError`: frameworks take these for answers that may be left out.
 
     Args:
         model: Name of the model whose window is too small.

@@ -8,12 +8,15 @@ from math import inf
 from time import monotonic
 from typing import Any, Final
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from safe_integrations.config import (
+    Choice,
     EnsembleConfig,
     GenerationConfig,
+    Grammar,
     JsonSchema,
+    Regex,
     StrictModel,
     Tool,
 )
@@ -30,6 +33,7 @@ CALL_OPTIONS: Final = _ENSEMBLE | _GENERATION | {"timeout"}
 """Everything that can be said about one answer."""
 
 _ALIASES: Final = {"max_completion_tokens": "max_tokens"}
+_IGNORED: Final = ("stream", "user")  # for servers: how to send the answer, and to whom
 _WORDS: Final = {"auto": "auto", "none": "none", "any": "required", "required": "required"}
 _NOT_DATA: Final = ("const", "enum", "default", "examples")
 
@@ -119,6 +123,8 @@ def read_request(
     given: dict[str, Any] = {}
     for said in (own, call):
         for name, value in said.items():
+            if name in _IGNORED:
+                continue
             if name not in CALL_OPTIONS and name not in _ALIASES:
                 known = ", ".join(sorted(CALL_OPTIONS))
                 raise InvalidArgumentError(
@@ -203,20 +209,30 @@ def read_tool_choice(choice: Any, names: Sequence[str]) -> str:
 
 
 def read_format(given: Any, as_schema: Callable[[type], dict[str, Any]]) -> Any:
-    """Reads OpenAI's forms of response_format and classes; ours are left to `GenerationConfig`."""
-    if isinstance(given, type):
-        return JsonSchema(schema=closed(as_schema(given)))
-    if not isinstance(given, Mapping) or isinstance(given, BaseModel):
-        return given
-    match given.get("type"):
-        case "text":
+    """Reads a response format: ours, as an object or as data, OpenAI's forms, or a class.
+
+    Raises:
+        InvalidArgumentError: It is none of these.
+    """
+    match given:
+        case None | {"type": "text"}:
             return None
-        case "json_object":
+        case JsonSchema() | Regex() | Grammar() | Choice():
+            return given
+        case type():
+            return JsonSchema(schema=closed(as_schema(given)))
+        case {"type": "json_object"}:
             return JsonSchema(schema={"type": "object"})
-        case "json_schema" if isinstance(given.get("json_schema"), Mapping):
-            return JsonSchema(schema=closed(given["json_schema"].get("schema")))
-        case _:
+        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
+            return JsonSchema(schema=closed(schema))
+        case {"type": "json_schema", "schema": _} | {"type": "regex" | "grammar" | "choice"}:
             return dict(given)
+    raise InvalidArgumentError(
+        "response_format",
+        given,
+        'pass a pydantic class, {"type": "json_schema", "json_schema": {"schema": {...}}}, '
+        '{"type": "json_object"}, or a JsonSchema, Regex, Grammar or Choice',
+    )
 
 
 def closed(schema: Any) -> Any:

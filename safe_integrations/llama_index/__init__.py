@@ -1,6 +1,7 @@
 """The ensemble as an LLM of LlamaIndex."""
 
 from safe_integrations.llama_index.answer import result_of
+from safe_integrations.llama_index.call import SafeCallError
 from safe_integrations.llama_index.events import (
     SafeEnsemble,
     SafeEvent,
@@ -11,6 +12,7 @@ from safe_integrations.llama_index.events import (
 from safe_integrations.llama_index.llm import SafeLLM
 
 __all__ = [
+    "SafeCallError",
     "SafeEnsemble",
     "SafeEvent",
     "SafeGenerationEnd",

@@ -74,6 +74,7 @@ class Chunks:
 
     def __init__(self, model: str, options: GenerationConfig) -> None:
         self._model = model
+        self._most = None if options.parallel_tool_calls else 1
         self._answer = Answer(options)
         self._text = ""
         self._calls: list[ToolCallBlock] = []
@@ -93,7 +94,8 @@ class Chunks:
                 self._calls[-1] = _block(call.tool_call_id, call.tool_name, arguments)
         if delta.end is None:
             return Chunk(self._text, delta.text, tuple(self._calls))
-        whole = tuple(_block(call.id, call.name, call.arguments) for call in delta.end.calls)
+        calls = delta.end.calls[: self._most]  # a grammar keeps them to it, where there is one
+        whole = tuple(_block(call.id, call.name, call.arguments) for call in calls)
         return Chunk(self._text, delta.text, whole, self._raw(delta.end))
 
     def _raw(self, end: End) -> dict[str, Any]:

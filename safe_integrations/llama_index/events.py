@@ -7,9 +7,10 @@ that reads the stream may be another one. So span id and tags are noted when the
 from __future__ import annotations
 
 import logging
+import sys
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from llama_index.core.instrumentation.events import BaseEvent
 from llama_index_instrumentation import get_dispatcher
@@ -21,6 +22,7 @@ from safe_integrations.engine.events import Ensembled, Event, Finished, Verified
 from safe_integrations.report import payloads
 
 _dispatcher = get_dispatcher(__name__)
+_TRACER: Final = "openinference.instrumentation.llama_index._handler"
 
 
 class SafeEvent(BaseEvent):
@@ -82,6 +84,8 @@ class Reporter:
     @classmethod
     def here(cls) -> Reporter:
         """For the call we are in."""
+        if _TRACER in sys.modules:
+            logging.getLogger(_TRACER).addFilter(_is_known)
         return cls(active_span_id.get(), dict(active_instrument_tags.get()))
 
     def report(self, event: Event | Started, at: datetime) -> None:
@@ -111,6 +115,3 @@ class Reporter:
 def _is_known(record: logging.LogRecord) -> bool:
     """Whether OpenInference's handler is at a loss with something other than our events."""
     return not record.getMessage().startswith("Unhandled event of type Safe")
-
-
-logging.getLogger("openinference.instrumentation.llama_index._handler").addFilter(_is_known)

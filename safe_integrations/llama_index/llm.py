@@ -5,7 +5,6 @@ All eight methods go over one core, `Call`. LlamaIndex's own decorators report t
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -27,22 +26,30 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.types import PydanticProgramMode
 from llama_index_instrumentation.dispatcher import DISPATCHER_SPAN_DECORATED_ATTR
-from pydantic import ConfigDict, field_serializer, field_validator
+from pydantic import ConfigDict, Field, field_serializer, field_validator
 
-from safe_integrations.adapters.options import EnsembleOptions, card_of, plain_source
+from safe_integrations.adapters.options import (
+    EnsembleOptions,
+    card_of,
+    is_member,
+    name_of,
+    plain_source,
+)
 from safe_integrations.adapters.request import (
     CALL_OPTIONS,
     Job,
     Request,
+    SafeEngine,
     read_format,
     read_request,
 )
-from safe_integrations.config import ResponseFormat
+from safe_integrations.config import EnsembleConfig, ResponseFormat
 from safe_integrations.errors import InvalidArgumentError
-from safe_integrations.llama_index.answer import Objects, selections
-from safe_integrations.llama_index.call import Call, astream, stream
+from safe_integrations.llama_index.answer import Chunk, Objects, selections
+from safe_integrations.llama_index.call import Call, Reported, heard
 from safe_integrations.llama_index.events import Reporter
 from safe_integrations.llama_index.messages import engine_messages, json_schema, tool_spec
+from safe_integrations.llama_index.window import LeftBehind, Metadata, Narrowed
 from safe_integrations.messages import Message
 from safe_integrations.report import tracing
 
@@ -72,13 +79,23 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
     The models and all options of an answer are those of `EnsembleOptions`; every option but the
     models can be given per call, too, and unknown ones are refused.
 
+    LlamaIndex packs documents with OpenAI's tokenizer, which needs fewer tokens than most models
+    do. So tell it: `Settings.tokenizer = llm.tokenize` (docs/llama-index.md).
+
     Attributes:
-        response_format: What answers must look like: a JSON schema, a regular expression, ...
+        response_format: What answers must look like: a pydantic class, a JSON schema in OpenAI's
+            form, a regular expression, ...
+        context_window: Tokens to use at most, prompt and answer together. None takes the smallest
+            window of the models.
+        is_function_calling_model: Whether LlamaIndex may offer tools to the models. If not, its
+            agents and structured output use prompts and parsers.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     response_format: ResponseFormat | None = None
+    context_window: int | None = Field(default=None, ge=2)
+    is_function_calling_model: bool = True
 
     def __init__(self, **data: Any) -> None:
         for name in data.keys() - type(self).model_fields.keys():
@@ -86,6 +103,8 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
             raise InvalidArgumentError(name, data[name], f"there is no such option; use {known}")
         super().__init__(**data)
         self._request({})
+        for member in self._members() if self.context_window else ():
+            Narrowed(member, self.context_window or 0)
 
     @field_validator("response_format", mode="before")
     @classmethod
@@ -98,6 +117,18 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
             return [plain_source(item) for item in source]
         return plain_source(source)
 
+    @field_serializer("response_format")
+    def _as_read(self, given: ResponseFormat | None) -> dict[str, Any] | None:
+        return None if given is None else given.model_dump(by_alias=True)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Leaves weights behind; what is made of it again says so when it is used."""
+        if not self._members():
+            return super().__getstate__()
+        left = [LeftBehind(s.name) if is_member(s) else s for s in self.sources]
+        copy = self.model_copy(update={"drafter": left[0], "verifiers": tuple(left[1:])})
+        return super(EnsembleOptions, copy).__getstate__()
+
     @classmethod
     def class_name(cls) -> str:
         """Name of the class in serialised components."""
@@ -105,19 +136,32 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
 
     @property
     def metadata(self) -> LLMMetadata:
-        """What callers plan with. Known without loading weights."""
-        cards = [card_of(source) for source in self.sources]
-        return LLMMetadata(
-            context_window=min(card.context_window for card in cards),
+        """What callers plan with. Nothing is read but where they ask for the context window."""
+        return Metadata(
+            self._window,
             num_output=self._request({}).options.max_tokens,
-            is_chat_model=cards[0].is_chat_model,
-            is_function_calling_model=True,
-            model_name="+".join(card.name for card in cards),
+            is_chat_model=True,  # every model gets the conversation, in its own form
+            is_function_calling_model=self.is_function_calling_model,
+            model_name="+".join(name_of(source) for source in self.sources),
         )
 
-    async def _look_up(self) -> None:
-        """Finds out in a thread, once, what `metadata` says: LlamaIndex asks for it on the loop."""
-        await asyncio.to_thread(getattr, self, "metadata")
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text, of the model that needs most of them. Loads the models.
+
+        As `Settings.tokenizer`, it makes LlamaIndex pack no more than the models can read.
+        """
+        written = text.encode("utf-8", "replace")
+        return max((m.tokens.encode(written) for m in self._load_engine().members), key=len)
+
+    def _window(self) -> int:
+        return self.context_window or min(card_of(s).context_window for s in self.sources)
+
+    def _load_engine(self, config: EnsembleConfig | None = None) -> SafeEngine:
+        engine = super()._load_engine(config)
+        if self.context_window is None:
+            return engine
+        drafter, *verifiers = (Narrowed(m, self.context_window) for m in engine.members)
+        return SafeEngine(drafter, verifiers, engine.config)
 
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Continues a prompt.
@@ -127,45 +171,25 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
             formatted: Whether the system prompt and `completion_to_prompt` are in it already.
             **kwargs: Options of this call (`GenerationConfig`).
         """
-
-        def answer(_self: Any, prompt: str, **_kwargs: Any) -> CompletionResponse:
-            return self._prompted(prompt, formatted, kwargs).run().completion()
-
-        response: CompletionResponse = _report_completion(answer)(self, prompt, **kwargs)
-        return response
+        return self._completion(prompt, formatted, kwargs).whole()
 
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
         """Continues a prompt, piece by piece. Arguments are those of `complete`."""
-        return stream(
-            lambda: self._prompted(prompt, formatted, kwargs),
-            lambda chunk: chunk.completion(chunk.delta),
-            lambda start: _report_completion(start)(self, prompt, **kwargs),
-        )
+        return self._completion(prompt, formatted, kwargs).stream()
 
     async def acomplete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
         """Continues a prompt; the event loop stays free. Arguments are those of `complete`."""
-        await self._look_up()
-
-        async def answer(_self: Any, prompt: str, **_kwargs: Any) -> CompletionResponse:
-            return (await self._prompted(prompt, formatted, kwargs).arun()).completion()
-
-        response: CompletionResponse = await _report_completion(answer)(self, prompt, **kwargs)
-        return response
+        return await self._completion(prompt, formatted, kwargs).awhole()
 
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
         """Continues a prompt, piece by piece. Arguments are those of `complete`."""
-        await self._look_up()
-        return await astream(
-            lambda: self._prompted(prompt, formatted, kwargs),
-            lambda chunk: chunk.completion(chunk.delta),
-            lambda start: _report_completion(start)(self, prompt, **kwargs),
-        )
+        return await self._completion(prompt, formatted, kwargs).astream()
 
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answers messages.
@@ -174,42 +198,40 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
             messages: The conversation. Every model gets it in its own chat template.
             **kwargs: Options of this call (`GenerationConfig`).
         """
-
-        def answer(_self: Any, messages: Sequence[ChatMessage], **_kwargs: Any) -> ChatResponse:
-            return self._asked(messages, kwargs).run().chat()
-
-        response: ChatResponse = _report_chat(answer)(self, messages, **kwargs)
-        return response
+        return self._reply(messages, kwargs).whole()
 
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Answers messages, piece by piece. Arguments are those of `chat`."""
-        return stream(
-            lambda: self._asked(messages, kwargs),
-            lambda chunk: chunk.chat(chunk.delta),
-            lambda start: _report_chat(start)(self, messages, **kwargs),
-        )
+        return self._reply(messages, kwargs).stream()
 
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answers messages; the event loop stays free. Arguments are those of `chat`."""
-        await self._look_up()
-
-        async def answer(
-            _self: Any, messages: Sequence[ChatMessage], **_kwargs: Any
-        ) -> ChatResponse:
-            return (await self._asked(messages, kwargs).arun()).chat()
-
-        response: ChatResponse = await _report_chat(answer)(self, messages, **kwargs)
-        return response
+        return await self._reply(messages, kwargs).awhole()
 
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
         """Answers messages, piece by piece. Arguments are those of `chat`."""
-        await self._look_up()
-        return await astream(
+        return await self._reply(messages, kwargs).astream()
+
+    def _completion(
+        self, prompt: str, formatted: bool, kwargs: dict[str, Any]
+    ) -> Reported[CompletionResponse]:
+        return Reported(
+            lambda: self._prompted(prompt, formatted, kwargs),
+            Chunk.completion,
+            lambda answer: _report_completion(answer)(self, prompt, **kwargs),
+            self._window,
+        )
+
+    def _reply(
+        self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]
+    ) -> Reported[ChatResponse]:
+        return Reported(
             lambda: self._asked(messages, kwargs),
-            lambda chunk: chunk.chat(chunk.delta),
-            lambda start: _report_chat(start)(self, messages, **kwargs),
+            Chunk.chat,
+            lambda answer: _report_chat(answer)(self, messages, **kwargs),
+            self._window,
         )
 
     def get_tool_calls_from_response(
@@ -250,6 +272,7 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
         return await super().apredict_and_call(*args, **kwargs)
 
     @_without_span
+    @heard()
     def _prepare_chat_with_tools(
         self,
         tools: Sequence[BaseTool],
@@ -284,7 +307,7 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> Generator[Any, None, None]:
-        if self.pydantic_program_mode not in _BY_TOOL:
+        if not self._asks_by_tool:
             return super()._structured_stream_call(output_cls, prompt, llm_kwargs, **prompt_args)
         kwargs = self._forced(output_cls, prompt, llm_kwargs, prompt_args)
         objects = Objects(self, output_cls)
@@ -297,13 +320,17 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> AsyncGenerator[Any, None]:
-        if self.pydantic_program_mode not in _BY_TOOL:
+        if not self._asks_by_tool:
             given = (output_cls, prompt, llm_kwargs)
             return await super()._structured_astream_call(*given, **prompt_args)
         kwargs = self._forced(output_cls, prompt, llm_kwargs, prompt_args)
         objects = Objects(self, output_cls)
         stream = await self.astream_chat_with_tools(**kwargs)
         return (objects.take(response) async for response in stream)
+
+    @property
+    def _asks_by_tool(self) -> bool:
+        return self.is_function_calling_model and self.pydantic_program_mode in _BY_TOOL
 
     def _forced(
         self,
@@ -322,6 +349,7 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
             "allow_parallel_tool_calls": False,
         }
 
+    @heard()
     def _prompted(self, prompt: str, formatted: bool, kwargs: dict[str, Any]) -> Call:
         """The call that a prompt asks for. A formatted prompt holds the system prompt already."""
         if formatted:
@@ -333,6 +361,7 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
         system = [Message("system", self.system_prompt)] if self.system_prompt else []
         return self._call([*system, Message("user", prompt)], kwargs)
 
+    @heard()
     def _asked(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> Call:
         """The call that messages ask for."""
         conversation = engine_messages(messages)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from llama_index.core.base.llms.types import (
@@ -14,8 +16,9 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 from llama_index.core.tools import BaseTool
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 
+from safe_integrations.adapters.request import openai_function
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.messages import Message, Role
 
@@ -63,7 +66,14 @@ def json_schema(kind: type) -> dict[str, Any]:
 
 def _message(message: ChatMessage, index: int) -> Message:
     extra = {k: message.additional_kwargs[k] for k in _PASSED_ON if k in message.additional_kwargs}
-    calls = [_call(block) for block in message.blocks if isinstance(block, ToolCallBlock)]
+    calls = [
+        _call(block.tool_call_id, block.tool_name, block.tool_kwargs)
+        for block in message.blocks
+        if isinstance(block, ToolCallBlock)
+    ] or [
+        _openai_call(call, f"messages[{index}].additional_kwargs['tool_calls'][{i}]")
+        for i, call in enumerate(message.additional_kwargs.get("tool_calls") or ())
+    ]
     if calls:
         extra["tool_calls"] = calls
     texts = []
@@ -79,10 +89,20 @@ def _message(message: ChatMessage, index: int) -> Message:
     return Message(_ROLES[message.role], "\n".join(texts), extra)
 
 
-def _call(block: ToolCallBlock) -> dict[str, Any]:
+def _openai_call(call: Any, argument: str) -> dict[str, Any]:
+    """A tool call that stands beside the blocks: older messages keep it as OpenAI sent it."""
+    given = call.model_dump() if isinstance(call, BaseModel) else call
+    function = openai_function(given)
+    if function is None or "arguments" not in function:
+        remedy = 'pass {"id": ..., "function": {"name": ..., "arguments": ...}}'
+        raise InvalidArgumentError(argument, call, remedy)
+    return _call(given.get("id"), function["name"], function["arguments"])
+
+
+def _call(call_id: str | None, name: str, arguments: Any) -> dict[str, Any]:
     """A tool call in the form that chat templates read."""
-    return {
-        "type": "function",
-        "id": block.tool_call_id or "",
-        "function": {"name": block.tool_name, "arguments": block.tool_kwargs},
-    }
+    if isinstance(arguments, str):
+        with suppress(ValueError):
+            arguments = json.loads(arguments)
+    function = {"name": name, "arguments": arguments}
+    return {"type": "function", "id": call_id or "", "function": function}

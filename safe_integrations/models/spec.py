@@ -87,7 +87,7 @@ class ModelSpec(StrictModel):
     chat_template: str | None = None
     context_window: int | None = Field(default=None, ge=2)
     pack: bool = True
-    reuse_bytes: int = Field(default=1 << 30, ge=0)
+    reuse_bytes: int = Field(default=256 << 20, ge=0)  # of the default pair: 5,000 tokens each
     load_kwargs: dict[str, _Data] = Field(default_factory=dict)
 
     @model_validator(mode="after")

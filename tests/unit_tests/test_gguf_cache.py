@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import threading
 import warnings
 from pathlib import Path
@@ -12,7 +13,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from safe_integrations.errors import LargeModelWarning, ModelLoadError, ModelNotFoundError
+from safe_integrations.errors import (
+    LargeModelWarning,
+    MissingDependencyError,
+    ModelLoadError,
+    ModelNotFoundError,
+)
 from safe_integrations.models.transformers import gguf
 
 
@@ -237,6 +243,24 @@ def test_several_may_note_the_same_file_at_once(
     stop.set()
     forgetful.join()
     assert found == [folder] * 120 and len(conversions) == 1
+
+
+@pytest.mark.parametrize("library", ["gguf", "filelock"])
+def test_without_the_extra_only_what_is_converted_can_be_used(
+    cache: Path,
+    source: Path,
+    conversions: list[str],
+    library: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The error says what to install; what lies in the cache needs nothing any more."""
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, library, None)
+        with pytest.raises(MissingDependencyError, match=f"m.gguf needs {library}.*\\[gguf\\]"):
+            gguf.converted_file(source, silent)
+    folder = gguf.converted_file(source, silent)
+    monkeypatch.setitem(sys.modules, library, None)
+    assert gguf.converted_file(source, silent) == folder
 
 
 @pytest.fixture

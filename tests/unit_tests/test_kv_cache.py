@@ -18,7 +18,11 @@ from transformers import (
 
 from safe_integrations.errors import UnsupportedModelError
 from safe_integrations.models.transformers import kv_cache
-from safe_integrations.models.transformers.kv_cache import CroppableCache, layer_windows
+from safe_integrations.models.transformers.kv_cache import (
+    CroppableCache,
+    layer_windows,
+    rope_switch,
+)
 
 SHAPE = {
     "vocab_size": 100, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4,
@@ -57,6 +61,30 @@ def test_a_cache_that_was_cut_back_gives_what_reading_everything_gives(kind: str
             expected = model(input_ids=torch.tensor([ids]), use_cache=False).logits[:, kept:]
             torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-3)
     assert len(ids) > 64
+
+
+LONG = {"rope_type": "longrope", "rope_theta": 1e4}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "rope", "switch"),
+    [
+        ("llama", {"rope_type": "default", "rope_theta": 1e4}, None),
+        ("llama", DYNAMIC, None),
+        ("gemma3_text", {"sliding_attention": LONG, "full_attention": DYNAMIC}, 131072),
+        ("phi3", LONG | {"original_max_position_embeddings": 512}, 512),
+        ("gpt2", None, None),
+        ("bloom", None, None),  # says of no length that it was built for it
+    ],
+)
+def test_where_positions_begin_to_depend_on_the_length(
+    name: str, rope: dict[str, object] | None, switch: int | None
+) -> None:
+    config = transformers.AutoConfig.for_model(name)
+    if rope is not None:
+        config.rope_parameters = rope
+    assert rope_switch(config) == switch
 
 
 @pytest.mark.parametrize("config", [T5Config(), MambaConfig(num_hidden_layers=2)])

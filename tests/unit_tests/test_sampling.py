@@ -11,7 +11,7 @@ import pytest
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.engine.distribution import DenseDistribution
-from safe_integrations.engine.ensemble import merge
+from safe_integrations.engine.ensemble import as_single_tokens, merge
 from safe_integrations.engine.sampling import draw, shape, speculative_draw
 from safe_integrations.engine.tokens import END
 from safe_integrations.safe_engine import SafeEngine
@@ -120,7 +120,10 @@ def test_accepted_and_redrawn_tokens_together_follow_the_ensemble(
     merged = merge(tables, rows, weights, config.model_copy(update={"sharpening": "none"}))
     random, drafter = np.random.default_rng(20), np.exp(rows[0].dense(), dtype=np.float64)
     drafted = [tables[0].symbol(draw(drafter, random)) for _ in range(DRAWS)]
-    seen = Counter(speculative_draw(merged, weights, symbol, random) for symbol in drafted)
+    single = merged.by_model[0]
+    if config.method == "unite":
+        single = as_single_tokens(merged.symbols, tables[0], rows[0])
+    seen = Counter(speculative_draw(merged, single, weights, symbol, random) for symbol in drafted)
     assert chi_square_excess(promised(scripts, weights, config.union_top_k), seen) < 1
     if seeds[0] != seeds[1]:
         assert chi_square_excess(dict(scripts[0](b"")), seen) > 1  # the check can tell

@@ -21,6 +21,7 @@ from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.errors import ContextWindowError, GenerationCancelled
 from safe_integrations.models.load import load_member, unload_models
 from safe_integrations.models.spec import LoadedModel, ModelSpec
+from safe_integrations.models.transformers import load
 from safe_integrations.models.transformers.member import TransformersMember
 from safe_integrations.safe_engine import SafeEngine
 
@@ -103,13 +104,10 @@ def test_longrope_caches_serve_prompts_on_their_own_side_of_the_switch(
     stretching: LoadedModel,
 ) -> None:
     """A cache of a long prompt is of no use for a short one with the same beginning."""
-    used, fresh = load_member(stretching), load_member(stretching)
-    assert isinstance(used, TransformersMember) and isinstance(fresh, TransformersMember)
+    used = member_of(stretching)
     long, short = list(range(20, 90)), list(range(20, 50))
     for prompt in (short, long, short):
-        expected = ours(fresh, prompt, 6)
-        fresh.forget()
-        assert ours(used, prompt, 6) == expected
+        assert ours(used, prompt, 6) == ours(member_of(stretching), prompt, 6)
 
 
 def test_a_session_can_be_closed_in_the_middle_of_a_forward_pass() -> None:
@@ -151,7 +149,8 @@ def test_dynamic_positions_end_where_they_begin_to_move() -> None:
         rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}, **SHAPE,
     )  # fmt: skip
     model = toy_model("dynamic", SIZE, config)
-    member, prompt = member_of(model, window=4 * SWITCH), list(range(20, 50))
+    spec = ModelSpec(source="dynamic", context_window=4 * SWITCH)
+    member, prompt = load.member_of(model, spec), list(range(20, 50))
     assert member.context_window == SWITCH
     with pytest.raises(ContextWindowError):
         SafeEngine(member).generate("long " * SWITCH)
@@ -265,7 +264,7 @@ def call(members: Sequence[TransformersMember], way: str, rng: random.Random) ->
         with suppress(GenerationCancelled):
             session.score([], 0)
         return session.close()
-    cancel = yes_after(rng.randint(0, 12)) if way == "cancelled" else None
+    cancel = yes_after(rng.randint(0, 12) if way == "cancelled" else 10**6)
     events = engine_of(members, rng).generate(question, SHORT, cancel=cancel)
     last = rng.randint(0, 12) if way == "left" else 10**6
     with suppress(GenerationCancelled):

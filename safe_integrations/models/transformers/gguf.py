@@ -4,9 +4,7 @@ transformers reads GGUF, but needs most of a minute for a small model, mostly to
 metadata several times in Python. So a file is converted once, to float32 (a quantised weight times
 its scale is exact there), into a folder of the user's cache named by the file's content. The
 folder appears in one step, under a lock, and a manifest tells whether it is still what was written.
-
-That suits small models. A quantised file becomes seven times as large, on disk and in memory, so
-what would be large is said before it is done.
+A 4-bit file becomes seven times as large, so what will be large is said before it is done.
 """
 
 from __future__ import annotations
@@ -19,16 +17,17 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
 from safe_integrations.errors import (
     LargeModelWarning,
+    MissingDependencyError,
     ModelLoadError,
     ModelNotFoundError,
-    SafeError,
 )
 from safe_integrations.models.quiet import quiet
 from safe_integrations.models.spec import Progress
@@ -57,6 +56,7 @@ def converted_file(path: Path, on_progress: Progress) -> Path:
     Raises:
         ModelNotFoundError: There is no such file.
         ModelLoadError: The file is truncated, damaged or of an unknown kind, or there is no room.
+        MissingDependencyError: `gguf` or `filelock` is not installed.
 
     Warns:
         LargeModelWarning: The converted model takes more than `LARGE` bytes.
@@ -82,6 +82,9 @@ def converted(
     folder = root / f"{sha256[:32]}-v{VERSION}"
     if is_intact(folder):
         return folder
+    for library in ("filelock", "gguf"):
+        if find_spec(library) is None:
+            raise MissingDependencyError(f"reading {label}", library, "gguf")
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _locked(root / f"{folder.name}.lock", label, on_progress):
@@ -116,8 +119,7 @@ def sha256_of(path: Path) -> str:
 def _remembered_sha256(path: Path) -> str:
     """Hash of a file's content, read once for as long as its size and time of change stay.
 
-    Each file has a note in the cache that anybody may write at any time: half of one is no JSON,
-    and counts as none.
+    Each file has a note in the cache. Anybody may write it at any time: half of one is no JSON.
     """
     path = path.resolve()
     stamp = [path.stat().st_size, path.stat().st_mtime_ns]
@@ -133,27 +135,20 @@ def _remembered_sha256(path: Path) -> str:
     return sha256
 
 
-@contextmanager
-def _locked(path: Path, label: str, on_progress: Progress) -> Iterator[None]:
+def _locked(path: Path, label: str, on_progress: Progress) -> AbstractContextManager[Any]:
     from filelock import FileLock, Timeout
 
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         on_progress(f"{label}: waiting for another process that converts it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()
 
 
 def _unchanged(path: Path, size: int, mtime_ns: int, sha256: str) -> bool:
     stat = path.stat()
-    if stat.st_size != size:
-        return False
-    return stat.st_mtime_ns == mtime_ns or sha256_of(path) == sha256
+    return stat.st_size == size and (stat.st_mtime_ns == mtime_ns or sha256_of(path) == sha256)
 
 
 def _build(
@@ -205,8 +200,6 @@ def _convert(gguf: Path, target: Path, label: str, on_progress: Progress) -> Non
             if hasattr(model.config, "quantization_config"):
                 del model.config.quantization_config
             model.save_pretrained(target)
-        except SafeError:
-            raise
         except Exception as error:
             raise ModelLoadError(
                 f"{label}: transformers cannot convert this GGUF file: {error}"
@@ -216,20 +209,15 @@ def _convert(gguf: Path, target: Path, label: str, on_progress: Progress) -> Non
 def _check_room(numbers: int, target: Path, label: str) -> None:
     """Says what a model of so many weights will take, and refuses what the disk has no room for."""
     size, free = 4 * numbers, shutil.disk_usage(target.parent).free
+    takes = f"{label}: converted to float32 it takes {size / 1e9:.1f} GB in {cache_dir()}"
     if size > free:
         raise ModelLoadError(
-            f"{label}: converted to float32 it takes {size / 1e9:.1f} GB, and {cache_dir()} has "
-            f"{free / 1e9:.1f} GB of room: make room there, set SAFE_INTEGRATIONS_CACHE to another "
-            "folder, or take the model's safetensors instead"
+            f"{takes}, which has {free / 1e9:.1f} GB of room: make room there, set "
+            "SAFE_INTEGRATIONS_CACHE to another folder, or load the model's safetensors instead"
         )
     if size > LARGE:
-        warnings.warn(
-            f"{label}: it is converted to float32, which takes {size / 1e9:.1f} GB in "
-            f"{cache_dir()}, and as much memory whenever the model is loaded; the model's "
-            "safetensors may take less",
-            LargeModelWarning,
-            stacklevel=2,
-        )
+        memory = "and as much memory when it is loaded; the model's safetensors may take less"
+        warnings.warn(f"{takes}, {memory}", LargeModelWarning, stacklevel=2)
 
 
 @contextmanager
@@ -237,12 +225,10 @@ def _fast_reading(label: str, on_progress: Progress) -> Iterator[Callable[[Path]
     """Makes transformers parse a GGUF file once instead of four times.
 
     Yields a function that reads a file's table of contents, and raises a `ModelLoadError` where the
-    file is not whole. Only
-    pure functions are swapped, for versions of them that remember; so a thread that meets them by
-    chance gets right answers too.
+    file is not whole. Only pure functions are swapped, for versions of them that remember; so a
+    thread that meets them by chance gets right answers too.
     """
     import gguf
-    import transformers.modeling_gguf_pytorch_utils as hf
 
     class Reader(gguf.GGUFReader):
         @property
@@ -267,21 +253,14 @@ def _fast_reading(label: str, on_progress: Progress) -> Iterator[Callable[[Path]
         except Exception as error:
             raise ModelLoadError(_damage(path, label)) from error
 
-    def steps(items: Any, **_: Any) -> Iterator[Any]:
-        for i, item in enumerate(items):
-            if i % 50 == 0:
-                on_progress(f"{label}: converting its weights, {i} of {len(items)}")
-            yield item
-
     with _patching:
-        saved = gguf.GGUFReader, gguf.get_tensor_name_map, hf.tqdm
+        saved = gguf.GGUFReader, gguf.get_tensor_name_map
         gguf.GGUFReader = reader
         gguf.get_tensor_name_map = lru_cache(gguf.get_tensor_name_map)
-        hf.tqdm = steps
         try:
             yield read
         finally:
-            gguf.GGUFReader, gguf.get_tensor_name_map, hf.tqdm = saved
+            gguf.GGUFReader, gguf.get_tensor_name_map = saved
             remembered.cache_clear()  # unmaps the files
 
 

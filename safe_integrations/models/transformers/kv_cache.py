@@ -140,20 +140,12 @@ def rope_switch(config: PretrainedConfig) -> int | None:
 
     Keys from before the switch are of no use behind it, nor the other way round.
     """
-    built = config.get_text_config(decoder=True)
-    top = getattr(built, "original_max_position_embeddings", built.max_position_embeddings)
-    kinds = _ropes(config, "longrope")
-    return min((kind.get("original_max_position_embeddings", top) for kind in kinds), default=None)
-
-
-def rope_limit(config: PretrainedConfig) -> int | None:
-    """Tokens up to which a model's positions do not depend on how many there are, or None.
-
-    Dynamic NTK rotates all of them another way with every token behind that: no cache is of use
-    there, and what the model expects after a text depends on how far a draft looks ahead.
-    """
-    limited = _ropes(config, "dynamic")
-    return config.get_text_config(decoder=True).max_position_embeddings if limited else None
+    name, built = "original_max_position_embeddings", config.get_text_config(decoder=True)
+    lengths = (
+        kind.get(name) or getattr(built, name, None) or built.max_position_embeddings
+        for kind in _ropes(config, "longrope")
+    )
+    return min(lengths, default=None)
 
 
 def _ropes(config: PretrainedConfig, rope_type: str) -> list[dict[str, Any]]:

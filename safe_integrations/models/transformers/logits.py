@@ -7,7 +7,6 @@ torch's there; the exceptions go through a large vocabulary in parts, on several
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Final
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from safe_integrations.engine.rows import largest
+from safe_integrations.engine.distribution import DenseDistribution
 from safe_integrations.engine.tokens import TokenTable
 
 Logits = NDArray[np.float32]
@@ -36,12 +35,11 @@ class Fold:
 
     def __call__(self, logits: Logits) -> None:
         """Folds one row in place, shape `[tokens.size]`."""
-        if len(self._alias):
-            np.logaddexp.at(logits, self._canonical, logits[self._alias])
+        np.logaddexp.at(logits, self._canonical, logits[self._alias])
         logits[self._gone] = -np.inf
 
 
-class LogitsDistribution:
+class LogitsDistribution(DenseDistribution):
     """A next-token distribution of which only logits are known.
 
     Args:
@@ -54,37 +52,16 @@ class LogitsDistribution:
         self._fold = fold
 
     @cached_property
-    def _logits(self) -> Logits:
+    def _logits(self) -> Logits:  # type: ignore[override]
         """Folded when it is first needed: not every row is."""
         self._fold(self._raw)
         return self._raw
 
     @cached_property
-    def best(self) -> int:
-        """The most probable id; of several, the lowest."""
-        return int(self._logits.argmax())
-
-    @cached_property
-    def _total(self) -> float:
+    def total(self) -> float:
         """Logarithm of the sum of all exponentials."""
         parts = self._logits.reshape(1 if len(self._logits) % _PARTS else _PARTS, -1)
         peaks = parts.argmax(axis=1, keepdims=True)
         ours = np.take_along_axis(torch.from_numpy(parts).log_softmax(-1).numpy(), peaks, 1)
         theirs = np.take_along_axis(parts, peaks, 1)
         return float(np.logaddexp.reduce((theirs - ours)[theirs > -np.inf]))
-
-    def logprobs(self, token_ids: Sequence[int]) -> list[float]:
-        """Natural logarithms of the probabilities of some ids."""
-        return [float(self._logits[token_id]) - self._total for token_id in token_ids]
-
-    def top(self, k: int) -> list[int]:
-        """The k most probable ids, best first; of equals the lowest first."""
-        return [int(i) for i in largest(self._logits, k)]
-
-    def logits(self) -> Logits:
-        """Logits of all ids."""
-        return self._logits
-
-    def dense(self) -> Logits:
-        """Log-probabilities of all ids."""
-        return self._logits - np.float32(self._total)

@@ -21,7 +21,6 @@ from safe_integrations.models.transformers.fork import check_process
 from safe_integrations.models.transformers.kv_cache import (
     CroppableCache,
     layer_windows,
-    rope_limit,
     rope_switch,
 )
 from safe_integrations.models.transformers.logits import Fold, Logits, LogitsDistribution
@@ -69,7 +68,7 @@ class TransformersMember:
     ) -> None:
         self.name = name
         self.tokens = tokens
-        self.context_window = min(context_window, rope_limit(model.config) or context_window)
+        self.context_window = context_window
         self._model = model
         self._device = model.device  # a search through all parameters, each time it is asked
         self._render = render
@@ -158,12 +157,6 @@ class TransformersMember:
 
     def _idle_bytes(self) -> int:
         return sum(cached.kv.nbytes for cached in self._idle)
-
-    def forget(self) -> None:
-        """Drops the caches of finished prompts; sessions at work keep theirs."""
-        with self._lock:
-            self._returned.clear()
-            self._idle.clear()
 
     def stretches(self, length: int) -> bool:
         """Whether the model rotates positions its other way for so many tokens (LongRoPE)."""

@@ -100,11 +100,9 @@ def _unwritten_regions() -> list[_Region]:
     The kernel knows that of every page without reading it, since a page that is written to becomes
     one of the process's own. Other systems than Linux are not asked.
     """
+    smaps = Path("/proc/self/smaps")
+    lines = smaps.read_text().splitlines() if smaps.exists() else []
     regions: list[_Region] = []
-    try:
-        lines = Path("/proc/self/smaps").read_text().splitlines()
-    except OSError:
-        return regions
     region: _Region | None = None
     for key, *values in (line.split(maxsplit=5) for line in lines):
         if not key.endswith(":"):  # a new region: addresses, mode, offset, device, inode, file

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
@@ -16,13 +17,24 @@ from typing import Any
 import pytest
 from llama_index.core.callbacks import CallbackManager, LlamaDebugHandler, TokenCountingHandler
 from llama_index.core.callbacks.schema import CBEventType
+from llama_index.core.extractors import SummaryExtractor
 from llama_index.core.llms import ChatMessage
+from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.prompts import PromptTemplate
+from pydantic import BaseModel, ValidationError
 from scripted_llms import Endless, Model, says, writer
 
+from safe_integrations import safe_engine
 from safe_integrations.config import EnsembleConfig, GenerationConfig
-from safe_integrations.errors import GenerationError, InvalidArgumentError, SafeTimeoutError
-from safe_integrations.llama_index import SafeLLM, result_of
+from safe_integrations.engine.tokens import END
+from safe_integrations.errors import (
+    ContextWindowError,
+    GenerationError,
+    InvalidArgumentError,
+    SafeError,
+    SafeTimeoutError,
+)
+from safe_integrations.llama_index import SafeCallError, SafeLLM, result_of
 from safe_integrations.models import load as loading
 from safe_integrations.testing import follows
 from tests.loops import Gate, answer_beside_a_free_loop, cancel_within_a_pass
@@ -75,6 +87,16 @@ ALL = [
 ]
 all_methods = pytest.mark.parametrize("method", ALL, ids=lambda m: m.__name__)
 async_methods = pytest.mark.parametrize("method", ALL[4:], ids=lambda m: m.__name__)
+
+
+def chatting_or(wanted: bytes) -> Callable[[bytes], dict[bytes, float]]:
+    """A script that would rather chat, and writes what is wanted where it may not."""
+
+    def script(written: bytes) -> dict[bytes, float]:
+        following = wanted[len(written) : len(written) + 1] or END
+        return {following: 1.0} if written else {b"S": 0.9, following: 0.1}
+
+    return script
 
 
 def text_of(response: Any) -> str:
@@ -168,8 +190,15 @@ async def test_options_of_a_call_are_honoured(llm: SafeLLM, method: Method) -> N
 
 @all_methods
 async def test_unknown_options_are_refused(llm: SafeLLM, method: Method) -> None:
-    with pytest.raises(InvalidArgumentError, match="temprature=1: there is no such option"):
+    with pytest.raises(SafeCallError, match="temprature=1: there is no such option"):
         await method(llm, temprature=1)
+
+
+@all_methods
+async def test_what_only_servers_need_is_ignored(llm: SafeLLM, method: Method) -> None:
+    """Callers that are written for servers pass these on; a call was refused for them."""
+    response = await method(llm, user="me", stream=True, timeout=60)
+    assert text_of(response) == "hello world"
 
 
 @all_methods
@@ -285,6 +314,97 @@ def test_only_a_whole_answer_tells_where_it_comes_from(llm: SafeLLM) -> None:
         result_of(next(llm.stream_complete("x")))
 
 
+def test_what_needs_no_reading_is_told_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LlamaIndex asks on the loop; reading the default pair's tokenizers took 6.7 seconds."""
+    monkeypatch.setattr(loading, "peek", lambda source: pytest.fail(f"{source} was read"))
+    metadata = SafeLLM(max_tokens=10).metadata
+    assert metadata.model_name == "smollm2-135m+gemma3-270m"
+    assert (metadata.num_output, metadata.system_role) == (10, "system")
+    assert metadata.is_chat_model and metadata.is_function_calling_model
+    assert SafeLLM(context_window=100).metadata.context_window == 100
+
+
+@all_methods
+async def test_a_window_that_is_lowered_is_what_prompt_and_answer_get(method: Method) -> None:
+    """LlamaIndex packs with another tokenizer; users of other LLMs lower the window then."""
+    models = [writer(b"hello" * 9), Model("other", [], follows(b"hello" * 9))]
+    llm = SafeLLM(drafter=models[0], verifiers=models[1:], context_window=7)
+    assert llm.metadata.context_window == llm.metadata.model_dump()["context_window"] == 7
+    response = await method(llm)
+    assert response.raw["finish_reason"] == "length"
+    assert response.raw["usage"]["total_tokens"] <= 7
+    with pytest.raises(ContextWindowError, match="8 tokens long for drafter.* window is 7"):
+        llm.chat(HELLO * 8)
+    assert models[0].context_window == 4096
+
+
+def test_a_window_is_not_raised() -> None:
+    small = Model("small", [], follows(b""), context_window=100)
+    with pytest.raises(InvalidArgumentError, match="context_window=101: small holds 100 tokens"):
+        SafeLLM(drafter=writer(b""), verifiers=[small], context_window=101)
+    with pytest.raises(ValidationError, match="context_window"):
+        SafeLLM(context_window=1)
+
+
+async def test_a_window_that_a_named_model_does_not_have_is_refused_by_its_first_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small = Model("small", [], follows(b""), context_window=100)
+    monkeypatch.setattr(safe_engine, "load_member", lambda *_: small)
+    llm = SafeLLM(drafter="small", context_window=101)
+    with pytest.raises(SafeCallError, match="context_window=101: small holds 100 tokens"):
+        await llm.achat(HELLO)
+
+
+def test_text_is_counted_by_the_model_that_needs_most_tokens() -> None:
+    """LlamaIndex counts with OpenAI's tokenizer: German came out at two thirds of its length."""
+    llm = SafeLLM(drafter=writer(b""), verifiers=[Model("other", [b"hello "], follows(b""))])
+    assert len(llm.tokenize("hello ")) == 3
+    assert len(llm.tokenize("\ud800 hello")) == 7
+    parser = SentenceSplitter(chunk_size=12, chunk_overlap=0, tokenizer=llm.tokenize)
+    assert {len(llm.tokenize(part)) <= 12 for part in parser.split_text("hello. " * 20)} == {True}
+
+
+def test_a_response_format_is_taken_in_every_form_and_survives_a_dump() -> None:
+    class City(BaseModel):
+        name: str
+
+    schema = City.model_json_schema()
+    openai = {"type": "json_schema", "json_schema": {"name": "City", "schema": schema}}
+    for given in (City, openai, {"type": "json_schema", "schema": schema}):
+        chatty = Model("chatty", [], chatting_or(b'{"name": "Paris"}'))
+        llm = SafeLLM(drafter=chatty, response_format=given)
+        assert llm.complete("x").text == '{"name": "Paris"}'
+        read_back = SafeLLM.from_dict({**llm.to_dict(), "drafter": chatty})
+        assert read_back.response_format == llm.response_format
+        called = SafeLLM(drafter=chatty).complete("x", response_format=given)
+        assert called.text == '{"name": "Paris"}'
+    chatty = Model("chatty", [], chatting_or(b"{}"))
+    json_object = {"type": "json_object"}
+    assert SafeLLM(drafter=chatty).complete("x", response_format=json_object).text == "{}"
+    free = SafeLLM(drafter=writer(b"Paris"), response_format={"type": "text"})
+    assert free.complete("x").text == "Paris"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "json",
+        {"type": "yaml"},
+        {"type": "object", "properties": {}},
+        {"type": "json_schema"},
+        {"type": "json_schema", "json_schema": {"type": "object"}},
+    ],
+    ids=str,
+)
+def test_another_response_format_is_refused_with_those_that_there_are(given: Any) -> None:
+    known = "response_format=.*pass a pydantic class, .*json_object.*or a JsonSchema"
+    with pytest.raises(ValidationError, match=known):
+        SafeLLM(response_format=given)
+    with pytest.raises(SafeCallError, match=known):
+        SafeLLM(drafter=writer(b"")).complete("x", response_format=given)
+
+
 def test_metadata_tells_about_the_loaded_models() -> None:
     small = Model("small", [], follows(b""), context_window=100)
     llm = SafeLLM(drafter=writer(b""), verifiers=[small], max_tokens=10)
@@ -310,11 +430,21 @@ def test_to_dict_holds_names_and_reads_back(llm: SafeLLM) -> None:
     assert SafeLLM.from_json(named.to_json()).to_json() == named.to_json()
 
 
-def test_copies_share_the_models_and_pickles_refuse_them(llm: SafeLLM) -> None:
-    """A pickle without the models would come back as the default pair."""
+def test_copies_share_the_models_and_pickles_leave_them_behind(llm: SafeLLM) -> None:
+    """A pickle without the models would come back as the default pair.
+
+    Refusing to be pickled does not help: LlamaIndex then leaves the LLM out of the component that
+    uses it, and a worker of an `IngestionPipeline` ends in an AttributeError.
+    """
     assert copy.deepcopy(llm).drafter is llm.drafter
-    with pytest.raises(InvalidArgumentError, match="name it, and each process will load it"):
-        pickle.dumps(llm)
+    program = pickle.loads(pickle.dumps(SummaryExtractor(llm=llm)))
+    assert program.llm.metadata.model_name == "drafter+verifier"
+    for use in (program.llm.complete, program.llm.tokenize):
+        with pytest.raises(SafeError, match="='drafter': a pickle holds no weights: name the"):
+            use("x")
+    again = pickle.loads(pickle.dumps(program.llm))
+    with pytest.raises(InvalidArgumentError, match="='drafter': a pickle holds no weights"):
+        assert again.metadata.context_window
     named = SafeLLM(drafter="a", verifiers=["b"], seed=1)
     assert pickle.loads(pickle.dumps(named)).to_dict() == named.to_dict()
 
@@ -337,7 +467,7 @@ async def test_even_looking_a_model_up_leaves_the_event_loop_free(
 
 @all_methods
 async def test_a_timeout_stops_the_models(method: Method) -> None:
-    model = Endless()
+    model = Endless(before_pass=lambda: time.sleep(0.005))
     with pytest.raises(SafeTimeoutError, match=r"not complete after 0\.1 seconds"):
         await method(SafeLLM(drafter=model), timeout=0.1)
     assert all(session.closed for session in model.sessions)

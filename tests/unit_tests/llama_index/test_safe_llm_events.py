@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import sys
 from datetime import datetime
 from typing import Any
 
@@ -197,9 +198,19 @@ def test_a_broken_handler_does_not_break_the_answer(llm: SafeLLM, listener: List
 
 
 def test_a_tracer_is_not_told_to_complain_about_our_events(
-    caplog: pytest.LogCaptureFixture,
+    llm: SafeLLM, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logger = logging.getLogger("openinference.instrumentation.llama_index._handler")
+    """Importing this package changed the logger of another one, whether it was in use or not."""
+    name = "openinference.instrumentation.llama_index._handler"
+    logger = logging.getLogger(name)
+    monkeypatch.setattr(logger, "filters", [])
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    llm.complete("x")
+    assert logger.filters == []
+    monkeypatch.setitem(sys.modules, name, object())
+    llm.complete("x")
+    llm.complete("x")
+    assert len(logger.filters) == 1
     logger.warning("Unhandled event of type SafeVerification")
     logger.warning("Unhandled event of type Other")
     assert caplog.messages == ["Unhandled event of type Other"]

@@ -14,6 +14,7 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 from llama_index.core.tools import FunctionTool
+from pydantic import BaseModel
 
 from safe_integrations.adapters.request import read_tools
 from safe_integrations.errors import InvalidArgumentError
@@ -45,6 +46,41 @@ def test_blocks_become_text_and_tool_calls() -> None:
     assert engine_messages([ChatMessage(role="assistant", blocks=blocks)]) == [
         Message("assistant", "I look\nit up.", {"tool_calls": [call]})
     ]
+
+
+class _Function(BaseModel):
+    name: str = "weather"
+    arguments: str = '{"city": "Köln"}'
+
+
+class _Call(BaseModel):
+    """A call as OpenAI's library gives it."""
+
+    id: str = "1"
+    type: str = "function"
+    function: _Function = _Function()
+
+
+def test_calls_beside_the_blocks_are_read_and_not_twice() -> None:
+    """Older and hand-written histories keep them there: the tool's result stood orphaned."""
+    function = {"name": "weather", "arguments": {"city": "Köln"}}
+    call = {"type": "function", "id": "1", "function": function}
+    expected = [Message("assistant", "", {"tool_calls": [call]})]
+    block = ToolCallBlock(tool_call_id="1", tool_name="weather", tool_kwargs={"city": "Köln"})
+    for beside in (_Call(), _Call().model_dump(), call):
+        message = ChatMessage(role="assistant", additional_kwargs={"tool_calls": [beside]})
+        assert engine_messages([message]) == expected
+        message.blocks = [block]
+        assert engine_messages([message]) == expected
+    empty = ChatMessage("x", role="assistant", additional_kwargs={"tool_calls": None})
+    assert engine_messages([empty]) == [Message("assistant", "x")]
+
+
+@pytest.mark.parametrize("call", ["weather", {"name": "weather"}, {"function": {"name": "x"}}])
+def test_calls_that_cannot_be_read_are_refused_by_place(call: object) -> None:
+    message = ChatMessage(role="assistant", additional_kwargs={"tool_calls": [_Call(), call]})
+    with pytest.raises(InvalidArgumentError, match=r"messages\[0\].*\['tool_calls'\]\[1\]=.*pass"):
+        engine_messages([message])
 
 
 def test_a_tool_result_keeps_its_call_id_and_nothing_unknown_passes() -> None:

@@ -14,6 +14,8 @@ from pydantic import BaseModel
 from scripted_llms import Model, says
 
 from safe_integrations.engine.tokens import END
+from safe_integrations.llama_index import SafeLLM
+from tests.truncated import TruncatedMember
 
 # Agents inspect all attributes of themselves, pydantic's deprecated ones included.
 agents = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning")
@@ -161,3 +163,35 @@ def test_preparing_a_call_is_no_span_of_its_own(spans: Any) -> None:
         "SafeLLM.chat",
         "SafeLLM.predict_and_call",
     ]
+
+
+def test_one_call_is_one_call_where_no_grammar_keeps_the_model_to_it() -> None:
+    """A model behind a server that tells only its best tokens is held by no grammar."""
+    members = [TruncatedMember(says(CALL + CALL).drafter, 20) for _ in range(3)]
+    for member, allowed in zip(members, (True, False, False), strict=True):
+        llm = SafeLLM(drafter=member)
+        how = {"allow_parallel_tool_calls": allowed}
+        if member is members[2]:
+            *_, response = llm.stream_chat_with_tools([TOOL], "2 + 3, twice?", **how)
+        else:
+            response = llm.chat_with_tools([TOOL], "2 + 3, twice?", **how)
+        assert len(llm.get_tool_calls_from_response(response)) == (2 if allowed else 1)
+
+
+async def test_tools_can_be_kept_from_models_that_are_bad_at_them() -> None:
+    """Then agents and structured output ask with prompts, and read the text."""
+    text = '{"name": "Paris", "people": 2}'
+    paris = City(name="Paris", people=2)
+
+    def llm() -> SafeLLM:
+        answers = says(text)
+        answers.is_function_calling_model = False
+        return answers
+
+    assert llm().metadata.is_function_calling_model is False
+    assert llm().structured_predict(City, QUESTION, what="Paris") == paris
+    *_, last = llm().stream_structured_predict(City, QUESTION, what="Paris")
+    assert last.model_dump() == paris.model_dump()
+    stream = await llm().astream_structured_predict(City, QUESTION, what="Paris")
+    assert [item async for item in stream][-1].model_dump() == paris.model_dump()
+    assert SafeLLM(is_function_calling_model=False).to_dict()["is_function_calling_model"] is False
