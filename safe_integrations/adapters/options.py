@@ -50,6 +50,8 @@ class EnsembleOptions(BaseModel):
         min_p: Draw from tokens that are not much worse than the best.
         repetition_penalty: Makes repetition less likely.
         seed: Makes drawing repeatable.
+        strict: What to do with what a grammar cannot enforce of a schema (`config.JsonSchema`),
+            where the schema does not say it itself.
         template_args: Further arguments of the chat templates (`enable_thinking`, ...).
         timeout: Seconds that an answer may take, once the models are loaded.
     """
@@ -76,6 +78,7 @@ class EnsembleOptions(BaseModel):
     min_p: float | None = None
     repetition_penalty: float | None = None
     seed: int | None = None
+    strict: bool | None = None
     template_args: dict[str, Any] | None = None
     timeout: float | None = None
 

@@ -20,6 +20,9 @@ from safe_integrations.report.result import Result, read_result
 PROVIDER: Final = "safe"
 """How LangChain and its tracers call this package."""
 
+VIOLATION: Final = "schema_violation"
+"""Key, in `response_metadata`, of which part of a schema a finished answer or call breaks."""
+
 METADATA: Final = "safe"
 """Key of the rounds in `additional_kwargs`, and in `response_metadata` of a list of statistics: one
 entry per answer, because LangChain adds messages up, and cannot add up fractions."""
@@ -76,6 +79,7 @@ class Chunks:
                 "model_provider": PROVIDER,
                 "finish_reason": end.finish_reason,
                 METADATA: [end.payload],
+                **({} if end.violation is None else {VIOLATION: end.violation}),
             },
             "chunk_position": "last",
         }

@@ -14,6 +14,7 @@ from langchain_core.output_parsers.openai_tools import (
     JsonOutputKeyToolsParser,
     PydanticToolsParser,
 )
+from langchain_core.outputs import Generation
 from langchain_core.runnables import (
     Runnable,
     RunnableGenerator,
@@ -23,6 +24,7 @@ from langchain_core.runnables import (
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
 from safe_integrations.errors import InvalidArgumentError
+from safe_integrations.langchain.answer import VIOLATION
 from safe_integrations.langchain.tools import json_schema, openai_tool
 
 Method = Literal["function_calling", "json_schema", "json_mode"]
@@ -63,7 +65,7 @@ def _by_call(
         [tool], tool_choice=name, parallel_tool_calls=False, **_traced(schema, method, strict)
     )
     if _is_pydantic(schema) and name == schema.__name__:
-        return answer, PydanticToolsParser(tools=[schema], first_tool_only=True)
+        return answer, _CallParser(tools=[schema], first_tool_only=True)
     arguments = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
     return answer, arguments | schema.model_validate if _is_pydantic(schema) else arguments
 
@@ -73,7 +75,10 @@ def _by_json(
 ) -> tuple[Runnable[Any, Any], Runnable[Any, Any]]:
     wanted: dict[str, Any] = {"type": "json_object"}
     if schema is not None:
-        wanted = {"type": "json_schema", "json_schema": {"schema": json_schema(schema, strict)}}
+        said = {"schema": json_schema(schema, strict), "strict": strict}
+        if strict is None and isinstance(schema, Mapping):
+            said["strict"] = schema.get("json_schema", schema).get("strict")
+        wanted = {"type": "json_schema", "json_schema": said}
     answer = model.bind(response_format=wanted, **_traced(schema, method, strict))
     if _is_pydantic(schema):
         return answer, PydanticOutputParser(pydantic_object=schema)
@@ -84,6 +89,18 @@ def _traced(schema: Any, method: Method, strict: bool | None) -> dict[str, Any]:
     """What LangChain shows to tracers; it takes this out again before it calls the model."""
     kwargs = {"method": method, "strict": strict}
     return {"ls_structured_output_format": {"kwargs": kwargs, "schema": schema or {}}}
+
+
+class _CallParser(PydanticToolsParser):
+    """What its class does not take is an error of the parser, as in an answer that is text."""
+
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        try:
+            return super().parse_result(result, partial=partial)
+        except OutputParserException:
+            raise
+        except ValueError as error:  # pydantic's is one, too
+            raise OutputParserException(str(error)) from error
 
 
 def _is_pydantic(schema: Any) -> bool:
@@ -103,7 +120,10 @@ async def _acomplete(messages: AsyncIterator[BaseMessage]) -> AsyncIterator[Base
 
 
 def _check(message: BaseMessage) -> None:
-    """An answer that was cut off may look like a shorter one: refuse it."""
+    """An answer that was cut off may look like a shorter one: refuse it, and one that is wrong."""
+    violation = message.response_metadata.get(VIOLATION)
+    if violation is not None:
+        raise OutputParserException(violation, llm_output=message.text)
     if message.response_metadata.get("finish_reason") == "length":
         raise OutputParserException(
             "the answer was cut off before the object was complete: raise max_tokens",

@@ -23,12 +23,15 @@ from llama_index.core.llms.utils import parse_partial_json
 from safe_integrations.adapters.answer import Answer, End
 from safe_integrations.config import GenerationConfig
 from safe_integrations.engine.events import Event
-from safe_integrations.errors import IncompleteAnswerError, InvalidArgumentError
+from safe_integrations.errors import IncompleteAnswerError, InvalidArgumentError, SchemaViolationError
 from safe_integrations.llama_index.events import Started
 from safe_integrations.report.result import Result, read_result
 
 INVALID: Final = "invalid_tool_calls"
 """Key, in an answer's `raw`, of the calls in it that are not whole."""
+
+VIOLATION: Final = "schema_violation"
+"""Key, in an answer's `raw`, of which part of a schema it or a call breaks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,8 @@ class Chunks:
             },
             "safe": {**end.payload, "rounds": self._answer.rounds},
         }
+        if end.violation is not None:
+            raw[VIOLATION] = end.violation
         if end.invalid:
             raw[INVALID] = [asdict(call) for call in end.invalid]
         return raw
@@ -128,12 +133,15 @@ def selections(response: ChatResponse, on_missing: bool, on_broken: bool) -> lis
 
     Raises:
         IncompleteAnswerError: There is a broken call, or none where the answer was cut off.
+        SchemaViolationError: A call breaks a part of its schema that could only be checked.
         ValueError: There is no call.
     """
     raw = response.raw if isinstance(response.raw, dict) else {}
     cut = raw.get("finish_reason") == "length"
     calls = [b for b in response.message.blocks if isinstance(b, ToolCallBlock)]
     broken = [(call, _complaint(call, cut)) for call in raw.get(INVALID, ())]
+    if broken and on_broken and raw.get(VIOLATION):
+        raise SchemaViolationError(raw[VIOLATION])
     if broken and on_broken:
         raise IncompleteAnswerError("; ".join(complaint for _, complaint in broken))
     if on_missing and not calls:
@@ -150,6 +158,8 @@ def _complaint(call: Mapping[str, Any], cut: bool) -> str:
     named = f"the call of {call['name']}" if call["name"] else "a call"
     if cut:
         return f"{named} was cut off: raise max_tokens"
+    if not call["cut_off"] and " the schema at " in call["error"]:
+        return f"{named} is invalid: {call['error']}"
     return f"{named} is broken, maybe by a stop string: {call['error']}"
 
 

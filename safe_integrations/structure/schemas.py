@@ -22,7 +22,11 @@ from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote
 
-from safe_integrations.errors import InvalidArgumentError, UnenforcedSchemaWarning
+from safe_integrations.errors import (
+    InvalidArgumentError,
+    MissingDependencyError,
+    UnenforcedSchemaWarning,
+)
 from safe_integrations.structure.checking import complaint, schema_complaint
 from safe_integrations.structure.constraint import refusal
 from safe_integrations.structure.rewriting import SAID, also, rewrite
@@ -253,6 +257,6 @@ def violation(schema: dict[str, Any], value: Any) -> str | None:
     """
     try:
         checked = split(schema, "schema").checked
-    except InvalidArgumentError:  # then it was nobody's rule
+    except (InvalidArgumentError, MissingDependencyError):  # then it was nobody's rule
         return None
     return complaint(schema, value) if checked else None

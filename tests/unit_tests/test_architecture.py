@@ -31,12 +31,12 @@ MAY_USE = {
     "report": {"engine"},
     "models": {"calls", "engine"},
     "safe_engine": {"engine", "models", "report", "structure"},
-    "adapters": {"calls", "engine", "models", "report", "safe_engine"},
+    "adapters": {"calls", "engine", "models", "report", "safe_engine", "structure"},
     "langchain": {"adapters", "engine", "report"},
     "llama_index": {"adapters", "engine", "report"},
     "evaluate": {"engine", "models", "report", "safe_engine"},
     "testing": {"engine"},
-    "cli": {"engine", "evaluate", "models", "report", "safe_engine"},
+    "cli": {"engine", "evaluate", "models", "report", "safe_engine", "structure"},
 }
 """Which parts each part may import, besides itself and what everybody may know."""
 
@@ -60,6 +60,7 @@ ONLY_IN = {
     "tokenizers": {"models"},
     "huggingface_hub": {"models"},
     "gguf": {"models"},
+    "jsonschema": {"structure"},
     "llguidance": {"structure"},
     "langchain_core": {"langchain"},
     "llama_index": {"llama_index"},
