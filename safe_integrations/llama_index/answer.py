@@ -23,7 +23,11 @@ from llama_index.core.llms.utils import parse_partial_json
 from safe_integrations.adapters.answer import Answer, End
 from safe_integrations.config import GenerationConfig
 from safe_integrations.engine.events import Event
-from safe_integrations.errors import IncompleteAnswerError, InvalidArgumentError, SchemaViolationError
+from safe_integrations.errors import (
+    IncompleteAnswerError,
+    InvalidArgumentError,
+    SchemaViolationError,
+)
 from safe_integrations.llama_index.events import Started
 from safe_integrations.report.result import Result, read_result
 
@@ -95,6 +99,8 @@ class Chunks:
                 call = self._calls[-1]
                 arguments = f"{call.tool_kwargs}{piece.arguments}"
                 self._calls[-1] = _block(call.tool_call_id, call.tool_name, arguments)
+        if delta.end is not None and delta.end.violation is not None and not delta.end.invalid:
+            raise SchemaViolationError(delta.end.violation)
         if delta.end is None:
             return Chunk(self._text, delta.text, tuple(self._calls))
         calls = delta.end.calls[: self._most]  # a grammar keeps them to it, where there is one

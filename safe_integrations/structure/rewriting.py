@@ -31,7 +31,9 @@ _PATTERNS: Final = {
 }
 _BYTE: Final = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 _IPV4: Final = {"pattern": rf"^(?:{_BYTE}\.){{3}}{_BYTE}/(?:3[0-2]|[12]?[0-9])$"}
-_IPV6: Final = {"pattern": rf"^(?:{_HEX}{{1,4}}:){{7}}{_HEX}{{1,4}}/(?:12[0-8]|1[01][0-9]|[1-9]?[0-9])$"}
+_IPV6: Final = {
+    "pattern": rf"^(?:{_HEX}{{1,4}}:){{7}}{_HEX}{{1,4}}/(?:12[0-8]|1[01][0-9]|[1-9]?[0-9])$"
+}
 _FORMATS: Final[dict[str, list[Schema]]] = {
     **{name: [{"pattern": pattern}] for name, pattern in _PATTERNS.items()},
     "ipvanyaddress": [{"format": "ipv4"}, {"format": "ipv6"}],
@@ -310,10 +312,15 @@ def _kinds(part: Schema, values: list[Any] | None) -> set[str] | None:
 
 
 def _only_required(part: Any) -> bool:
-    return isinstance(part, dict) and bool(part.get("required")) and not set(part) - {
-        "required",
-        *SAID,
-    }
+    return (
+        isinstance(part, dict)
+        and bool(part.get("required"))
+        and not set(part)
+        - {
+            "required",
+            *SAID,
+        }
+    )
 
 
 def _is_text(value: Any) -> bool:
@@ -332,4 +339,3 @@ def _compiled(pattern: Any) -> re.Pattern[str] | None:
         return re.compile(pattern)
     except (re.error, TypeError):
         return None
-

@@ -102,7 +102,7 @@ def json_rule(schema: Any, argument: str, strict: bool | None = None) -> str:
         message = f"{keyword} can only be checked on the finished answer; leave out strict to allow"
         raise InvalidArgumentError(argument, schema, f"cannot be guaranteed at {at}: {message} it")
     if found.checked and strict is None:
-        _warn(found.checked)
+        _warn(found)
     return f"%json {found.enforced}"
 
 
@@ -172,7 +172,9 @@ def _without_unknown(part: dict[str, Any]) -> Iterator[str]:
         rest = [part.pop(name) for name in besides if name in part]
         if keyword in part:
             rule = part.pop(keyword)
-            says_nothing = rule in (False, {}) if keyword in ("not", "uniqueItems") else rule is True
+            says_nothing = (
+                rule in (False, {}) if keyword in ("not", "uniqueItems") else rule is True
+            )
             if not says_nothing and (rest or keyword != "if"):
                 yield keyword
     if part.get("format", "date") not in _FORMATS and part.pop("format") in _CHECKED_FORMATS:
@@ -240,8 +242,8 @@ def _relaxed(schema: dict[str, Any], picks: list[tuple[str, str]]) -> dict[str, 
 
 
 @lru_cache(maxsize=1024)
-def _warn(checked: tuple[tuple[str, str], ...]) -> None:
-    named = ", ".join(f"{keyword} at {at}" for at, keyword in checked)
+def _warn(found: Split) -> None:
+    named = ", ".join(f"{keyword} at {at}" for at, keyword in found.checked)
     message = f"not enforced, only checked on the finished answer: {named}"
     warnings.warn(message, UnenforcedSchemaWarning, stacklevel=3)
 
