@@ -32,7 +32,7 @@ _PATTERNS: Final = {
 _BYTE: Final = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 _IPV4: Final = {"pattern": rf"^(?:{_BYTE}\.){{3}}{_BYTE}/(?:3[0-2]|[12]?[0-9])$"}
 _IPV6: Final = {
-    "pattern": rf"^(?:{_HEX}{{1,4}}:){{7}}{_HEX}{{1,4}}/(?:12[0-8]|1[01][0-9]|[1-9]?[0-9])$"
+    "pattern": rf"^{_HEX}{{0,4}}(?::{_HEX}{{0,4}}){{2,7}}/(?:12[0-8]|1[01][0-9]|[1-9]?[0-9])$"
 }
 _FORMATS: Final[dict[str, list[Schema]]] = {
     **{name: [{"pattern": pattern}] for name, pattern in _PATTERNS.items()},
@@ -44,7 +44,7 @@ _FORMATS: Final[dict[str, list[Schema]]] = {
     "ipv4network": [{"format": "ipv4"}, _IPV4],
     "ipv6network": [{"format": "ipv6"}, _IPV6],
 }
-"""Formats of pydantic's, in those that the library knows; networks may still have host bits."""
+"""Formats of pydantic's, in what the library knows; of networks pydantic wants yet more."""
 
 
 SAID: Final = {"title", "description", "$comment", "default", "examples"}
