@@ -18,8 +18,9 @@ _KINDS: Final = [
     0 if chr(b).isdigit() else 1 if chr(b).islower() else 2 if chr(b).isupper() else 3
     for b in range(256)
 ]
-_PATIENCE: Final = (1000, 1, 2, 4, 8, 16)
-_LONGEST: Final = 1500
+_PATIENCE: Final = (1000, 2, 8)
+_FEW: Final = 24
+_LONGEST: Final = 1000
 
 
 class Walks:
@@ -86,4 +87,7 @@ def _end(matcher: Any, patience: int) -> bytes | None:
 def _allowed(mask: bytes) -> list[int]:
     """The bytes that may follow, those first that mostly lead to the end."""
     flags = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little").tolist()
-    return [byte for byte in _ORDER if flags[byte]]
+    found = [byte for byte in _ORDER if flags[byte]]
+    if len(found) <= _FEW:  # outside a string: a bracket rather than another key
+        found.sort(key=lambda byte: byte not in b"]}")
+    return found
