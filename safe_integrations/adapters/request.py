@@ -241,7 +241,8 @@ def read_format(given: Any, as_schema: Callable[[type], dict[str, Any]]) -> Any:
         case {"type": "json_object"}:
             return JsonSchema(schema={"type": "object"})
         case {"type": "json_schema", "json_schema": {"schema": dict(schema), **said}}:
-            return JsonSchema(schema=closed(schema), strict=said.get("strict"))
+            strict: Any = said.get("strict")
+            return JsonSchema(schema=closed(schema), strict=strict)
         case {"type": "json_schema", "schema": _} | {"type": "regex" | "grammar" | "choice"}:
             return dict(given)
     raise InvalidArgumentError(

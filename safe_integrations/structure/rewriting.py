@@ -257,7 +257,7 @@ def literals(part: Any, root: Schema) -> list[Any] | None:
     if "const" in part or isinstance(part.get("enum"), list):
         given = [part["const"]] if "const" in part else part["enum"]
         return list({_key(value): value for value in given}.values())
-    known = {"null": [None], "boolean": [False, True]}
+    known: dict[str, list[Any]] = {"null": [None], "boolean": [False, True]}
     kind = part.get("type")
     return known.get(kind) if isinstance(kind, str) else None
 
