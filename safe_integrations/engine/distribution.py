@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from math import exp, log
+from math import exp, inf, log
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safe_integrations.engine.rows import largest
+from safe_integrations.errors import GenerationError
 
 Row = NDArray[np.float32] | NDArray[np.float64]
 
@@ -113,6 +114,9 @@ class TopDistribution:
         ids: The best ids.
         logprobs: Their log-probabilities.
         ask: Gives the log-probabilities of other ids. It may take another forward pass.
+
+    Raises:
+        GenerationError: None of the ids has any probability.
     """
 
     def __init__(
@@ -122,7 +126,9 @@ class TopDistribution:
         ask: Callable[[Sequence[int]], Sequence[float]],
     ) -> None:
         pairs = sorted(zip(ids, logprobs, strict=True), key=lambda pair: (-pair[1], pair[0]))
-        self._top = [token_id for token_id, value in pairs if value > -np.inf]
+        if not pairs or pairs[0][1] == -inf:
+            raise GenerationError("a model told no id that has any probability")
+        self._top = [token_id for token_id, value in pairs if value > -inf]
         self._known = dict(pairs)
         self._ask = ask
         rest = max(0.0, 1 - sum(exp(value) for _, value in pairs))

@@ -52,9 +52,9 @@ def shape(
 ) -> Shaped:
     """One model's distribution as it takes part: constrained, penalised, tempered, truncated.
 
-    The order is that of transformers: penalty, temperature, top_k, top_p, min_p. Truncation
-    belongs to drawing: at temperature 0 only the constraint and the penalty act. Only what is
-    asked of the outcome is computed: a vocabulary may hold a quarter of a million ids.
+    The order is that of transformers: penalty, temperature, top_k, top_p, min_p; of equal ids at
+    the edge of top_k the lowest stay. Truncation belongs to drawing: at temperature 0 only the
+    constraint and the penalty act. Only what is asked of the outcome is computed.
 
     Args:
         distribution: What the model expects next.

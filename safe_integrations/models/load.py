@@ -70,7 +70,7 @@ def peek(source: ModelSource) -> ModelCard:
         source = ModelSpec(source=source)
     if not isinstance(source, ModelSpec):
         member = load_member(source)
-        return ModelCard(member.name, member.context_window, True)
+        return ModelCard(member.name, member.context_window)
     key = key_of(source)
     if key not in _cards:
         _cards[key] = backend_of(source).card_of(source)

@@ -9,7 +9,7 @@ from typing import Any, Final
 from safe_integrations.errors import ModelLoadError, ModelNotFoundError
 from safe_integrations.models.embedded import EMBEDDED, embedded_folder
 from safe_integrations.models.quiet import quiet
-from safe_integrations.models.spec import ModelSpec, Progress
+from safe_integrations.models.spec import ModelSpec, Progress, on_disk
 from safe_integrations.models.transformers.gguf import converted_file
 
 _HUB_TIMEOUT: Final = 5.0
@@ -56,8 +56,8 @@ def _local_folder(spec: ModelSpec, tell: Progress) -> Path | None:
     Raises:
         ModelNotFoundError: It can only be on this machine, and is not.
     """
-    path = Path(spec.source).expanduser()
-    if path.is_dir():
+    path = on_disk(spec.source)
+    if path and path.is_dir():
         if spec.gguf_file is not None:
             return converted_file(path / spec.gguf_file, tell)
         if not (path / "config.json").is_file():
@@ -65,7 +65,7 @@ def _local_folder(spec: ModelSpec, tell: Progress) -> Path | None:
             hint = f"; set gguf_file to one of {', '.join(found)}" if found else ""
             raise ModelNotFoundError(f"{spec.source}: the folder has no config.json{hint}")
         return path
-    if path.is_file():
+    if path:
         return converted_file(path, tell)
     if spec.source in EMBEDDED:
         return embedded_folder(spec.source, tell)

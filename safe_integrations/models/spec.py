@@ -131,7 +131,7 @@ class LoadedModel(NamedTuple):
         if getattr(model, "training", False):
             raise InvalidArgumentError("model", type(model).__name__, "call model.eval() first")
         path = getattr(model, "name_or_path", "") or ""
-        known = _last_part(path) if path and Path(path).exists() else path
+        known = _last_part(path) if path and on_disk(path) else path
         return cls(model, tokenizer, name or known or type(model).__name__)
 
 
@@ -141,12 +141,10 @@ class ModelCard(NamedTuple):
     Attributes:
         name: How errors and statistics call it.
         context_window: Tokens it can hold.
-        is_chat_model: Whether it has a chat template.
     """
 
     name: str
     context_window: int
-    is_chat_model: bool
 
 
 def name_of(spec: ModelSpec) -> str:
@@ -159,10 +157,19 @@ def name_of(spec: ModelSpec) -> str:
 
 def key_of(spec: ModelSpec) -> str:
     """What tells a model apart from all others: two spellings of one folder are one model."""
-    path = Path(spec.source).expanduser()
-    source = str(path.resolve()) if path.exists() else spec.source
+    path = on_disk(spec.source)
+    source = str(path.resolve()) if path else spec.source
     resolved = spec.model_copy(update={"source": source, "name": name_of(spec)})
     return json.dumps(resolved.model_dump(mode="json"), sort_keys=True)
+
+
+def on_disk(source: str) -> Path | None:
+    """The file or folder that a source names; None where there is none."""
+    path = Path(source).expanduser()
+    try:
+        return path if path.exists() else None
+    except OSError:  # no file could be called that
+        return None
 
 
 def _last_part(source: str) -> str:

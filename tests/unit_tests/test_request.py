@@ -13,7 +13,7 @@ from safe_integrations.config import Choice, EnsembleConfig, JsonSchema, Tool
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.langchain import ChatSafe
 from safe_integrations.langchain import tools as langchain
-from safe_integrations.llama_index import SafeLLM
+from safe_integrations.llama_index import SafeCallError, SafeLLM
 from safe_integrations.llama_index import messages as llama_index
 from safe_integrations.testing import ScriptedMember, follows
 
@@ -135,7 +135,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "function", "function": {"name": "no name!"}}]}, "name='no name!'"),
     ({"response_format": "json"}, "response_format='json'"),
     ({"response_format": {"type": "xml"}}, "response_format="),
-    ({"response_format": {"type": "json_schema", "json_schema": {}}}, "schema=None"),
+    ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format=.*pass a"),
     ({"stop": 3}, "stop=3"),
     ({"parallel_tool_calls": "maybe"}, "parallel_tool_calls='maybe'"),
     ({"mode": "fast"}, "mode='fast'"),
@@ -147,12 +147,11 @@ def test_what_is_wrong_is_said_by_name(given: dict[str, Any], message: str) -> N
     """`timeout="5"` was a TypeError of a comparison, a list as tool_choice unhashable."""
     member = ScriptedMember("m", [], follows(b"ok"))
     given = {"tools": [F], **given}
-    for call in (
-        lambda: ChatSafe(drafter=member).invoke("x", **given),
-        lambda: SafeLLM(drafter=member).complete("x", **given),
-    ):
-        with pytest.raises(InvalidArgumentError, match=message):
-            call()
+    with pytest.raises(InvalidArgumentError, match=message):
+        ChatSafe(drafter=member).invoke("x", **given)
+    with pytest.raises(SafeCallError, match=message) as caught:
+        SafeLLM(drafter=member).complete("x", **given)
+    assert isinstance(caught.value.__cause__, InvalidArgumentError)
 
 
 def test_objects_are_closed_unless_they_say_otherwise() -> None:

@@ -94,9 +94,12 @@ def card_of(spec: ModelSpec) -> ModelCard:
     Raises:
         ModelError: The model cannot be found or read.
     """
-    seen = look_at(spec, lambda _: None)
-    window = context_window_of(seen.config, spec)
-    return ModelCard(name_of(spec), window, template_of(seen.tokenizer) is not None)
+    from transformers import AutoConfig
+
+    where, options = locate(spec, lambda _: None)
+    with _reading(spec):
+        config = AutoConfig.from_pretrained(where, **options)
+    return ModelCard(name_of(spec), context_window_of(config, spec))
 
 
 class Seen(NamedTuple):
@@ -116,6 +119,7 @@ def look_at(spec: ModelSpec, tell: Progress) -> Seen:
     """
     from transformers import AutoConfig, GenerationConfig
 
+    check_process(name_of(spec))
     where, options = locate(spec, tell)
     tell(f"{name_of(spec)}: reading its tokenizer")
     with _reading(spec):

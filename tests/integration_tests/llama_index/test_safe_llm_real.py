@@ -25,7 +25,7 @@ from safe_integrations.llama_index import (
     SafeLLM,
     SafeVerification,
 )
-from safe_integrations.models import load as loading
+from safe_integrations.models.transformers import load as transformers_load
 from tests.loops import join_generations
 
 
@@ -153,7 +153,7 @@ def test_a_call_that_is_cut_off_is_not_carried_out(llm: SafeLLM) -> None:
 
 
 def test_metadata_of_the_default_pair_needs_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(loading, "load_model")
+    monkeypatch.delattr(transformers_load, "load_model")
     metadata = SafeLLM().metadata
     assert metadata.context_window == 8192
     assert metadata.is_chat_model
