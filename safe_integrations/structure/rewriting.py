@@ -64,6 +64,10 @@ _FORMS: Final[dict[str, Any]] = {
 }
 
 
+_ALONE: Final = {"anyOf", "required", "enum", "pattern", "format"}
+"""Keywords that say the same beside any others."""
+
+
 def rewrite(part: Schema, root: Schema) -> None:
     """Says one part of a schema, but not the parts inside it, in what the grammar knows."""
     if not well_formed(part):
@@ -75,7 +79,8 @@ def rewrite(part: Schema, root: Schema) -> None:
 def also(part: Schema, *more: Any) -> None:
     """Adds what has to hold as well."""
     for rule in more:
-        if isinstance(rule, dict) and not part.keys() & rule.keys() and "$ref" not in part:
+        mixes = not isinstance(rule, dict) or rule.keys() - _ALONE or part.keys() & rule.keys()
+        if not mixes and "$ref" not in part:
             part.update(rule)
         else:
             part["allOf"] = [*part.get("allOf", ()), rule]
@@ -90,12 +95,19 @@ def _lacks(*names: str) -> Schema:
 def _alone(part: Schema, root: Schema) -> None:
     """A reference stands alone where it can: the library does not follow a circle otherwise."""
     rules = part.get("allOf", [])
-    if len(rules) == 1 and isinstance(rules[0], dict) and "$ref" in rules[0] and "$ref" not in part:
+    if (
+        len(rules) == 1
+        and isinstance(rules[0], dict)
+        and rules[0].keys() == {"$ref"}
+        and "$ref" not in part
+    ):
         if set(part) <= {"allOf", "type"}:
             part.update(rules[0])
             del part["allOf"]
-    if part.keys() == {"$ref", "type"} and part["type"] == resolved(part, root).get("type"):
-        del part["type"]
+    target = resolved(part, root)
+    if part.keys() == {"$ref", "type"} and isinstance(target, dict):
+        if target.get("type") == part["type"]:
+            del part["type"]
 
 
 def _format(part: Schema, root: Schema) -> None:
@@ -125,10 +137,9 @@ def _dependencies(part: Schema, root: Schema) -> None:
 
 def _names(part: Schema, root: Schema) -> None:
     """Rules for names, as names or a pattern of them."""
-    rule = part.get("propertyNames")
+    rule = resolved(part.get("propertyNames"), root)
     if not isinstance(rule, dict):
         return
-    rule = resolved(rule, root)
     named, rest = part.get("properties", {}), part.get("additionalProperties", True)
     told = {k: v for k, v in rule.items() if k not in ("type", *SAID)}
     if rule.get("type", "string") != "string" or "patternProperties" in part:
@@ -162,7 +173,7 @@ def _unique(part: Schema, root: Schema) -> None:
     if "uniqueItems" not in part or part.get("type") != "array" or "prefixItems" in part:
         return
     items = resolved(part.get("items", True), root)
-    values = literals(items, root)
+    values = literals(items, root) if isinstance(items, dict) else None
     if values is None or len(values) > 5 or set(items) - {"enum", "const", "type", *SAID}:
         return
     if not (_kinds(items, values) or set()) <= (_kinds({**items}, None) or _TYPES):
@@ -177,7 +188,7 @@ def _unique(part: Schema, root: Schema) -> None:
 
 def _without(part: Schema, root: Schema) -> None:
     """`not` of what an object has."""
-    rule = part.get("not")
+    rule = resolved(part.get("not"), root)
     if not isinstance(rule, dict) or part.get("type") != "object":
         return
     options = rule["anyOf"] if set(rule) == {"anyOf"} else [rule]

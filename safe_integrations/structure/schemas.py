@@ -179,7 +179,8 @@ def _without_unknown(part: dict[str, Any]) -> Iterator[str]:
                 yield keyword
     if part.get("format", "date") not in _FORMATS and part.pop("format") in _CHECKED_FORMATS:
         yield "format"
-    least, most = part.get("minProperties", 0), len(set(part.get("required", ()))) + 1
+    least, required = part.get("minProperties", 0), part.get("required", ())
+    most = len(set(map(str, required))) + 1 if isinstance(required, list) else 1
     if isinstance(least, int) and least > most:  # the grammar does not see whether keys differ
         part["minProperties"] = most
         yield "minProperties"

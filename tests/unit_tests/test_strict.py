@@ -104,6 +104,29 @@ def test_a_schema_that_nothing_can_be_checked_against_is_refused_before_work() -
         told(schema, None)
 
 
+NO_SCHEMAS: list[Any] = [
+    {"required": True, "not": {"type": "null"}},
+    {"type": "object", "not": {"anyOf": 3}},
+    {"dependencies": {"a": 3}},
+    {"oneOf": [1, 2]},
+    {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {"a": {}},
+        "minProperties": 1.5,
+    },
+    {"type": "array", "items": {"enum": 3}, "uniqueItems": True},
+    {"$ref": 3},
+]
+
+
+@pytest.mark.parametrize("schema", NO_SCHEMAS, ids=str)
+def test_what_is_no_schema_is_refused_by_name(schema: Any) -> None:
+    """Reading keywords that are not formed as they should be was an error of Python's."""
+    with pytest.raises(InvalidArgumentError, match="cannot be guaranteed at #"):
+        told(schema, False)
+
+
 def test_checking_fetches_nothing_and_lets_nothing_through() -> None:
     """jsonschema would fetch what a reference names, from wherever a schema says."""
     schema = {"type": "array", "not": {"$ref": "http://127.0.0.1:9/schema.json"}}
