@@ -171,11 +171,8 @@ def _without_unknown(part: dict[str, Any]) -> Iterator[str]:
     for keyword, besides in _UNKNOWN.items():
         rest = [part.pop(name) for name in besides if name in part]
         if keyword in part:
-            rule = part.pop(keyword)
-            says_nothing = (
-                rule in (False, {}) if keyword in ("not", "uniqueItems") else rule is True
-            )
-            if not says_nothing and (rest or keyword != "if"):
+            empty = keyword not in ("not", "uniqueItems")  # what says nothing there
+            if part.pop(keyword) is not empty and (rest or keyword != "if"):
                 yield keyword
     if part.get("format", "date") not in _FORMATS and part.pop("format") in _CHECKED_FORMATS:
         yield "format"

@@ -91,6 +91,14 @@ def test_strict_refuses_before_any_work() -> None:
         constraint_for(GenerationConfig(tools=(tool,)))
 
 
+def test_what_forbids_everything_is_not_taken_for_what_says_nothing() -> None:
+    """`not: {}` was dropped, and `true` written for it."""
+    nothing = {"properties": {"x": {"not": {}}}}
+    assert split(nothing, "schema").checked == (("#/properties/x", "not"),)
+    assert violation(nothing, {"x": 1}) is not None
+    assert split({"properties": {"x": {"not": False}}}, "schema").checked == ()
+
+
 def test_what_is_enforced_is_not_checked_again() -> None:
     """A schema that jsonschema cannot read would make every answer an error."""
     assert violation({"type": "string", "pattern": r"^\p{L}$"}, "x") is None

@@ -93,7 +93,7 @@ async def test_wrong_weights_are_an_error(mode: str, how: str) -> None:
 @pytest.mark.parametrize("how", ["query", "aquery"])
 @pytest.mark.parametrize("mode", ["compact", "refine", "tree_summarize"])
 async def test_a_schema_that_cannot_be_enforced_is_an_error(mode: str, how: str) -> None:
-    query = engine(SafeLLM(drafter=writer(b"")), mode, False, output_cls=Odd)
+    query = engine(SafeLLM(drafter=writer(b""), strict=True), mode, False, output_cls=Odd)
     with pytest.raises(SafeCallError, match="not"):
         await asked(query, how)
 
