@@ -17,6 +17,8 @@ SafeError
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class SafeError(Exception):
     """Base of all errors raised by this package."""
@@ -81,7 +83,16 @@ class IncompleteAnswerError(SafeError):
     """A tool call or an object that was asked for was cut off, or is broken otherwise.
 
     It is no `ValueError`: frameworks take these for answers that may be left out.
+
+    Args:
+        message: What is missing.
+        closed: The object as max_tokens has brought it to its end: valid, and not what was meant.
+            None where there is none.
     """
+
+    def __init__(self, message: str, closed: dict[str, Any] | None = None) -> None:
+        self.closed = closed
+        super().__init__(message)
 
 
 class MissingDependencyError(SafeError, ImportError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
+from safe_integrations.engine.closing import Ways
 from safe_integrations.engine.events import Event
 from safe_integrations.engine.loop import write
 from safe_integrations.engine.model import Limits, Member, never
@@ -89,6 +90,16 @@ class SafeEngine:
                 raise InvalidArgumentError("messages", messages, remedy)
             if len(prompt) >= member.context_window:
                 raise ContextWindowError(member.name, len(prompt), member.context_window)
+        if cursors[0] is not None:
+            room = self.drafter.context_window - len(prompts[0])
+            needed = Ways(cursors[0], self.drafter.tokens, room).smallest
+            if needed > options.max_tokens:
+                remedy = f"an answer of this form needs at least {needed}"
+                raise InvalidArgumentError("max_tokens", options.max_tokens, remedy)
+            if needed > room:
+                raise ContextWindowError(
+                    self.drafter.name, len(prompts[0]), self.drafter.context_window
+                )
         return write(members, prompts, cursors, self.config, options, self.weights, cancel)
 
     def complete(self, messages: object, options: GenerationConfig | None = None) -> Result:

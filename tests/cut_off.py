@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from safe_integrations.engine.tokens import END
+from safe_integrations.testing import Script
+
 PATH = "/home/me/project/tmp"
 CALL = f'<tool_call>\n{{"name": "delete", "arguments": {{"path": "{PATH}"}}}}\n</tool_call>'
 WHOLE = len(CALL) - len("\n</tool_call>")
@@ -12,6 +17,20 @@ LENGTHS = range(1, len(CALL) + 2)
 
 STOPS = sorted({CALL[i : i + n] for i in range(len(CALL)) for n in (1, 4)})
 """Stop strings that cut the call at every place."""
+
+
+SMALLEST = len(CALL) - len(f'"path": "{PATH}"') + 1
+"""The budget that a forced call needs at least: without a path, but with its end."""
+
+
+def doubtful(script: Script) -> Script:
+    """The same script with a little probability for every byte, as real models have it."""
+    rest = {bytes([b]): 1e-5 for b in range(32, 127)} | {END: 1e-5}
+
+    def doubts(written: bytes) -> Mapping[bytes, float]:
+        return rest | dict(script(written))
+
+    return doubts
 
 
 def left(stop: str) -> str:

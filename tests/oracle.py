@@ -26,6 +26,9 @@ from safe_integrations.engine.model import Member
 from safe_integrations.engine.tokens import END
 from safe_integrations.messages import as_messages
 
+BEST = b']}",20134567891-:TZ/.@ntf[{ax'
+"""Bytes that lead out of a structure, the best first; then all others by their value."""
+
 RIGHT_CONTEXT = 48
 """Bytes after which a token counts as settled even where no boundary is hard."""
 
@@ -216,6 +219,52 @@ class Oracle:
         kept = max(len(text), self.vocabularies[0].settled_until(forced)) if forced else 0
         return self.vocabularies[0].encode(forced[len(text) : kept])
 
+    # The budget
+
+    def smallest(self) -> int:
+        """Tokens of the shortest way through the choices from the beginning, END included."""
+        return len(self._way([])[1])
+
+    def _way(self, ids: Sequence[int]) -> tuple[bytes, list[int]]:
+        """The way to the end behind some tokens: its text, and its tokens with END.
+
+        A token that is the next one of the way before leaves the rest of that way. Else the text
+        is looked for byte by byte, and tokenised if it is not the same as before.
+        """
+        text, before = self._text(ids), None
+        if ids:
+            before = self._way(ids[:-1])
+            if before[1][0] == ids[-1]:
+                return before[0][len(self._symbol(ids[-1])) :], before[1][1:]
+        out = b""
+        assert self.choices is not None
+        while text + out not in self.choices:
+            ahead = [c for c in self.choices if c.startswith(text + out)]
+            at = len(text + out)
+            out += bytes([min((c[at] for c in ahead), key=lambda b: (BEST.find(b) % 256, b))])
+        if before is not None and before[0] == out:
+            return before
+        vocabulary = self.vocabularies[0]
+        return out, [*vocabulary.encode(out), vocabulary.table.end_id]
+
+    def _within(self, ids: Sequence[int], new: Sequence[int]) -> bool:
+        """Whether the way to the end fits behind new tokens."""
+        if self.choices is None or self._symbol(new[0]) == END:
+            return True
+        after = [*ids, *new]
+        return len(after) + len(self._way(after)[1]) <= self.budget
+
+    def _closing(self, ids: Sequence[int]) -> tuple[int, str]:
+        """The first token of the way to the end, and whether the choices forced it anyway."""
+        token = self._way(ids)[1][0]
+        assert self.choices is not None
+        text = self._text(ids)
+        ahead = [choice for choice in self.choices if choice.startswith(text)]
+        if self._symbol(token) == END:
+            return token, "forced" if ahead == [text] else "closed"
+        forced = all(choice.startswith(text + self._symbol(token)) for choice in ahead)
+        return token, "forced" if forced else "closed"
+
     # One token
 
     def _write_one(self) -> None:
@@ -224,11 +273,16 @@ class Oracle:
             return
         forced = self._forced(self.ids)
         if forced:
-            return self._accept(forced[0], "forced")
+            fits = self._within(self.ids, forced[:1])
+            return self._accept(*((forced[0], "forced") if fits else self._closing(self.ids)))
         if self.config.mode == "every-token":
             expected = self._ask(0, self.ids)
+            if not self._within(self.ids, [expected.best]):
+                return self._accept(*self._closing(self.ids))
             self._ensemble(expected.best, [expected, *self._after(self._text(self.ids))])
             return
+        if not self._within(self.ids, [self._ask(0, self.ids).best]):
+            return self._accept(*self._closing(self.ids))
         draft, expected = self._draft()
         if expected is None:
             self.out.finish_reason = "length"
@@ -242,7 +296,10 @@ class Oracle:
         end_id = self.vocabularies[0].table.end_id
         start = len(self._text(self.ids))
         while len(self.ids) + len(draft) < self.budget:
-            forced = self._forced(self.ids + draft)
+            written = self.ids + draft
+            forced = self._forced(written)[:1]
+            if draft and not self._within(written, forced or [self._ask(0, written).best]):
+                forced = [self._closing(written)[0]]
             if forced:
                 draft.append(forced[0])
                 if forced[0] == end_id:
@@ -336,6 +393,9 @@ class Oracle:
             ids = [vocabulary.table.end_id] if winner == END else vocabulary.encode(winner)
         else:
             ids = known
+        if winner not in (proposed, END) and not self._within(self.ids, ids):
+            ids = [self._closing(self.ids)[0]]
+            winner, verdict = self._symbol(ids[0]), "closed"
         self._put(ids, proposed, winner, verdict)
 
     def _sharpened(self, rows: list[dict[bytes, float]]) -> dict[bytes, float]:
@@ -393,6 +453,8 @@ class Oracle:
         out.tokens = sum(len(self._text(self.ids[:i])) < seen for i in range(len(self.ids)))
         if stop is None and out.finish_reason == "stop":
             out.tokens += 1
+        if stop is None and any(j.verdict == "closed" for j in out.judged):
+            out.finish_reason = "length"
         out.judged = [
             j
             for j in out.judged

@@ -3,16 +3,42 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from safe_integrations.calls.stream import ToolCallStream
 from safe_integrations.calls.types import InvalidToolCall as InvalidToolCall
-from safe_integrations.calls.types import ToolCall
+from safe_integrations.calls.types import ParsedAnswer, ToolCall
 from safe_integrations.calls.types import ToolCallDelta as ToolCallDelta
 from safe_integrations.config import GenerationConfig, JsonSchema
 from safe_integrations.engine.events import Event, Finished, TextDelta, Verified
 from safe_integrations.report import payloads
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """What max_tokens wrote of an answer, to bring a structure to its end.
+
+    Attributes:
+        at: From where on, in bytes.
+        cut: JSON pointers of the values that it cut or made up.
+        on_length: What is to become of it (`GenerationConfig.on_length`).
+    """
+
+    at: int
+    cut: list[str]
+    on_length: Literal["error", "close"]
+
+
+def why_closed(cut: Sequence[str]) -> str:
+    """Why an answer is not what was meant, in words.
+
+    Args:
+        cut: `Closed.cut`.
+    """
+    values = f" (it cut {', '.join(pointer or 'the whole' for pointer in cut)})" if cut else ""
+    return f"closed because max_tokens ran out{values}: raise max_tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +48,7 @@ class End:
     Attributes:
         calls: The calls that are whole, and so may be carried out.
         invalid: What was cut off inside, or is broken otherwise. Never to be carried out.
+        closed: What max_tokens wrote of it; None where it ended by itself or broke off.
         finish_reason: `tool_calls` where the answer ended by itself and holds calls that are
             whole, else `stop`; `length` where it was cut off by max_tokens or a full window.
         prompt_tokens: Length of the prompt, in the drafter's tokens.
@@ -29,11 +56,12 @@ class End:
         tokens: Length of the answer, in the drafter's tokens.
         payload: `safe_generation_end` of docs/events.md, and `whole`: whether nothing is missing.
             It is so where the answer ended by itself, and where it was cut off behind a call, or
-            behind all of the JSON that it had to be.
+            behind all of the JSON that it had to be; never where max_tokens wrote some of it.
     """
 
     calls: tuple[ToolCall, ...]
     invalid: tuple[InvalidToolCall, ...]
+    closed: Closed | None
     finish_reason: Literal["stop", "length", "tool_calls"]
     prompt_tokens: int
     cached_tokens: int
@@ -69,8 +97,13 @@ class Answer:
 
     def __init__(self, options: GenerationConfig, attach_rounds: bool) -> None:
         self.rounds: list[Any] | None = [] if attach_rounds else None
-        self._is_json = isinstance(options.response_format, JsonSchema)
-        self._stream = ToolCallStream(options.tools if options.tool_choice != "none" else ())
+        self._options = options
+        self._stream = self._reader()
+        self._text = ""
+        self._arguments: list[str] = []  # of every call, as it was written
+
+    def _reader(self) -> ToolCallStream:
+        return ToolCallStream(self._options.tools if self._options.tool_choice != "none" else ())
 
     def take(self, event: Event) -> Delta | None:
         """Takes in an event; returns what is new, if anything is."""
@@ -78,38 +111,65 @@ class Answer:
             case Verified() if self.rounds is not None:
                 self.rounds.append(payloads.round_of(event))
             case TextDelta():
+                self._text += event.text
                 pieces = self._stream.push(event.text)
-                return _delta(pieces, None) if pieces else None
+                return self._delta(pieces, None) if pieces else None
             case Finished():
-                return _delta(self._stream.finish(), self._end(event))
+                pieces = self._stream.finish()
+                return self._delta(pieces, event)
         return None
 
+    def _delta(self, pieces: Sequence[str | ToolCallDelta], end: Finished | None) -> Delta:
+        text = "".join(piece for piece in pieces if isinstance(piece, str))
+        calls = tuple(piece for piece in pieces if isinstance(piece, ToolCallDelta))
+        for call in calls:
+            self._arguments += [""] * (call.number + 1 - len(self._arguments))
+            self._arguments[call.number] += call.arguments
+        return Delta(text, calls, None if end is None else self._end(end))
+
     def _end(self, event: Finished) -> End:
-        answer = self._stream.answer()
+        answer, statistics = self._stream.answer(), event.statistics
+        closed = None
+        if statistics.closed_at is not None:
+            closed = Closed(statistics.closed_at, statistics.cut, self._options.on_length)
+            answer = self._invalidated(answer, closed)
         drafter = event.statistics.models[:1]
         ended = event.finish_reason == "stop"
         called = ended and answer.calls and not answer.invalid
-        complete = ended or answer.calls or (self._is_json and _closed(answer.text))
+        is_json = isinstance(self._options.response_format, JsonSchema)
+        complete = ended or answer.calls or (is_json and _is_closed(answer.text))
+        whole = closed is None and complete and not answer.invalid
         return End(
             answer.calls,
             answer.invalid,
+            closed,
             "tool_calls" if called else event.finish_reason,
             sum(model.prompt_tokens for model in drafter),
             sum(model.reused_tokens for model in drafter),
             event.statistics.tokens,
-            {**payloads.generation_end(event), "whole": bool(complete and not answer.invalid)},
+            {**payloads.generation_end(event), "whole": bool(whole)},
+        )
+
+    def _invalidated(self, answer: ParsedAnswer, closed: Closed) -> ParsedAnswer:
+        """Only calls that were whole before max_tokens wrote anything may be carried out."""
+        before = self._reader()
+        before.push(self._text.encode()[: closed.at].decode(errors="ignore"))
+        before.finish()
+        whole = len(before.answer().calls)
+        error = why_closed(closed.cut)
+        invalid = [
+            InvalidToolCall(call.id, call.name, written, written, error, cut_off=True)
+            for call, written in zip(answer.calls, self._arguments, strict=False)
+        ]
+        return replace(
+            answer, calls=answer.calls[:whole], invalid=(*invalid[whole:], *answer.invalid)
         )
 
 
-def _closed(text: str) -> bool:
+def _is_closed(text: str) -> bool:
     """Whether a text is JSON that nothing could be added to: `1` may be the beginning of `12`."""
     try:
         value = json.loads(text)
     except ValueError:
         return False
     return isinstance(value, bool) or not isinstance(value, int | float)
-
-
-def _delta(pieces: list[str | ToolCallDelta], end: End | None) -> Delta:
-    text = "".join(piece for piece in pieces if isinstance(piece, str))
-    return Delta(text, tuple(p for p in pieces if isinstance(p, ToolCallDelta)), end)

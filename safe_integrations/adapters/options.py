@@ -60,6 +60,7 @@ class EnsembleOptions(BaseModel):
     min_p: Real | None = None
     repetition_penalty: Real | None = None
     seed: Whole | None = None
+    on_length: Literal["error", "close"] | None = None
     template_args: dict[str, Any] | None = None
     timeout: Seconds | None = None
     attach_rounds: bool = False

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from safe_integrations.safe_engine import SafeEngine
 
 
-WITHOUT = ("response_format", "tools", "tool_choice", "parallel_tool_calls")
+WITHOUT = ("response_format", "tools", "tool_choice", "parallel_tool_calls", "on_length")
 """Fields of GenerationConfig that have options of their own, or no use on a command line."""
 
 Prompt = Annotated[str, typer.Argument(help='What to ask; "-" reads it from stdin.')]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from safe_integrations.engine.events import Piece
+from safe_integrations.engine.closing import Ways
+from safe_integrations.engine.events import Piece, Verdict
 from safe_integrations.engine.model import Distribution
 from safe_integrations.engine.tokens import END
 from safe_integrations.engine.view import View
@@ -20,12 +21,14 @@ class Step:
         id: Its id.
         token: Its bytes, or END.
         expected: What the drafter expected there; None where nothing else was allowed.
+        closed: Whether it was written to end within the budget.
     """
 
     start: int
     id: int
     token: bytes
     expected: Distribution | None
+    closed: bool = False
 
 
 class Draft:
@@ -46,6 +49,7 @@ class Draft:
         self._view = drafter.segments
         self._tokens = drafter.tokens
         self._budget = budget
+        self._ways = Ways(drafter.cursor, drafter.tokens, budget)
         self._unchanged = 0
 
     @property
@@ -69,11 +73,30 @@ class Draft:
         return self.room <= 0 or (bool(self.steps) and self.steps[-1].token == END)
 
     def append(self, token_id: int, expected: Distribution | None) -> bytes:
-        """Drafts one token; returns its bytes, or END."""
+        """Drafts one token, or what must be written in its place to end within the budget.
+
+        Returns:
+            The bytes of what was written, or END.
+        """
+        closed = False
+        if token_id != self._tokens.end_id and not self._ways.fit(self.ids, [token_id]):
+            token_id, closed = self._ways.first(self.ids)
+            expected = None
         token = self._tokens.symbol(token_id)
-        self.steps.append(Step(len(self.text), token_id, token, expected))
+        self.steps.append(Step(len(self.text), token_id, token, expected, closed))
         self.write(token_id, token)
         return token
+
+    def within_budget(self, piece: Piece) -> Piece:
+        """A verdict, or what must be written in its place to end within the budget."""
+        if piece.written in (piece.proposed, END):
+            return piece
+        ids = self.ids[: self._count(piece.start)]
+        if self._ways.fit(ids, self._tokens.pieces(piece.written)):
+            return piece
+        token = self._tokens.symbol(self._ways.first(ids)[0])
+        end = piece.start + (0 if token == END else len(token))
+        return replace(piece, end=end, written=token, verdict=Verdict.CLOSED, candidates=())
 
     def pop(self) -> Step:
         """Takes the last drafted token back."""
@@ -125,7 +148,13 @@ class Draft:
 
     def cut(self, length: int) -> None:
         """Cuts the text back to one of the drafter's boundaries."""
-        kept = self._view.index_at(length)
-        assert kept is not None, "a drafted token starts on a boundary of the drafter"
+        kept = self._count(length)
+        self._ways.cut(kept)
         del self.text[length:], self._view.ids[kept:], self._view.ends[kept:]
         self._unchanged = min(self._unchanged, length)
+
+    def _count(self, length: int) -> int:
+        """How many of the drafter's tokens write the first bytes of the text."""
+        count = self._view.index_at(length)
+        assert count is not None, "a drafted token starts on a boundary of the drafter"
+        return count

@@ -50,7 +50,7 @@ class Drafter:
         if self._auto:
             self._auto.start(self._probabilities(len(draft.steps)))
         while wanted and END not in tokens and (room := draft.room) > 0:
-            forced = [draft.append(i, None) for i in self._forced()[:room]]
+            forced = self._write_forced(room)
             drafted = [] if forced else self._step(min(wanted, room))
             wanted -= len(drafted)
             tokens += forced or drafted
@@ -64,6 +64,14 @@ class Drafter:
         if self._auto:
             self._auto.learn(drafted, draft_seconds, judged, check_seconds)
 
+    def _write_forced(self, room: int) -> list[bytes]:
+        tokens: list[bytes] = []
+        for token_id in self._forced()[:room]:
+            tokens.append(self._draft.append(token_id, None))
+            if self._draft.steps[-1].id != token_id:  # another way to write it takes less room
+                break
+        return tokens
+
     def _step(self, most: int) -> list[bytes]:
         """One forward pass: a token, and as many guessed ones as prove right."""
         draft, view = self._draft, self._view
@@ -75,9 +83,8 @@ class Drafter:
         right = 0
         for i, expected in enumerate(view.score([*draft.ids, *guess], known)):
             expected = view.shaped(expected, known + i)
-            token_id = self._pick(expected)
-            tokens.append(draft.append(token_id, expected))
-            wrong = i < len(guess) and guess[i] != token_id
+            tokens.append(draft.append(self._pick(expected), expected))
+            wrong = i < len(guess) and guess[i] != draft.steps[-1].id
             right += i < len(guess) and not wrong
             if tokens[-1] == END or wrong or self._forced():
                 break

@@ -28,6 +28,8 @@ class Verdict(StrEnum):
     """Kept: drawn by the drafter and accepted by speculative sampling."""
     FORCED = "forced"
     """Written without asking any model: the response format allows nothing else."""
+    CLOSED = "closed"
+    """Written because max_tokens runs out: it leads to the end of the response format."""
     CONFIRMED = "confirmed"
     """Ensembled, and the drafter's own token won."""
     CHANGED = "changed"
@@ -80,7 +82,8 @@ class Piece:
         start: Offset in the answer, in bytes.
         end: Where it ends, in bytes.
         written: Its bytes, or END.
-        proposed: The drafter's token for this place. Differs from `written` when CHANGED.
+        proposed: The drafter's token for this place. Differs from `written` when CHANGED, and at
+            times when CLOSED.
         verdict: Why it stands.
         votes: One per model, drafter first. Empty where nobody was asked.
         candidates: Best first. Empty where nothing was merged.
@@ -101,6 +104,11 @@ class Piece:
         A drawn token that was ACCEPTED does not count, although merging told that it may stay.
         """
         return self.verdict in ENSEMBLED
+
+    @property
+    def replaces(self) -> bool:
+        """Whether something else than the drafted token was written."""
+        return self.written != self.proposed
 
 
 @dataclass(slots=True)
@@ -141,6 +149,10 @@ class Statistics:
         tokenise_seconds: Wall time of tokenising the text for the verifiers.
         ensemble_seconds: Wall time of merging distributions.
         models: One entry per model.
+        closed: Of the judged, written to end within max_tokens.
+        closed_at: From where on max_tokens decided what was written, in bytes; None where it did
+            not.
+        cut: JSON pointers of the values that it cut or made up.
     """
 
     tokens: int = 0
@@ -155,11 +167,14 @@ class Statistics:
     tokenise_seconds: float = 0.0
     ensemble_seconds: float = 0.0
     models: list[ModelStatistics] = field(default_factory=list)
+    closed: int = 0
+    closed_at: int | None = None
+    cut: list[str] = field(default_factory=list)
 
     def add(self, event: Event) -> None:
         """Counts what an event says: a fold over the events of an answer.
 
-        `cycles`, `drafted`, `judged`, `unsafe`, `ensembled` and `changed` are made of nothing else,
+        `cycles` to `changed`, and `closed`, are made of nothing else,
         so they are right after every event, also of an answer that is never finished.
 
         Args:
@@ -175,6 +190,7 @@ class Statistics:
                 self.unsafe += verdicts.count(Verdict.UNSAFE)
                 self.ensembled += sum(piece.ensembled for piece in event.pieces)
                 self.changed += verdicts.count(Verdict.CHANGED)
+                self.closed += verdicts.count(Verdict.CLOSED)
 
     @property
     def ensembled_ratio(self) -> float:
@@ -254,7 +270,8 @@ class Finished:
     """The answer is complete.
 
     Attributes:
-        finish_reason: `stop` at END or a stop string, `length` at max_tokens or a full window.
+        finish_reason: `stop` at END or a stop string, `length` where max_tokens or a full
+            window ended it.
         length: Bytes of the answer: offsets of pieces beyond it were cut off by a stop string.
         statistics: How it was made.
     """

@@ -72,7 +72,7 @@ class Judge:
         `opinions` are None where it is not safe to ask (Eq. 1), or nobody is there to be asked.
         """
         if step.expected is None:
-            return _kept(step, Verdict.FORCED)
+            return _kept(step, Verdict.CLOSED if step.closed else Verdict.FORCED)
         if opinions is None:
             return _kept(step, Verdict.UNSAFE if self._models[1:] else Verdict.UNVERIFIED)
         own, distributions = [step.id], [step.expected]

@@ -98,6 +98,7 @@ class _Loop:
         self.judge = Judge(models, config, weights, options, seed)
         self.stream = TextStream(options.stop)
         self.statistics = Statistics()
+        self.closed: list[tuple[int, int]] = []  # where the budget wrote
         self.walk = self._verify
         if config.mode == "every-token":
             self.walk = partial(ensemble_always, self.draft, self.verifiers, self.judge, self._look)
@@ -117,12 +118,13 @@ class _Loop:
             pieces, overflow = self.walk()
 
             # Accept what stands; roll back to the first token that does not.
-            changed = bool(pieces) and pieces[-1].verdict is Verdict.CHANGED
+            changed = bool(pieces) and pieces[-1].replaces
             dropped = overflow
             if changed:
                 dropped += self.draft.replace(pieces[-1])
             else:
                 self.draft.keep(len(pieces))
+            self.closed += [(p.start, p.end) for p in pieces if p.verdict is Verdict.CLOSED]
             self._learn(before, len(tokens), len(pieces))
             yield self._counted(Verified(cycle, tuple(pieces), len(self.draft.steps), dropped))
             yield from (Ensembled(cycle, piece) for piece in pieces if piece.ensembled)
@@ -153,8 +155,9 @@ class _Loop:
         opinions = self._opinions(steps)
         pieces: list[Piece] = []
         for step in steps:
-            pieces.append(self.judge.judge(step, opinions.get(step.start)))
-            if pieces[-1].verdict is Verdict.CHANGED:
+            piece = self.judge.judge(step, opinions.get(step.start))
+            pieces.append(self.draft.within_budget(piece))
+            if pieces[-1].replaces:
                 break
         return pieces, overflow
 
@@ -244,6 +247,10 @@ class _Loop:
         s.tokens = self.draft.tokens_before(self.stream.read if stopped_at is None else stopped_at)
         if reason == "stop" and stopped_at is None:
             s.tokens += 1  # END
+        cursor = self.models[0].cursor
+        if cursor is not None and self.closed and stopped_at is None:
+            reason, s.closed_at = "length", self.closed[0][0]
+            s.cut = cursor.cut(bytes(self.draft.text), self.closed)
         return Finished(reason, self.stream.shown, s)
 
 

@@ -176,3 +176,19 @@ class Cursor(Protocol):
     def finished(self, ids: Sequence[int]) -> bool:
         """Whether nothing but END may follow."""
         ...
+
+    def closing(self, text: bytes) -> bytes | None:
+        """A short text that ends the grammar behind a text; None where none is known."""
+        ...
+
+    def cut(self, text: bytes, spans: Sequence[tuple[int, int]]) -> list[str]:
+        """Which values of a whole answer are not what the models wrote.
+
+        Args:
+            text: The answer.
+            spans: From where to where the budget wrote, in bytes.
+
+        Returns:
+            JSON pointers, in order; none where the answer is no JSON.
+        """
+        ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any, Final
 
 from langchain_core.messages import AIMessageChunk, BaseMessage, ToolCallChunk
@@ -19,6 +20,9 @@ from safe_integrations.report.result import Result, read_result
 
 PROVIDER: Final = "safe"
 """How LangChain and its tracers call this package."""
+
+CLOSED: Final = "closed"
+"""Key, in `response_metadata`, of what max_tokens wrote to bring a structure to its end."""
 
 METADATA: Final = "safe"
 """Key of the rounds in `additional_kwargs`, and in `response_metadata` of a list of statistics: one
@@ -75,6 +79,7 @@ class Chunks:
                 "model_provider": PROVIDER,
                 "finish_reason": end.finish_reason,
                 METADATA: [end.payload],
+                **({} if end.closed is None else {CLOSED: asdict(end.closed)}),
             },
             "chunk_position": "last",
         }

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import suppress
+from json import JSONDecoder, loads
 from operator import itemgetter
 from typing import Any, Final, Literal, get_args
 
 from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import (
     JsonOutputKeyToolsParser,
@@ -22,8 +24,9 @@ from langchain_core.runnables import (
 )
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
+from safe_integrations.adapters.answer import why_closed
 from safe_integrations.errors import InvalidArgumentError
-from safe_integrations.langchain.answer import METADATA
+from safe_integrations.langchain.answer import CLOSED, METADATA
 from safe_integrations.langchain.tools import json_schema, openai_tool
 
 Method = Literal["function_calling", "json_schema", "json_mode"]
@@ -94,21 +97,57 @@ def _is_pydantic(schema: Any) -> bool:
 
 
 def _complete(messages: Iterator[BaseMessage]) -> Iterator[BaseMessage]:
+    seen: list[BaseMessage] = []
     for message in messages:
-        yield message
-        _check(message)
+        yield _kept(message)
+        seen.append(message)
+        _check(seen)
 
 
 async def _acomplete(messages: AsyncIterator[BaseMessage]) -> AsyncIterator[BaseMessage]:
+    seen: list[BaseMessage] = []
     async for message in messages:
-        yield message
-        _check(message)
+        yield _kept(message)
+        seen.append(message)
+        _check(seen)
 
 
-def _check(message: BaseMessage) -> None:
+def _check(seen: Sequence[BaseMessage]) -> None:
     """An answer that was cut off may look like a shorter one: refuse it."""
-    if any(not end["whole"] for end in message.response_metadata.get(METADATA, ())):
-        raise OutputParserException(
-            "the answer was cut off before the object was complete: raise max_tokens",
-            llm_output=message.text,
+    told = seen[-1].response_metadata
+    closed = told.get(CLOSED)
+    if closed is not None and closed["on_length"] == "close":
+        return
+    if any(not end["whole"] for end in told.get(METADATA, ())):
+        why = "cut off before it was complete: raise max_tokens"
+        why = why if closed is None else why_closed(closed["cut"])
+        raise OutputParserException(f"the object was {why}", llm_output=_written(seen))
+
+
+def _written(seen: Sequence[BaseMessage]) -> str:
+    """An object as text; also where it stands in a call that is invalid since it was closed."""
+    calls: list[Any] = []
+    for message in seen:
+        calls += getattr(message, "tool_call_chunks", ()) or getattr(
+            message, "invalid_tool_calls", ()
         )
+    text = "".join(call["args"] or "" for call in calls)
+    with suppress(ValueError):  # what breaks it for LangChain stands behind it
+        return text[: JSONDecoder().raw_decode(text)[1]]
+    return "".join(message.text for message in seen)
+
+
+def _kept(message: BaseMessage) -> BaseMessage:
+    """The same; a call that max_tokens has ended counts here, where it stands for an object."""
+    closed = message.response_metadata.get(CLOSED)
+    if closed is None or closed["on_length"] == "error":
+        return message
+    if isinstance(message, AIMessageChunk) and not message.invalid_tool_calls:
+        return message
+    if isinstance(message, AIMessageChunk):
+        return message.model_copy(update={"tool_call_chunks": [], "invalid_tool_calls": []})
+    if isinstance(message, AIMessage) and message.invalid_tool_calls:
+        (call,) = message.invalid_tool_calls
+        whole = {"name": call["name"], "args": loads(_written([message])), "id": call["id"]}
+        return message.model_copy(update={"tool_calls": [whole], "invalid_tool_calls": []})
+    return message

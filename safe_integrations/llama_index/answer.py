@@ -29,6 +29,9 @@ from safe_integrations.report.result import Result, read_result
 INVALID: Final = "invalid_tool_calls"
 """Key, in an answer's `raw`, of the calls in it that are not whole."""
 
+CLOSED: Final = "closed"
+"""Key, in an answer's `raw`, of what max_tokens wrote to bring a structure to its end."""
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -111,6 +114,8 @@ class Chunks:
         }
         if self._answer.rounds is not None:
             raw["safe"]["rounds"] = self._answer.rounds
+        if end.closed is not None:
+            raw[CLOSED] = asdict(end.closed)
         if end.invalid:
             raw[INVALID] = [asdict(call) for call in end.invalid]
         return raw
@@ -137,7 +142,8 @@ def selections(response: ChatResponse, on_missing: bool, on_broken: bool) -> lis
     calls = [b for b in response.message.blocks if isinstance(b, ToolCallBlock)]
     broken = [(call, _complaint(call, cut)) for call in raw.get(INVALID, ())]
     if broken and on_broken:
-        raise IncompleteAnswerError("; ".join(complaint for _, complaint in broken))
+        closed = json.loads(broken[0][0]["arguments"]) if raw.get(CLOSED) else None
+        raise IncompleteAnswerError("; ".join(complaint for _, complaint in broken), closed)
     if on_missing and not calls:
         wrote = f"the model called no tool; it wrote {response.message.content!r}"
         if cut:
@@ -148,8 +154,23 @@ def selections(response: ChatResponse, on_missing: bool, on_broken: bool) -> lis
     return [ToolSelection(tool_id=i, tool_name=name, tool_kwargs=k) for i, name, k in found]
 
 
+def with_closed(response: ChatResponse) -> ChatResponse:
+    """An answer whose call only stands for an object, where one that was closed is wanted, too.
+
+    To carry it out would be another matter: what max_tokens has closed is not what was meant.
+    """
+    raw = response.raw if isinstance(response.raw, dict) else {}
+    if raw.get(CLOSED, {}).get("on_length") != "close" or INVALID not in raw:
+        return response
+    calls = [_block(c["id"], c["name"], json.loads(c["arguments"])) for c in raw[INVALID]]
+    kept = {key: value for key, value in raw.items() if key != INVALID}
+    return Chunk(response.message.content or "", "", tuple(calls), kept).chat(response.delta)
+
+
 def _complaint(call: Mapping[str, Any], cut: bool) -> str:
     named = f"the call of {call['name']}" if call["name"] else "a call"
+    if cut and call["error"].startswith("closed"):
+        return f"{named} was cut off: {call['error']}"
     if cut:
         return f"{named} was cut off: raise max_tokens"
     return f"{named} is broken, maybe by a stop string: {call['error']}"

@@ -6,7 +6,6 @@ All eight methods go over one core, `Call`. LlamaIndex's own decorators report t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 from inspect import BoundArguments, signature
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -46,6 +45,7 @@ from safe_integrations.llama_index.answer import Chunk, Chunks, selections
 from safe_integrations.llama_index.call import Call, Reported, heard
 from safe_integrations.llama_index.events import Reporter
 from safe_integrations.llama_index.messages import engine_messages, tool_spec
+from safe_integrations.llama_index.objects import as_objects, awhole, makes_an_object, whole
 from safe_integrations.llama_index.window import LeftBehind, Metadata, Narrowed
 from safe_integrations.messages import Message
 from safe_integrations.report import tracing
@@ -66,33 +66,6 @@ def _without_span(method: T) -> T:
     """Keeps LlamaIndex from opening a span for a method that only prepares a call."""
     setattr(method, DISPATCHER_SPAN_DECORATED_ATTR, True)
     return method
-
-
-def _makes_an_object(tool: object) -> bool:
-    """Whether it is the tool by which core asks for structured output.
-
-    Core says that it must be called, but not where the object streams.
-    """
-    return getattr(getattr(tool, "fn", None), "__qualname__", "").startswith("get_function_tool.")
-
-
-def _whole(stream: ChatResponseGen) -> ChatResponseGen:
-    """A stream that ends with an error where its call is not whole."""
-    with closing(stream):
-        for response in stream:
-            _check(response)
-            yield response
-
-
-async def _awhole(stream: ChatResponseAsyncGen) -> ChatResponseAsyncGen:
-    async for response in stream:
-        _check(response)
-        yield response
-
-
-def _check(response: ChatResponse) -> None:
-    if response.raw is not None:  # it is the last
-        selections(response, on_missing=True, on_broken=True)
 
 
 class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
@@ -301,22 +274,31 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
         asked.arguments["error_on_no_tool_call"] = asked.arguments["error_on_no_tool_call"] or None
         return asked
 
-    def stream_chat_with_tools(self, *args: Any, **kwargs: Any) -> ChatResponseGen:
+    def stream_chat_with_tools(
+        self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any
+    ) -> ChatResponseGen:
         """Answers with calls of tools, piece by piece. Arguments are those of LlamaIndex.
 
         Raises:
             IncompleteAnswerError: A call that is asked for was cut off: it would be taken for a
                 whole one that is shorter.
         """
-        asked = self._prepare_chat_with_tools(*args, **kwargs)
+        asked = self._prepare_chat_with_tools(tools, *args, **kwargs)
         stream = self.stream_chat(**asked)
-        return _whole(stream) if self._forces(asked) else stream
+        return whole(stream, tools) if self._forces(asked) else stream
 
-    async def astream_chat_with_tools(self, *args: Any, **kwargs: Any) -> ChatResponseAsyncGen:
+    async def astream_chat_with_tools(
+        self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any
+    ) -> ChatResponseAsyncGen:
         """The same for event loops."""
-        asked = self._prepare_chat_with_tools(*args, **kwargs)
+        asked = self._prepare_chat_with_tools(tools, *args, **kwargs)
         stream = await self.astream_chat(**asked)
-        return Closing(_awhole(stream), stream.aclose) if self._forces(asked) else stream
+        return Closing(awhole(stream, tools), stream.aclose) if self._forces(asked) else stream
+
+    def _validate_chat_with_tools_response(
+        self, response: ChatResponse, tools: Sequence[BaseTool], *_: Any, **kwargs: Any
+    ) -> ChatResponse:
+        return as_objects(response, tools)
 
     def _forces(self, asked: dict[str, Any]) -> bool:
         said = {name: asked[name] for name in ("tools", "tool_choice")}
@@ -340,7 +322,7 @@ class SafeLLM(EnsembleOptions, CustomLLM, FunctionCallingLLM):
                 user_msg = ChatMessage(role=MessageRole.USER, content=user_msg)
             messages.append(user_msg)
         if kwargs.get("tool_choice") is None:
-            forced = tool_required or all(map(_makes_an_object, tools))
+            forced = tool_required or all(map(makes_an_object, tools))
             kwargs["tool_choice"] = "required" if forced and tools else "auto"
         return {
             "messages": messages,

@@ -34,6 +34,12 @@ class Look:
 
 LOOKS: Final = {
     Verdict.FORCED: Look("written without asking any model: nothing else was allowed"),
+    Verdict.CLOSED: Look(
+        "written to end the answer within max_tokens",
+        "closed by max_tokens",
+        "dim italic",
+        "box-shadow:inset 0 -1px rgba(218,54,51,.7)",
+    ),
     Verdict.UNVERIFIED: Look("written by the drafter: no verifier was asked"),
     Verdict.UNANIMOUS: Look("kept: it is every verifier's favourite"),
     Verdict.MAJORITY: Look("kept: the mean probability is above the threshold"),
@@ -78,6 +84,7 @@ def legend(statistics: Statistics) -> list[tuple[str, Verdict | None]]:
         Verdict.CONFIRMED: s.ensembled - s.changed,
         Verdict.CHANGED: s.changed,
         Verdict.UNSAFE: s.unsafe,
+        Verdict.CLOSED: s.closed,
     }
     keys = [(f" {LOOKS[verdict].label}: {n} ", verdict) for verdict, n in counts.items() if n]
     return [(f"Ensembled at {s.ensembled} of {s.judged} tokens: ", None), *keys]

@@ -56,7 +56,8 @@ def constraint_for(options: GenerationConfig) -> Constraint | None:
     if response_format is None:
         if not wanted or find_spec("llguidance") is None:
             return None
-        return Constraint(_possible_calls(wanted, options.parallel_tool_calls), "tools", tools)
+        lark = _possible_calls(wanted, options.parallel_tool_calls)
+        return Constraint(lark, "tools", tools, closes=False)
     if isinstance(response_format, Grammar):
         if wanted:
             raise InvalidArgumentError(

@@ -11,7 +11,8 @@ import json
 import re
 import threading
 from codecs import getincrementaldecoder
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 from weakref import WeakKeyDictionary
 
@@ -24,6 +25,7 @@ from safe_integrations.errors import (
     InvalidArgumentError,
     MissingDependencyError,
 )
+from safe_integrations.structure.closing import BYTES, Closing, cut_values
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -46,14 +48,17 @@ class Constraint:
         lark: The grammar.
         argument: The argument that errors blame.
         given: What the caller passed there.
+        closes: Whether the answer is the grammar's from its beginning to its end, so that it must
+            be brought to an end within the budget.
 
     Raises:
         InvalidArgumentError: The grammar cannot be guaranteed.
         MissingDependencyError: `llguidance` is not installed.
     """
 
-    def __init__(self, lark: str, argument: str, given: object) -> None:
+    def __init__(self, lark: str, argument: str, given: object, closes: bool = True) -> None:
         self._lark = lark
+        self._closes = closes
         self._argument = argument
         self._given = given
         option = _UNSUPPORTED_OPTION.search(lark)
@@ -69,11 +74,17 @@ class Constraint:
         Raises:
             InvalidArgumentError: The grammar is too large for the library.
         """
-        tokenizer, free = _vocabulary_of(tokens)
-        matcher = _matcher(tokenizer, self._lark)
+        _, free = _vocabulary_of(tokens)
+        return Cursor(self._matcher(tokens), tokens, free, self._closing)
+
+    def _closing(self) -> Closing | None:
+        return Closing(self._matcher(BYTES)) if self._closes else None
+
+    def _matcher(self, tokens: TokenTable) -> LLMatcher:
+        matcher = _matcher(_vocabulary_of(tokens)[0], self._lark)
         if matcher.is_error():
             self._refuse(_plain(matcher.get_error()))
-        return Cursor(matcher, tokens, free)
+        return matcher
 
     def _refuse(self, reason: str) -> NoReturn:
         raise InvalidArgumentError(self._argument, self._given, reason)
@@ -90,10 +101,18 @@ class Cursor:
         matcher: The library's parser at the beginning of the grammar.
         tokens: The model's tokens.
         free: The library's mask where any text may follow.
+        closing: Makes what finds ways out, once they are asked for.
     """
 
-    def __init__(self, matcher: LLMatcher, tokens: TokenTable, free: bytes) -> None:
+    def __init__(
+        self,
+        matcher: LLMatcher,
+        tokens: TokenTable,
+        free: bytes,
+        closing: Callable[[], Closing | None],
+    ) -> None:
         self._start = matcher
+        self._closing = cache(closing)
         self._tokens = tokens
         self._free = free
         self._canonical = dict(tokens.aliases)
@@ -151,6 +170,15 @@ class Cursor:
         return self._matcher.is_stopped() or (
             not ids and sum(map(int.bit_count, self._packed(ids))) == 1
         )
+
+    def closing(self, text: bytes) -> bytes | None:
+        """A short text that ends the grammar behind a text; None where none is known."""
+        closing = self._closing()
+        return None if closing is None else closing.way(text)
+
+    def cut(self, text: bytes, spans: Sequence[tuple[int, int]]) -> list[str]:
+        """JSON pointers of the values that the budget cut or made up, out of where it wrote."""
+        return cut_values(text, spans)
 
     def _packed(self, ids: Sequence[int]) -> bytes:
         """Which ids may follow, one bit per id."""

@@ -27,6 +27,10 @@ _STYLE: Final = {
 _UNWRITABLE: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u|\x7f")
 """A character in JSON text that only a `\\uXXXX` escape can write."""
 
+_INTEGER: Final = 2**63 - 1024  # the largest of 64 bits that is a double, as the library wants it
+_NUMBER: Final = 10**17
+_PLACES: Final = 1e-10
+
 _SCHEMA_KEYS: Final = ("items", "additionalProperties", "additionalItems")
 _SCHEMA_LISTS: Final = ("prefixItems", "anyOf", "oneOf", "allOf", "items")
 _SCHEMA_MAPS: Final = ("properties", "patternProperties", "$defs", "definitions")
@@ -72,7 +76,32 @@ def _prepared(schema: Any, argument: str) -> dict[str, Any]:
     for _, part in _parts(schema, "#"):
         if isinstance(part.get("$ref"), str):
             part["$ref"] = quote(part["$ref"], safe="#/:?&=%~!$'()*+,;@-._")
+        part.update(_bounds(part))
     return {**schema, "x-guidance": _STYLE}
+
+
+def _bounds(part: dict[str, Any]) -> dict[str, Any]:
+    """What numbers are held to where a schema does not say: else digits need never end.
+
+    Integers have 64 bits; numbers 17 digits in front of the point and 10 behind it, as a double
+    can tell them apart.
+    """
+    kinds = part.get("type")
+    kinds = kinds if isinstance(kinds, list) else [kinds]
+    real = "number" in kinds
+    said = [part.get(key) for key in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")]
+    most = _NUMBER if real else _INTEGER
+    huge = any(isinstance(bound, int | float) and abs(bound) >= most for bound in said)
+    if huge or not (real or "integer" in kinds) or part.keys() & {"enum", "const"}:
+        return {}
+    bounds: dict[str, Any] = {}
+    if said[:2] == [None, None]:
+        bounds["minimum"] = -most
+    if said[2:] == [None, None]:
+        bounds["maximum"] = most
+    if real and "multipleOf" not in part:
+        bounds["multipleOf"] = _PLACES
+    return bounds
 
 
 def _parts(schema: Any, at: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -46,7 +46,7 @@ ENGINE = (
     ("distribution", "lookahead"),
     ("ensemble",),
     ("sampling",),
-    ("view",),
+    ("view", "closing"),
     ("draft",),
     ("drafter", "judge"),
     ("baseline",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from cases import World, chance, configs, engine_of, options, worlds
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from safe_integrations.engine.events import (
     Verified,
 )
 from safe_integrations.engine.tokens import END
+from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.report.result import Result
 from safe_integrations.testing import ScriptedMember
 
@@ -58,10 +60,12 @@ def accounts_balance(events: list[Event]) -> None:
             available = pending + len(event.tokens)
         elif isinstance(event, Verified):
             now = [p.verdict for p in event.pieces]
-            rejected = now.count(Verdict.CHANGED)
+            rejected = sum(piece.replaces for piece in event.pieces)
             assert available == len(now) - rejected + event.dropped + event.pending
             assert rejected <= min(1, event.dropped)
-            assert Verdict.CHANGED not in now[:-1], "nothing is judged behind a changed token"
+            told = [piece.replaces for piece in event.pieces]
+            assert True not in told[:-1], "nothing is judged behind a changed token"
+            assert all(p.replaces for p in event.pieces if p.verdict is Verdict.CHANGED)
             pending = event.pending
     told = events[-1]
     assert isinstance(told, Finished)
@@ -70,7 +74,7 @@ def accounts_balance(events: list[Event]) -> None:
 
 def counts(statistics: Statistics) -> list[int]:
     """What a fold over events tells of the whole."""
-    names = ("cycles", "drafted", "judged", "unsafe", "ensembled", "changed")
+    names = ("cycles", "drafted", "judged", "unsafe", "ensembled", "changed", "closed")
     return [getattr(statistics, name) for name in names]
 
 
@@ -168,8 +172,42 @@ def test_under_a_constraint_it_writes_what_the_oracle_writes(data: st.DataObject
         update={"response_format": Choice(options=tuple(texts))}
     )
     config = data.draw(configs(len(world.vocabularies)))
-    other = data.draw(st.integers(1, 16))
-    check(world, config, limits, other, [ready_for(m, texts) for m in world.members()])
+    members = [ready_for(m, texts) for m in world.members()]
+    smallest = smallest_of(members, config, limits)
+    limits = limits.model_copy(update={"max_tokens": smallest + limits.max_tokens - 1})
+    check(world, config, limits, data.draw(st.integers(1, 16)), members)
+
+
+@settings(ci, max_examples=150)
+@given(st.data())
+def test_at_every_budget_it_closes_as_the_oracle_does(data: st.DataObject) -> None:
+    """A choice is written to its end however little room there is, in any mode."""
+    world = data.draw(worlds(length=(6, 16)))
+    texts = data.draw(choices(world.plan.decode()))
+    form = GenerationConfig(response_format=Choice(options=tuple(texts)))
+    mode = data.draw(st.sampled_from(["safe", "safe", "every-token", "drafter-only"]))
+    config = data.draw(configs(len(world.vocabularies), mode=mode))
+    members = [ready_for(m, texts) for m in world.members()]
+    smallest = smallest_of(members, config, form)
+    with pytest.raises(InvalidArgumentError, match=f"needs at least {smallest}"):
+        engine_of(members, config).generate("Go.", form.model_copy(update={"max_tokens": 0}))
+    for budget in range(smallest, smallest + 6):
+        limits = form.model_copy(update={"max_tokens": budget})
+        outcome = expected(members, config, limits)
+        for lookahead in {config.lookahead, data.draw(st.integers(1, 16))}:
+            result, text = run(members, config.model_copy(update={"lookahead": lookahead}), limits)
+            assert_same(outcome, result, text)
+            assert result.text in texts and result.statistics.tokens <= budget
+            closed = [piece.start for piece in result.pieces if piece.verdict is Verdict.CLOSED]
+            assert result.statistics.closed_at == (closed[0] if closed else None)
+            assert (result.finish_reason == "length") == bool(closed)
+
+
+def smallest_of(
+    members: list[ScriptedMember], config: EnsembleConfig, options: GenerationConfig
+) -> int:
+    oracle = Oracle(members, config, options)
+    return oracle.smallest()
 
 
 @st.composite
@@ -254,6 +292,7 @@ def test_random_worlds_were_not_tame() -> None:
             "majority",
             "confirmed",
             "changed",
+            "closed",
             "stop",
             "length",
         )

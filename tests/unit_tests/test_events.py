@@ -63,6 +63,7 @@ def test_each_verdict_is_counted_where_it_belongs(verdict: Verdict) -> None:
     told = {name: value for name, value in asdict(folded).items() if value}
     assert told == {"cycles": 3, "drafted": 2, "judged": 1} | {
         Verdict.UNSAFE: {"unsafe": 1},
+        Verdict.CLOSED: {"closed": 1},
         Verdict.CONFIRMED: {"ensembled": 1},
         Verdict.CHANGED: {"ensembled": 1, "changed": 1},
     }.get(verdict, {})

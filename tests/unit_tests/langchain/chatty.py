@@ -12,6 +12,7 @@ from safe_integrations.config import Tool
 from safe_integrations.langchain import ChatSafe
 from safe_integrations.messages import Message
 from safe_integrations.testing import ScriptedMember, ScriptedSession, follows
+from tests.cut_off import doubtful
 
 TEXT = "Paris is the capital 🗼 of France."
 OTHER = "Paris is the capitol 🗼 of France."
@@ -27,6 +28,7 @@ class Chatty(ScriptedMember):
         before_pass: Called at the start of every forward pass.
         sure: Probability of each byte of the answer.
         words: Its tokens, besides all bytes.
+        doubts: Whether it finds every byte possible, as real models do.
     """
 
     def __init__(
@@ -38,11 +40,13 @@ class Chatty(ScriptedMember):
         sure: float = 0.9,
         context_window: int = 4096,
         words: Sequence[bytes] = WORDS,
+        doubts: bool = False,
     ) -> None:
         super().__init__(name, words, follows(b""), context_window=context_window)
         self.reply = (lambda _: reply) if isinstance(reply, str) else reply
         self.before_pass = before_pass
         self.sure = sure
+        self.doubts = doubts
         self.conversations: list[Sequence[Message]] = []
         self.tools: list[Sequence[Tool]] = []
         self.template_args: list[Mapping[str, Any]] = []
@@ -63,7 +67,8 @@ class Chatty(ScriptedMember):
 
     def start(self, prompt: Sequence[int], cancel: object = None) -> ScriptedSession:
         answer = self.reply(self.conversations[prompt[0]]).encode()
-        one = ScriptedMember(self.name, [], follows(answer, sure=self.sure))
+        script = follows(answer, sure=self.sure)
+        one = ScriptedMember(self.name, [], doubtful(script) if self.doubts else script)
         one.tokens = self.tokens
         session = Counting(one, self)
         self.sessions.append(session)

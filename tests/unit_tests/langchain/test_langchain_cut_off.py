@@ -15,8 +15,9 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.tools import tool
 from pydantic import BaseModel
 
+from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.langchain import ChatSafe
-from tests.cut_off import CALL, LENGTHS, PATH, STOPS, WHOLE, left
+from tests.cut_off import CALL, LENGTHS, PATH, SMALLEST, STOPS, WHOLE, left
 
 pytest.importorskip("llguidance")
 
@@ -50,7 +51,7 @@ WAYS: dict[str, Callable[..., Any]] = {
 
 
 def writing(text: str, **options: Any) -> ChatSafe:
-    return ChatSafe(drafter=Chatty("drafter", text, words=[]), lookahead=8, **options)
+    return ChatSafe(drafter=Chatty("drafter", text, words=[], doubts=True), lookahead=8, **options)
 
 
 def calls(message: AIMessage | AIMessageChunk) -> list[Any]:
@@ -63,9 +64,15 @@ def calls(message: AIMessage | AIMessageChunk) -> list[Any]:
 def test_a_call_that_max_tokens_cuts_is_no_call(way: str, choice: str) -> None:
     """At one place in this call LangChain mended it to delete(path='/home'), at another to ''."""
     bound = writing(CALL).bind_tools([delete], tool_choice=choice)
+    forced = choice == "any"
     for length in LENGTHS:
+        if forced and length < SMALLEST:
+            with pytest.raises(InvalidArgumentError, match=f"needs at least {SMALLEST}"):
+                WAYS[way](bound, max_tokens=length)
+            continue
         message = WAYS[way](bound, max_tokens=length)
-        whole = length >= WHOLE
+        whole = length >= (len(CALL) + 1 if forced else WHOLE)
+        assert ("closed" in message.response_metadata) == (forced and not whole), length
         assert calls(message) == ([("delete", {"path": PATH})] if whole else []), length
         assert message.response_metadata["finish_reason"] == (
             "length" if length <= len(CALL) else "tool_calls"
@@ -128,12 +135,17 @@ STRUCTURED: dict[str, Callable[..., Any]] = {
 def test_an_object_that_was_cut_off_is_an_error(method: Any, way: str) -> None:
     """One that was cut off behind its end is whole, and was an error, too."""
     text = METHODS[method]
-    whole = len(text.removesuffix("\n</tool_call>"))
-    for length in range(1, whole):
+    smallest = SMALLEST if method == "function_calling" else len("{}") + 1
+    for length in range(1, len(text) + 1):
         model = writing(text, max_tokens=length).with_structured_output(Delete, method=method)
-        with pytest.raises(OutputParserException, match="raise max_tokens"):
+        if length < smallest:
+            with pytest.raises(InvalidArgumentError, match=f"needs at least {smallest}"):
+                STRUCTURED[way](model)
+            continue
+        with pytest.raises(OutputParserException, match="raise max_tokens") as caught:
             STRUCTURED[way](model)
-    for options in ({"stop": ["/"]}, {"max_tokens": whole}, {"max_tokens": len(text)}):
+        assert PATH.startswith(Delete.model_validate(closed_object(caught.value)).path)
+    for options in ({"stop": ["/"]}, {"max_tokens": len(text) + 1}):
         model = writing(text, **options).with_structured_output(Delete, method=method)
         assert STRUCTURED[way](model) == Delete(path="/home/me"), options
 
@@ -141,15 +153,49 @@ def test_an_object_that_was_cut_off_is_an_error(method: Any, way: str) -> None:
 def test_digits_may_be_the_beginning_of_a_longer_number() -> None:
     """`12` parses, and is no proof that `123` was not cut off."""
     schema = {"title": "N", "type": "integer"}
-    model = writing("123", max_tokens=2).with_structured_output(schema, method="json_schema")
+    model = writing("123", max_tokens=3).with_structured_output(schema, method="json_schema")
     with pytest.raises(OutputParserException, match="raise max_tokens"):
         model.invoke("x")
+
+
+def closed_object(error: OutputParserException) -> Any:
+    written = json.loads(error.llm_output or "")
+    return written.get("arguments", written)
+
+
+@pytest.mark.parametrize("way", STRUCTURED)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_closed_object_is_returned_where_it_is_wanted(method: Any, way: str) -> None:
+    """At any budget that can hold one, it is valid, and the beginning of what was meant."""
+    text, seen = METHODS[method], set()
+    smallest = SMALLEST if method == "function_calling" else len("{}") + 1
+    for length in range(smallest, len(text) + 2):
+        model = writing(text, max_tokens=length, on_length="close")
+        found = STRUCTURED[way](model.with_structured_output(Delete, method=method))
+        path = Delete.model_validate(found).path
+        assert path in ("", "/") or "/home/me".startswith(path)
+        seen.add(path)
+    assert {"", "/h", "/home/me"} <= seen
+
+
+def test_what_was_closed_is_told() -> None:
+    form = {"type": "json_schema", "json_schema": {"schema": Delete.model_json_schema()}}
+    message = writing(OBJECT, max_tokens=len(OBJECT) - 2).invoke("x", response_format=form)
+    assert message.text == '{"path": "/home"}'
+    assert message.response_metadata["finish_reason"] == "length"
+    assert message.response_metadata["closed"] == {
+        "at": len('{"path": "/home'),
+        "cut": ["/path"],
+        "on_length": "error",
+    }
+    assert message.response_metadata["safe"][0]["closed_at"] == len('{"path": "/home')
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_with_the_raw_answer_the_error_is_told(method: Any) -> None:
     text = METHODS[method]
-    for length in range(1, len(text.removesuffix("\n</tool_call>")), 3):
+    smallest = SMALLEST if method == "function_calling" else len("{}") + 1
+    for length in range(smallest, len(text), 3):
         model = writing(text, max_tokens=length).with_structured_output(
             Delete, method=method, include_raw=True
         )

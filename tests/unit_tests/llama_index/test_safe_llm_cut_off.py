@@ -17,8 +17,8 @@ from pydantic import BaseModel
 from scripted_llms import says
 
 from safe_integrations.errors import IncompleteAnswerError
-from safe_integrations.llama_index import SafeLLM
-from tests.cut_off import CALL, LENGTHS, PATH, STOPS, WHOLE, left
+from safe_integrations.llama_index import SafeCallError, SafeLLM
+from tests.cut_off import CALL, LENGTHS, PATH, SMALLEST, STOPS, WHOLE, left
 
 pytest.importorskip("llguidance")
 
@@ -65,7 +65,7 @@ def check(llm: SafeLLM, response: Any, whole: bool, where: object) -> None:
         (selection,) = llm.get_tool_calls_from_response(response)
         assert (selection.tool_name, selection.tool_kwargs) == told[0]
         return
-    with pytest.raises(IncompleteAnswerError, match=r"cut off: raise max_tokens|is broken"):
+    with pytest.raises(IncompleteAnswerError, match=r"cut off.*: raise max_tokens|is broken"):
         llm.get_tool_calls_from_response(response)
     for selection in llm.get_tool_calls_from_response(response, error_on_no_tool_call=False):
         assert selection.tool_kwargs == {} and " " in selection.tool_name, "no tool is called so"
@@ -75,10 +75,17 @@ def check(llm: SafeLLM, response: Any, whole: bool, where: object) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_a_call_that_max_tokens_cuts_is_no_call(way: str, choice: str) -> None:
     """LlamaIndex mends broken JSON: this one became delete(path='/home/me/pro')."""
+    forced = choice == "required"
     for length in LENGTHS:
         llm = says(CALL)
+        if forced and length < SMALLEST:
+            with pytest.raises(SafeCallError, match=f"needs at least {SMALLEST}"):
+                WAYS[way](llm, tool_choice=choice, max_tokens=length)
+            continue
         response = WAYS[way](llm, tool_choice=choice, max_tokens=length)
-        check(llm, response, length >= WHOLE, length)
+        whole = length >= (len(CALL) + 1 if forced else WHOLE)
+        check(llm, response, whole, length)
+        assert ("closed" in response.raw) == (forced and not whole)
         reason = "length" if length <= len(CALL) else "tool_calls"
         assert response.raw["finish_reason"] == reason, "a cut hides behind its call"
 
@@ -105,14 +112,18 @@ def test_predict_and_call_carries_out_whole_calls_only(tool_required: bool, erro
             answer = call([TOOL], "x", error_on_no_tool_call=error, **kwargs)  # noqa: B023
             return asyncio.run(answer) if asyncio.iscoroutine(answer) else answer
 
-        if length >= WHOLE:
+        whole = length >= (len(CALL) + 1 if tool_required else WHOLE)
+        if tool_required and length < SMALLEST:
+            with pytest.raises(SafeCallError, match="needs at least"):
+                run()
+        elif whole:
             assert run().response == "gone"
         elif error or length >= len("<tool_call>"):
-            with pytest.raises(IncompleteAnswerError, match="cut off: raise max_tokens"):
+            with pytest.raises(IncompleteAnswerError, match="cut off.*: raise max_tokens"):
                 run()
         else:
             assert CALL.startswith(run().response)
-        assert deleted == ([PATH] if length >= WHOLE else []), length
+        assert deleted == ([PATH] if whole else []), length
 
 
 @pytest.mark.parametrize("way", ["predict_and_call", "apredict_and_call"])
@@ -167,11 +178,29 @@ def test_an_object_that_was_cut_off_is_an_error(way: str) -> None:
     for length in LENGTHS:
         llm = says(DELETE)
         llm.max_tokens = length
-        if length >= WHOLE:
+        if length > len(CALL):
             assert STRUCTURED[way](llm) == Delete(path=PATH)
-        else:
-            with pytest.raises(IncompleteAnswerError, match="raise max_tokens"):
+        elif length < SMALLEST:
+            with pytest.raises(SafeCallError, match=f"needs at least {SMALLEST}"):
                 STRUCTURED[way](llm)
+        else:
+            with pytest.raises(IncompleteAnswerError, match="raise max_tokens") as caught:
+                STRUCTURED[way](llm)
+            assert PATH.startswith(Delete.model_validate(caught.value.closed).path)
+
+
+@agents
+@pytest.mark.parametrize("way", STRUCTURED)
+def test_a_closed_object_is_returned_where_it_is_wanted(way: str) -> None:
+    """At any budget that can hold one, it is valid, and the beginning of what was meant."""
+    seen = set()
+    for length in range(SMALLEST, len(CALL) + 2):
+        llm = says(DELETE)
+        llm.max_tokens, llm.on_length = length, "close"
+        found = STRUCTURED[way](llm)
+        assert isinstance(found, Delete) and PATH.startswith(found.path)
+        seen.add(found.path)
+    assert {"", PATH[:6], PATH} <= seen
 
 
 def program(llm: SafeLLM) -> FunctionCallingProgram[Delete]:
@@ -202,8 +231,11 @@ def test_a_stream_does_not_end_as_if_its_call_were_whole(way: str) -> None:
     for length in LENGTHS:
         llm = says(DELETE if way.endswith("stream_call") else CALL)
         llm.max_tokens = length
-        if length >= WHOLE:
+        if length > len(CALL):
             assert STREAMED[way](llm) == Delete(path=PATH)
+        elif length < SMALLEST:
+            with pytest.raises(SafeCallError, match=f"needs at least {SMALLEST}"):
+                STREAMED[way](llm)
         else:
             with pytest.raises(IncompleteAnswerError, match="raise max_tokens"):
                 STREAMED[way](llm)

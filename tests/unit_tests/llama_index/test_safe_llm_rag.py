@@ -20,6 +20,7 @@ from safe_integrations.errors import (
 )
 from safe_integrations.llama_index import SafeCallError, SafeLLM
 from safe_integrations.testing import follows
+from tests.cut_off import doubtful
 
 
 class Odd(BaseModel):
@@ -105,9 +106,9 @@ async def test_an_object_that_was_cut_off_is_an_error(mode: str, how: str) -> No
         wanted = b'<tool_call>\n{"name": "City", "arguments": {"name": "'
         return {wanted[len(written) : len(written) + 1] or b"a": 1.0}
 
-    llm = SafeLLM(drafter=Model("drafter", [], endless), max_tokens=80)
+    llm = SafeLLM(drafter=Model("drafter", [], doubtful(endless)), max_tokens=90)
     query = engine(llm, mode, False, output_cls=City)
-    with pytest.raises(IncompleteAnswerError, match="cut off: raise max_tokens"):
+    with pytest.raises(IncompleteAnswerError, match="cut off: closed because max_tokens ran out"):
         await asked(query, how)
 
 
