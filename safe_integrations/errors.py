@@ -8,6 +8,7 @@ SafeError
 │   └── SafeTimeoutError   (TimeoutError)       the answer took longer than it may
 ├── MissingDependencyError (ImportError)        an extra of the package is not installed
 ├── IncompleteAnswerError                       a tool call or an object was cut off
+│   └── SchemaViolationError                    it breaks what could only be checked
 └── ModelError
     ├── ModelNotFoundError (FileNotFoundError)  nothing at that hub id, folder or file
     ├── ModelLoadError     (RuntimeError)       found, but unreadable or damaged
@@ -95,6 +96,10 @@ class IncompleteAnswerError(SafeError):
         super().__init__(message)
 
 
+class SchemaViolationError(IncompleteAnswerError):
+    """A finished answer or call breaks a part of its schema that the grammar did not enforce."""
+
+
 class MissingDependencyError(SafeError, ImportError):
     """Something was asked for that needs a library which is not installed.
 
@@ -136,6 +141,10 @@ class UnsupportedTokenizerError(ModelError):
 
 class LargeModelWarning(UserWarning):
     """A model is about to take much more disk and memory than its file; it says how much."""
+
+
+class UnenforcedSchemaWarning(UserWarning):
+    """Parts of a schema are not enforced, only checked on the finished answer; it names them."""
 
 
 def _short(value: object) -> str:

@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from safe_integrations.adapters.checked import checked
 from safe_integrations.calls.stream import ToolCallStream
 from safe_integrations.calls.types import InvalidToolCall as InvalidToolCall
-from safe_integrations.calls.types import ParsedAnswer, ToolCall
+from safe_integrations.calls.types import ToolCall
 from safe_integrations.calls.types import ToolCallDelta as ToolCallDelta
 from safe_integrations.config import GenerationConfig, JsonSchema
-from safe_integrations.engine.events import Event, Finished, TextDelta, Verified
+from safe_integrations.engine.events import Event, Finished, TextDelta, Verdict, Verified
 from safe_integrations.report import payloads
+from safe_integrations.report.verdicts import why_closed
+from safe_integrations.structure.calls import CALL_START
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,21 +27,14 @@ class Closed:
         at: From where on, in bytes.
         cut: JSON pointers of the values that it cut or made up.
         on_length: What is to become of it (`GenerationConfig.on_length`).
+        text: The object that came of it, as JSON text: the answer, or the arguments of the call
+            that was cut. Valid, and not what was meant.
     """
 
     at: int
     cut: list[str]
     on_length: Literal["error", "close"]
-
-
-def why_closed(cut: Sequence[str]) -> str:
-    """Why an answer is not what was meant, in words.
-
-    Args:
-        cut: `Closed.cut`.
-    """
-    values = f" (it cut {', '.join(pointer or 'the whole' for pointer in cut)})" if cut else ""
-    return f"closed because max_tokens ran out{values}: raise max_tokens"
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +45,8 @@ class End:
         calls: The calls that are whole, and so may be carried out.
         invalid: What was cut off inside, or is broken otherwise. Never to be carried out.
         closed: What max_tokens wrote of it; None where it ended by itself or broke off.
+        violation: Which part of a schema the answer or a call breaks, where that could only be
+            checked; None where none is broken.
         finish_reason: `tool_calls` where the answer ended by itself and holds calls that are
             whole, else `stop`; `length` where it was cut off by max_tokens or a full window.
         prompt_tokens: Length of the prompt, in the drafter's tokens.
@@ -62,6 +60,7 @@ class End:
     calls: tuple[ToolCall, ...]
     invalid: tuple[InvalidToolCall, ...]
     closed: Closed | None
+    violation: str | None
     finish_reason: Literal["stop", "length", "tool_calls"]
     prompt_tokens: int
     cached_tokens: int
@@ -87,6 +86,10 @@ class Delta:
 class Answer:
     """An answer as it grows.
 
+    Of what max_tokens closes, calls and text end where the models' own words do: a path that was
+    cut short is valid JSON, and a wrong path. Only text is handed out as it was closed, and only
+    with `on_length="close"`.
+
     Args:
         options: How it is made. With `tool_choice="none"` all text is text.
         attach_rounds: Whether to note the rounds.
@@ -100,7 +103,9 @@ class Answer:
         self._options = options
         self._stream = self._reader()
         self._text = ""
-        self._arguments: list[str] = []  # of every call, as it was written
+        self._closed_at: int | None = None  # in bytes
+        self._written: dict[str, str] = {}  # ids of calls -> their arguments
+        self._ids: dict[int, str] = {}  # numbers of calls -> their ids
 
     def _reader(self) -> ToolCallStream:
         return ToolCallStream(self._options.tools if self._options.tool_choice != "none" else ())
@@ -108,31 +113,53 @@ class Answer:
     def take(self, event: Event) -> Delta | None:
         """Takes in an event; returns what is new, if anything is."""
         match event:
-            case Verified() if self.rounds is not None:
-                self.rounds.append(payloads.round_of(event))
+            case Verified():
+                if self.rounds is not None:
+                    self.rounds.append(payloads.round_of(event))
+                if self._closed_at is None:
+                    closed = (p.start for p in event.pieces if p.verdict is Verdict.CLOSED)
+                    self._closed_at = next(closed, None)
             case TextDelta():
-                self._text += event.text
-                pieces = self._stream.push(event.text)
+                before, self._text = len(self._text), self._text + event.text
+                pieces = self._stream.push(self._own[before:])
                 return self._delta(pieces, None) if pieces else None
             case Finished():
                 pieces = self._stream.finish()
+                if self._keeps_closed:
+                    pieces.append(self._text[len(self._own) :])
                 return self._delta(pieces, event)
         return None
+
+    @property
+    def _own(self) -> str:
+        """The text up to where max_tokens wrote on."""
+        if self._closed_at is None:
+            return self._text
+        return self._text.encode()[: self._closed_at].decode(errors="ignore")
+
+    @property
+    def _keeps_closed(self) -> bool:
+        wanted = self._options.response_format is not None and self._options.on_length == "close"
+        return wanted and not self._text.startswith(CALL_START)
 
     def _delta(self, pieces: Sequence[str | ToolCallDelta], end: Finished | None) -> Delta:
         text = "".join(piece for piece in pieces if isinstance(piece, str))
         calls = tuple(piece for piece in pieces if isinstance(piece, ToolCallDelta))
         for call in calls:
-            self._arguments += [""] * (call.number + 1 - len(self._arguments))
-            self._arguments[call.number] += call.arguments
+            call_id = self._ids.setdefault(call.number, call.id or "")
+            self._written[call_id] = self._written.get(call_id, "") + call.arguments
         return Delta(text, calls, None if end is None else self._end(end))
 
     def _end(self, event: Finished) -> End:
         answer, statistics = self._stream.answer(), event.statistics
         closed = None
         if statistics.closed_at is not None:
-            closed = Closed(statistics.closed_at, statistics.cut, self._options.on_length)
-            answer = self._invalidated(answer, closed)
+            closed = self._as_closed(statistics.closed_at, statistics.cut, len(answer.calls))
+            why = why_closed(closed.cut)
+            invalid = tuple(replace(c, error=why) if c.cut_off else c for c in answer.invalid)
+            text = self._text if self._keeps_closed else answer.text
+            answer = replace(answer, text=text, invalid=invalid)
+        answer, violation = checked(answer, self._options, self._written)
         drafter = event.statistics.models[:1]
         ended = event.finish_reason == "stop"
         called = ended and answer.calls and not answer.invalid
@@ -143,6 +170,7 @@ class Answer:
             answer.calls,
             answer.invalid,
             closed,
+            violation,
             "tool_calls" if called else event.finish_reason,
             sum(model.prompt_tokens for model in drafter),
             sum(model.reused_tokens for model in drafter),
@@ -150,20 +178,13 @@ class Answer:
             {**payloads.generation_end(event), "whole": bool(whole)},
         )
 
-    def _invalidated(self, answer: ParsedAnswer, closed: Closed) -> ParsedAnswer:
-        """Only calls that were whole before max_tokens wrote anything may be carried out."""
-        before = self._reader()
-        before.push(self._text.encode()[: closed.at].decode(errors="ignore"))
-        before.finish()
-        whole = len(before.answer().calls)
-        error = why_closed(closed.cut)
-        invalid = [
-            InvalidToolCall(call.id, call.name, written, written, error, cut_off=True)
-            for call, written in zip(answer.calls, self._arguments, strict=False)
-        ]
-        return replace(
-            answer, calls=answer.calls[:whole], invalid=(*invalid[whole:], *answer.invalid)
-        )
+    def _as_closed(self, at: int, cut: list[str], number: int) -> Closed:
+        """What became of the answer, or of the call with a number."""
+        reader, arguments = self._reader(), ""
+        for piece in [*reader.push(self._text), *reader.finish()]:
+            if isinstance(piece, ToolCallDelta) and piece.number == number:
+                arguments += piece.arguments
+        return Closed(at, cut, self._options.on_length, arguments or self._text)
 
 
 def _is_closed(text: str) -> bool:

@@ -61,6 +61,7 @@ class EnsembleOptions(BaseModel):
     repetition_penalty: Real | None = None
     seed: Whole | None = None
     on_length: Literal["error", "close"] | None = None
+    strict: bool | None = None
     template_args: dict[str, Any] | None = None
     timeout: Seconds | None = None
     attach_rounds: bool = False

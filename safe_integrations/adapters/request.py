@@ -30,7 +30,7 @@ from safe_integrations.structure.closed import closed
 
 _ENSEMBLE: Final = frozenset(EnsembleConfig.model_fields)
 _GENERATION: Final = frozenset(GenerationConfig.model_fields)
-CALL_OPTIONS: Final = _ENSEMBLE | _GENERATION | {"timeout"}
+CALL_OPTIONS: Final = _ENSEMBLE | _GENERATION | {"timeout", "strict"}
 """Everything that can be said about one answer."""
 
 _ALIASES: Final = {"max_completion_tokens": "max_tokens"}
@@ -150,11 +150,28 @@ def read_request(
         given["response_format"] = read_format(given["response_format"], as_schema)
     if forced or given.get("response_format") is not None:
         given.pop("stop", None)
+    if "strict" in given:
+        _be_strict(given)
     return Request(
         ensemble=EnsembleConfig(**{k: v for k, v in given.items() if k in _ENSEMBLE}),
         options=GenerationConfig(**{k: v for k, v in given.items() if k in _GENERATION}),
         timeout=given.get("timeout"),
     )
+
+
+def _be_strict(given: dict[str, Any]) -> None:
+    """What is said of all schemas goes for those that say nothing themselves."""
+    said, wanted = given["strict"], given.get("response_format")
+    if not isinstance(said, bool):
+        raise InvalidArgumentError("strict", said, "use True, False or None")
+    given["tools"] = tuple(
+        tool if isinstance(tool.strict, bool) else tool.model_copy(update={"strict": said})
+        for tool in given.get("tools", ())
+    )
+    if isinstance(wanted, JsonSchema) and wanted.strict is None:
+        given["response_format"] = wanted.model_copy(update={"strict": said})
+    elif isinstance(wanted, dict) and wanted["type"] == "json_schema":
+        given["response_format"] = {"strict": said, **wanted}
 
 
 def read_tools(tools: Any, as_tool: Callable[[Any], Mapping[str, Any]]) -> tuple[Tool, ...]:
@@ -173,8 +190,8 @@ def _tool(tool: Any, as_tool: Callable[[Any], Mapping[str, Any]]) -> Tool:
     found = openai_function(tool) or openai_function(as_tool(tool))
     if found is None:
         raise InvalidArgumentError("tools", tool, "only functions can be called by local models")
-    fields = ("name", "description", "parameters")
-    return Tool(**{key: found[key] for key in fields if found.get(key)})
+    fields = ("name", "description", "parameters", "strict")
+    return Tool(**{key: found[key] for key in fields if found.get(key) not in (None, "", {})})
 
 
 def openai_function(tool: Any) -> Mapping[str, Any] | None:
@@ -230,12 +247,14 @@ def read_format(given: Any, as_schema: Callable[[type], dict[str, Any]]) -> Any:
             return dict(given)
         case {"type": "json_object"}:
             return JsonSchema(schema={"type": "object"})
-        case (
-            JsonSchema(schema_=schema)
-            | {"type": "json_schema", "json_schema": {"schema": dict(schema)}}
-            | {"type": "json_schema", "schema": schema}
-        ):
-            return JsonSchema(schema=closed(schema))
+        case {"type": "json_schema", "json_schema": {"schema": dict(schema), **said}}:
+            strict: Any = said.get("strict")
+            return JsonSchema(schema=closed(schema), strict=strict)
+        case JsonSchema(schema_=schema, strict=strict):
+            return JsonSchema(schema=closed(schema), strict=strict)
+        case {"type": "json_schema", "schema": schema, **said}:
+            strict = said.get("strict")
+            return JsonSchema(schema=closed(schema), strict=strict)
         case type():
             return JsonSchema(schema=closed(as_schema(given)))
     raise InvalidArgumentError(

@@ -37,7 +37,7 @@ For each function call, return a json object with function name and arguments wi
 
 def tool_signature(tool: Tool) -> dict[str, Any]:
     """A tool as OpenAI describes it, which is also what chat templates take."""
-    return {"type": "function", "function": tool.model_dump()}
+    return {"type": "function", "function": tool.model_dump(exclude={"strict"})}
 
 
 def plain_tool_prompt(tools: Sequence[Tool]) -> str:

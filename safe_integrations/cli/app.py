@@ -14,6 +14,7 @@ from safe_integrations import __version__
 from safe_integrations.cli.compare import compare
 from safe_integrations.cli.doctor import doctor
 from safe_integrations.cli.generate import generate
+from safe_integrations.cli.schema import schema
 from safe_integrations.errors import InvalidArgumentError, SafeError
 
 
@@ -49,6 +50,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(compare)
 app.command()(doctor)
+app.command()(schema)
 
 
 def _print_version(wanted: bool) -> None:

@@ -45,6 +45,7 @@ def compare(
     options: GenerationConfig,
     system: o.System = None,
     json_schema: o.SchemaFile = None,
+    strict: o.Strict = None,
     regex: o.Pattern = None,
     drafter: o.Drafter = None,
     verifier: o.Verifiers = None,
@@ -55,7 +56,7 @@ def compare(
 ) -> None:
     """Write one answer three ways, by the same models: drafter alone, every token, SAFE."""
     messages = o.messages_of(prompt, system)
-    options = o.with_format(options, json_schema, regex)
+    options = o.with_format(options, json_schema, regex, strict)
     engine = o.open_engine(o.specs_of(drafter, verifier, dtype, device), config, quiet)
     if not engine.verifiers:
         raise InvalidArgumentError("--verifier", None, "name at least one model to compare with")

@@ -18,6 +18,7 @@ def generate(
     options: GenerationConfig,
     system: o.System = None,
     json_schema: o.SchemaFile = None,
+    strict: o.Strict = None,
     regex: o.Pattern = None,
     drafter: o.Drafter = None,
     verifier: o.Verifiers = None,
@@ -33,11 +34,13 @@ def generate(
     from safe_integrations.report.result import Result
 
     messages = o.messages_of(prompt, system)
-    options = o.with_format(options, json_schema, regex)
+    options = o.with_format(options, json_schema, regex, strict)
     engine = o.open_engine(o.specs_of(drafter, verifier, dtype, device), config, quiet)
     events = engine.generate(messages, options)
     if as_json:
-        print_json(Result.of(events).to_dict())
+        result = Result.of(events)
+        print_json(result.to_dict())
+        o.check(result, options)
         return
     result = Result.of(stream(events))
     if not quiet:
@@ -47,3 +50,4 @@ def generate(
         console.print(facts(result.statistics, result.finish_reason), style="dim")
         console.print()
         console.print(model_table(result.statistics))
+    o.check(result, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,15 +13,20 @@ import typer
 from safe_integrations.cli.config_options import read_json
 from safe_integrations.cli.render import progress
 from safe_integrations.config import EnsembleConfig, GenerationConfig, JsonSchema, Regex
-from safe_integrations.errors import InvalidArgumentError
+from safe_integrations.errors import (
+    IncompleteAnswerError,
+    InvalidArgumentError,
+    SchemaViolationError,
+)
 from safe_integrations.messages import Message
 
 if TYPE_CHECKING:
     from safe_integrations.models.spec import ModelSpec
+    from safe_integrations.report.result import Result
     from safe_integrations.safe_engine import SafeEngine
 
 
-WITHOUT = ("response_format", "tools", "tool_choice", "parallel_tool_calls", "on_length")
+WITHOUT = ("response_format", "tools", "tool_choice", "parallel_tool_calls")
 """Fields of GenerationConfig that have options of their own, or no use on a command line."""
 
 Prompt = Annotated[str, typer.Argument(help='What to ask; "-" reads it from stdin.')]
@@ -63,6 +69,15 @@ SchemaFile = Annotated[
         rich_help_panel="Generation",
     ),
 ]
+Strict = Annotated[
+    bool | None,
+    typer.Option(
+        "--strict/--no-strict",
+        help="Whether to refuse a schema that is not enforced as a whole, or to check the rest on "
+        "the finished answer without a warning.",
+        rich_help_panel="Generation",
+    ),
+]
 Pattern = Annotated[
     str | None,
     typer.Option(
@@ -87,21 +102,46 @@ def messages_of(prompt: str, system: str | None) -> list[Message]:
 
 
 def with_format(
-    options: GenerationConfig, schema: Path | None, pattern: str | None
+    options: GenerationConfig, schema: Path | None, pattern: str | None, strict: bool | None
 ) -> GenerationConfig:
     """Adds what the answer must look like."""
     if schema is not None and pattern is not None:
         raise InvalidArgumentError("--regex", pattern, "give --json-schema or --regex, not both")
     if schema is not None:
-        try:
-            text = schema.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidArgumentError("--json-schema", str(schema), str(error)) from None
-        document = read_json("--json-schema", text)
-        return options.model_copy(update={"response_format": JsonSchema(schema=document)})
+        wanted = JsonSchema(schema=read_schema("--json-schema", schema), strict=strict)
+        return options.model_copy(update={"response_format": wanted})
     if pattern is not None:
         return options.model_copy(update={"response_format": Regex(pattern=pattern)})
     return options
+
+
+def read_schema(argument: str, file: Path) -> dict[str, Any]:
+    """The JSON schema in a file."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgumentError(argument, str(file), str(error)) from None
+    return read_json(argument, text)
+
+
+def check(result: Result, options: GenerationConfig) -> None:
+    """Checks that a finished answer is what was asked for.
+
+    Raises:
+        IncompleteAnswerError: max_tokens has closed it, and that was not allowed.
+        SchemaViolationError: It breaks a part of its schema that its grammar did not enforce.
+    """
+    from safe_integrations.report.verdicts import why_closed
+    from safe_integrations.structure.schemas import violation
+
+    wanted, statistics = options.response_format, result.statistics
+    closed = statistics.closed_at is not None
+    if closed and options.on_length == "error":
+        raise IncompleteAnswerError(f"the answer was {why_closed(statistics.cut)}")
+    if isinstance(wanted, JsonSchema) and (closed or result.finish_reason == "stop"):
+        problem = violation(wanted.schema_, json.loads(result.text))
+        if problem is not None:
+            raise SchemaViolationError(problem)
 
 
 def specs_of(

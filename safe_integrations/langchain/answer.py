@@ -24,6 +24,9 @@ PROVIDER: Final = "safe"
 CLOSED: Final = "closed"
 """Key, in `response_metadata`, of what max_tokens wrote to bring a structure to its end."""
 
+VIOLATION: Final = "schema_violation"
+"""Key, in `response_metadata`, of which part of a schema a finished answer or call breaks."""
+
 METADATA: Final = "safe"
 """Key of the rounds in `additional_kwargs`, and in `response_metadata` of a list of statistics: one
 entry per answer, because LangChain adds messages up, and cannot add up fractions."""
@@ -80,6 +83,7 @@ class Chunks:
                 "finish_reason": end.finish_reason,
                 METADATA: [end.payload],
                 **({} if end.closed is None else {CLOSED: asdict(end.closed)}),
+                **({} if end.violation is None else {VIOLATION: end.violation}),
             },
             "chunk_position": "last",
         }

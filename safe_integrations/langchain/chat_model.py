@@ -181,7 +181,9 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
                 name, or in OpenAI's or Anthropic's form. True is `any`. A call that is asked for
                 is guaranteed, and so is that its arguments follow the tool's schema; stop strings
                 do not cut it.
-            strict: Whether to read schemas OpenAI's strict way: every argument is required.
+            strict: True reads schemas OpenAI's strict way, every argument is required, and refuses
+                before any work what a grammar cannot enforce of them. Otherwise that is checked on
+                the finished call, which is invalid where it breaks it; None warns of it, once.
             parallel_tool_calls: Whether one answer may hold several calls. None allows it unless
                 a call is asked for.
             **kwargs: Further options of the calls.
@@ -210,7 +212,9 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
             method: `function_calling` shows the schema to the models and makes them call it;
                 `json_schema` and `json_mode` make the answer itself an object of the schema.
                 `json_mode` also works without one: any JSON object.
-            strict: Whether to read the schema OpenAI's strict way: every field is required.
+            strict: True reads the schema OpenAI's strict way, every field is required, and refuses
+                before any work what a grammar cannot enforce of it. Otherwise that is checked on
+                the finished object, which is then a parsing error; None warns of it, once.
             include_raw: Whether to return `raw`, `parsed` and `parsing_error` instead of the
                 object alone.
             **kwargs: None.

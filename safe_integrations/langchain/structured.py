@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import suppress
-from json import JSONDecoder, loads
+from json import loads
 from operator import itemgetter
 from typing import Any, Final, Literal, get_args
 
 from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import (
     JsonOutputKeyToolsParser,
     PydanticToolsParser,
 )
+from langchain_core.outputs import Generation
 from langchain_core.runnables import (
     Runnable,
     RunnableGenerator,
@@ -24,10 +25,10 @@ from langchain_core.runnables import (
 )
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
-from safe_integrations.adapters.answer import why_closed
 from safe_integrations.errors import InvalidArgumentError
-from safe_integrations.langchain.answer import CLOSED, METADATA
+from safe_integrations.langchain.answer import CLOSED, METADATA, VIOLATION
 from safe_integrations.langchain.tools import json_schema, openai_tool
+from safe_integrations.report.verdicts import why_closed
 
 Method = Literal["function_calling", "json_schema", "json_mode"]
 METHODS: Final[tuple[str, ...]] = get_args(Method)
@@ -67,7 +68,7 @@ def _by_call(
         [tool], tool_choice=name, parallel_tool_calls=False, **_traced(schema, method, strict)
     )
     if _is_pydantic(schema) and name == schema.__name__:
-        return answer, PydanticToolsParser(tools=[schema], first_tool_only=True)
+        return answer, _CallParser(tools=[schema], first_tool_only=True)
     arguments = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
     return answer, arguments | schema.model_validate if _is_pydantic(schema) else arguments
 
@@ -77,7 +78,10 @@ def _by_json(
 ) -> tuple[Runnable[Any, Any], Runnable[Any, Any]]:
     wanted: dict[str, Any] = {"type": "json_object"}
     if schema is not None:
-        wanted = {"type": "json_schema", "json_schema": {"schema": json_schema(schema, strict)}}
+        said = {"schema": json_schema(schema, strict), "strict": strict}
+        if strict is None and isinstance(schema, Mapping):
+            said["strict"] = schema.get("json_schema", schema).get("strict")
+        wanted = {"type": "json_schema", "json_schema": said}
     answer = model.bind(response_format=wanted, **_traced(schema, method, strict))
     if _is_pydantic(schema):
         return answer, PydanticOutputParser(pydantic_object=schema)
@@ -92,6 +96,18 @@ def _traced(schema: Any, method: Method, strict: bool | None) -> dict[str, Any]:
     return {"ls_structured_output_format": {"kwargs": kwargs, "schema": schema or {}}}
 
 
+class _CallParser(PydanticToolsParser):
+    """What its class does not take is an error of the parser, as in an answer that is text."""
+
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        try:
+            return super().parse_result(result, partial=partial)
+        except OutputParserException:
+            raise
+        except ValueError as error:  # pydantic's is one, too
+            raise OutputParserException(str(error)) from error
+
+
 def _is_pydantic(schema: Any) -> bool:
     return isinstance(schema, type) and is_basemodel_subclass(schema)
 
@@ -99,55 +115,47 @@ def _is_pydantic(schema: Any) -> bool:
 def _complete(messages: Iterator[BaseMessage]) -> Iterator[BaseMessage]:
     seen: list[BaseMessage] = []
     for message in messages:
-        yield _kept(message)
-        seen.append(message)
+        seen.append(_with_closed(message, seen))
+        yield seen[-1]
         _check(seen)
 
 
 async def _acomplete(messages: AsyncIterator[BaseMessage]) -> AsyncIterator[BaseMessage]:
     seen: list[BaseMessage] = []
     async for message in messages:
-        yield _kept(message)
-        seen.append(message)
+        seen.append(_with_closed(message, seen))
+        yield seen[-1]
         _check(seen)
 
 
 def _check(seen: Sequence[BaseMessage]) -> None:
-    """An answer that was cut off may look like a shorter one: refuse it."""
+    """An answer that was cut off may look like a shorter one: refuse it, and one that is wrong."""
     told = seen[-1].response_metadata
-    closed = told.get(CLOSED)
-    if closed is not None and closed["on_length"] == "close":
-        return
-    if any(not end["whole"] for end in told.get(METADATA, ())):
-        why = "cut off before it was complete: raise max_tokens"
-        why = why if closed is None else why_closed(closed["cut"])
-        raise OutputParserException(f"the object was {why}", llm_output=_written(seen))
-
-
-def _written(seen: Sequence[BaseMessage]) -> str:
-    """An object as text; also where it stands in a call that is invalid since it was closed."""
-    calls: list[Any] = []
-    for message in seen:
-        calls += getattr(message, "tool_call_chunks", ()) or getattr(
-            message, "invalid_tool_calls", ()
+    closed, violation = told.get(CLOSED), told.get(VIOLATION)
+    text = "".join(message.text for message in seen)
+    if closed is not None and closed["on_length"] == "error":
+        raise OutputParserException(
+            f"the object was {why_closed(closed['cut'])}", llm_output=closed["text"]
         )
-    text = "".join(call["args"] or "" for call in calls)
-    with suppress(ValueError):  # what breaks it for LangChain stands behind it
-        return text[: JSONDecoder().raw_decode(text)[1]]
-    return "".join(message.text for message in seen)
+    if violation is not None:
+        raise OutputParserException(violation, llm_output=text)
+    if closed is None and any(not end["whole"] for end in told.get(METADATA, ())):
+        why = "the answer was cut off before the object was complete: raise max_tokens"
+        raise OutputParserException(why, llm_output=text)
 
 
-def _kept(message: BaseMessage) -> BaseMessage:
-    """The same; a call that max_tokens has ended counts here, where it stands for an object."""
+def _with_closed(message: BaseMessage, before: Sequence[BaseMessage]) -> BaseMessage:
+    """The same; a call that max_tokens has closed counts where it stands for an object."""
     closed = message.response_metadata.get(CLOSED)
     if closed is None or closed["on_length"] == "error":
         return message
-    if isinstance(message, AIMessageChunk) and not message.invalid_tool_calls:
-        return message
     if isinstance(message, AIMessageChunk):
-        return message.model_copy(update={"tool_call_chunks": [], "invalid_tool_calls": []})
+        told = [c for m in before if isinstance(m, AIMessageChunk) for c in m.tool_call_chunks]
+        rest = closed["text"].removeprefix("".join(chunk["args"] or "" for chunk in told))
+        chunks = [tool_call_chunk(args=rest, index=told[-1]["index"])] if told else []
+        return message.model_copy(update={"tool_call_chunks": chunks, "invalid_tool_calls": []})
     if isinstance(message, AIMessage) and message.invalid_tool_calls:
         (call,) = message.invalid_tool_calls
-        whole = {"name": call["name"], "args": loads(_written([message])), "id": call["id"]}
+        whole = {"name": call["name"], "args": loads(closed["text"]), "id": call["id"]}
         return message.model_copy(update={"tool_calls": [whole], "invalid_tool_calls": []})
     return message

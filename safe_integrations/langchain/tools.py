@@ -41,6 +41,8 @@ def openai_tool(tool: AnyTool, strict: bool | None = None) -> dict[str, Any]:
     elif _in_a_circle(whole := _schema(tool)):
         named = {"name": tool.name} if isinstance(tool, BaseTool) else {}
         given = {**_function(_unfolded(whole)), **named}
+    if given is not None and strict is not None:  # it goes over what the schema says
+        given = {k: v for k, v in given.items() if k != "strict"}
     try:
         formatted = convert_to_openai_tool(tool if given is None else given, strict=strict)
     except RecursionError:  # a TypedDict that holds itself
@@ -113,7 +115,12 @@ def _function(given: Mapping[str, Any]) -> Mapping[str, Any]:
     if parameters.get("type", "object") != "object" or parameters.keys() & {"enum", "const"}:
         remedy = 'arguments of a tool are an object: use method="json_schema"'
         raise InvalidArgumentError("schema", given, remedy)
-    return {"name": name, "description": about, "parameters": {"type": "object", **parameters}}
+    return {
+        "name": name,
+        "description": about,
+        "parameters": {"type": "object", **parameters},
+        **({"strict": given["strict"]} if given.get("strict") is not None else {}),
+    }
 
 
 def _in_a_circle(schema: Mapping[str, Any]) -> bool:

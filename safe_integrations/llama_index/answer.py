@@ -22,7 +22,11 @@ from llama_index.core.llms.utils import parse_partial_json
 from safe_integrations.adapters.answer import Answer, End
 from safe_integrations.config import GenerationConfig
 from safe_integrations.engine.events import Event
-from safe_integrations.errors import IncompleteAnswerError, InvalidArgumentError
+from safe_integrations.errors import (
+    IncompleteAnswerError,
+    InvalidArgumentError,
+    SchemaViolationError,
+)
 from safe_integrations.llama_index.events import Started
 from safe_integrations.report.result import Result, read_result
 
@@ -31,6 +35,9 @@ INVALID: Final = "invalid_tool_calls"
 
 CLOSED: Final = "closed"
 """Key, in an answer's `raw`, of what max_tokens wrote to bring a structure to its end."""
+
+VIOLATION: Final = "schema_violation"
+"""Key, in an answer's `raw`, of which part of a schema it or a call breaks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +102,8 @@ class Chunks:
                 call = self._calls[-1]
                 arguments = f"{call.tool_kwargs}{piece.arguments}"
                 self._calls[-1] = _block(call.tool_call_id, call.tool_name, arguments)
+        if delta.end is not None and delta.end.violation is not None and not delta.end.invalid:
+            raise SchemaViolationError(delta.end.violation)
         if delta.end is None:
             return Chunk(self._text, delta.text, tuple(self._calls))
         calls = delta.end.calls[: self._most]  # a grammar keeps them to it, where there is one
@@ -116,6 +125,8 @@ class Chunks:
             raw["safe"]["rounds"] = self._answer.rounds
         if end.closed is not None:
             raw[CLOSED] = asdict(end.closed)
+        if end.violation is not None:
+            raw[VIOLATION] = end.violation
         if end.invalid:
             raw[INVALID] = [asdict(call) for call in end.invalid]
         return raw
@@ -135,15 +146,21 @@ def selections(response: ChatResponse, on_missing: bool, on_broken: bool) -> lis
 
     Raises:
         IncompleteAnswerError: There is a broken call, or none where the answer was cut off.
+        SchemaViolationError: A call breaks a part of its schema that could only be checked.
         ValueError: There is no call.
     """
     raw = response.raw if isinstance(response.raw, dict) else {}
     cut = raw.get("finish_reason") == "length"
     calls = [b for b in response.message.blocks if isinstance(b, ToolCallBlock)]
     broken = [(call, _complaint(call, cut)) for call in raw.get(INVALID, ())]
+    if broken and on_broken and raw.get(VIOLATION):
+        raise SchemaViolationError(raw[VIOLATION])
     if broken and on_broken:
-        closed = json.loads(broken[0][0]["arguments"]) if raw.get(CLOSED) else None
-        raise IncompleteAnswerError("; ".join(complaint for _, complaint in broken), closed)
+        closed = raw.get(CLOSED)
+        raise IncompleteAnswerError(
+            "; ".join(complaint for _, complaint in broken),
+            None if closed is None else json.loads(closed["text"]),
+        )
     if on_missing and not calls:
         wrote = f"the model called no tool; it wrote {response.message.content!r}"
         if cut:
@@ -160,19 +177,22 @@ def with_closed(response: ChatResponse) -> ChatResponse:
     To carry it out would be another matter: what max_tokens has closed is not what was meant.
     """
     raw = response.raw if isinstance(response.raw, dict) else {}
-    if raw.get(CLOSED, {}).get("on_length") != "close" or INVALID not in raw:
+    closed = raw.get(CLOSED)
+    if closed is None or closed["on_length"] == "error" or INVALID not in raw:
         return response
-    calls = [_block(c["id"], c["name"], json.loads(c["arguments"])) for c in raw[INVALID]]
+    calls = [_block(c["id"], c["name"], json.loads(closed["text"])) for c in raw[INVALID]]
     kept = {key: value for key, value in raw.items() if key != INVALID}
     return Chunk(response.message.content or "", "", tuple(calls), kept).chat(response.delta)
 
 
 def _complaint(call: Mapping[str, Any], cut: bool) -> str:
     named = f"the call of {call['name']}" if call["name"] else "a call"
-    if cut and call["error"].startswith("closed"):
-        return f"{named} was cut off: {call['error']}"
-    if cut:
+    if call["error"].startswith("cut off"):
+        return f"{named} was {call['error']}"
+    if cut and call["cut_off"]:
         return f"{named} was cut off: raise max_tokens"
+    if " the schema at " in call["error"]:
+        return f"{named} is invalid: {call['error']}"
     return f"{named} is broken, maybe by a stop string: {call['error']}"
 
 

@@ -6,7 +6,7 @@ everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -135,3 +135,13 @@ _VISIBLE: Final = {
 def visible(text: str, keep: str = "\n\t") -> str:
     """Text with its control characters made visible, but for those to keep."""
     return text.translate({c: sign for c, sign in _VISIBLE.items() if chr(c) not in keep})
+
+
+def why_closed(cut: Sequence[str]) -> str:
+    """Why an answer is not what was meant, in words.
+
+    Args:
+        cut: JSON pointers of the values that max_tokens has cut (`Statistics.cut`).
+    """
+    values = f" (it cut {', '.join(pointer or 'the whole' for pointer in cut)})" if cut else ""
+    return f"cut off because max_tokens ran out{values}: raise max_tokens"

@@ -8,7 +8,7 @@ A forced tool call is written in the Hermes form, which `calls.stream` reads:
 
 With `tool_choice="auto"` a model may write any text; once it has written `<tool_call>`, only a
 well-formed call of one of the tools may follow, and then text again. There, and only there, a tool
-whose schema cannot be guaranteed may be called with any JSON object.
+whose schema no call can be held to may be called with any JSON object, unless it is `strict`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Final
+from typing import Any, Final
 
 from safe_integrations.config import (
     Choice,
@@ -67,7 +67,7 @@ def constraint_for(options: GenerationConfig) -> Constraint | None:
     answer = _answer_rule(response_format)
     if not wanted:
         return Constraint(f"start: {answer}", "response_format", response_format)
-    calls = _forced_calls(wanted, options.parallel_tool_calls, strict=False)
+    calls = _forced_calls(wanted, options.parallel_tool_calls, forced=False)
     lark = f"start: calls | answer\ncalls:{calls.removeprefix('start:')}answer: {answer}\n"
     return Constraint(lark, "tools", tools)
 
@@ -86,10 +86,10 @@ def _callable_tools(tools: Sequence[Tool], choice: str) -> Sequence[Tool]:
     return [tool for tool in tools if choice in ("auto", "required", tool.name)]
 
 
-def _forced_calls(tools: Sequence[Tool], several: bool, strict: bool = True) -> str:
+def _forced_calls(tools: Sequence[Tool], several: bool, forced: bool = True) -> str:
     head = _text_rule(CALL_START + "\n")
     calls = 'call ("\\n" call)*' if several else "call"
-    return f"start: {calls}\ncall: {head} body\n{_bodies(tools, strict)}"
+    return f"start: {calls}\ncall: {head} body\n{_bodies(tools, forced)}"
 
 
 def _possible_calls(tools: Sequence[Tool], several: bool) -> str:
@@ -98,31 +98,36 @@ def _possible_calls(tools: Sequence[Tool], several: bool) -> str:
         f"text: TEXT\nTEXT: {ANY_TEXT}\n"
         f'call: open "\\n" body\n'
         f"open[lazy]: TEXT {_text_rule(CALL_START)}\n"
-        f"{_bodies(tools, strict=False)}"
+        f"{_bodies(tools, forced=False)}"
     )
 
 
-def _bodies(tools: Sequence[Tool], strict: bool) -> str:
+def _bodies(tools: Sequence[Tool], forced: bool) -> str:
     """The rule `body`: a call of one of the tools, from behind the opening line on."""
     rules = ["body: " + " | ".join(f"body_{i}" for i in range(len(tools)))]
     for i, tool in enumerate(tools):
         head = _text_rule(f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": ')
         rules.append(f"body_{i}: {head} arguments_{i} {_text_rule('}' + chr(10) + CALL_END)}")
-        rules.append(f"arguments_{i}: {_arguments_rule(tool, strict)}")
+        rules.append(f"arguments_{i}: {_arguments_rule(tool, forced)}")
     return "\n".join(rules) + "\n"
 
 
-def _arguments_rule(tool: Tool, strict: bool) -> str:
-    """A tool's arguments: an object, without keys that its schema does not speak of."""
-    argument, schema = f"tools[{tool.name}].parameters", tool.parameters
+def arguments_schema(tool: Tool) -> dict[str, Any]:
+    """The schema of a call: an object, without keys that the tool's does not speak of."""
+    schema: dict[str, Any] = closed({"type": "object", "properties": {}, **tool.parameters})
+    return schema
+
+
+def _arguments_rule(tool: Tool, forced: bool) -> str:
+    argument, schema = f"tools[{tool.name}].parameters", arguments_schema(tool)
     try:
-        if schema.get("type", "object") != "object":
+        if schema["type"] != "object":
             raise InvalidArgumentError(
-                argument, schema, "arguments are an object: pass the schema of one"
+                argument, tool.parameters, "arguments are an object: pass the schema of one"
             )
-        return json_rule(closed({"type": "object", "properties": {}, **schema}), argument)
+        return json_rule(schema, argument, tool.strict)
     except InvalidArgumentError:
-        if strict:
+        if forced or tool.strict:
             raise
         return json_rule({"type": "object"}, argument)
 
@@ -130,7 +135,7 @@ def _arguments_rule(tool: Tool, strict: bool) -> str:
 def _answer_rule(response_format: JsonSchema | Regex | Choice) -> str:
     match response_format:
         case JsonSchema():
-            return json_rule(response_format.schema_, "response_format")
+            return json_rule(response_format.schema_, "response_format", response_format.strict)
         case Choice():
             return " | ".join(map(_text_rule, response_format.options))
         case Regex():

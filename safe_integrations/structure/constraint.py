@@ -12,7 +12,7 @@ import re
 import threading
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 from weakref import WeakKeyDictionary
 
@@ -74,14 +74,13 @@ class Constraint:
         Raises:
             InvalidArgumentError: The grammar is too large for the library.
         """
-        _, free = _vocabulary_of(tokens)
-        return Cursor(self._matcher(tokens), tokens, free, self._closing)
+        return Cursor(self._matcher(tokens), tokens, _vocabulary_of(tokens)[1], self._closing)
 
     def _closing(self) -> Closing | None:
         return Closing(self._matcher(BYTES)) if self._closes else None
 
     def _matcher(self, tokens: TokenTable) -> LLMatcher:
-        matcher = _matcher(_vocabulary_of(tokens)[0], self._lark)
+        matcher = _vocabulary_of(tokens)[0](self._lark)
         if matcher.is_error():
             self._refuse(_plain(matcher.get_error()))
         return matcher
@@ -231,7 +230,12 @@ def refusal(lark: str) -> str | None:
     Raises:
         MissingDependencyError: `llguidance` is not installed.
     """
-    refused, messages = library().LLMatcher.validate_grammar_with_warnings(_compiled(lark))
+    return _refusal(library().LLMatcher, lark)
+
+
+@lru_cache(maxsize=256)
+def _refusal(matcher: type[LLMatcher], lark: str) -> str | None:
+    refused, messages = matcher.validate_grammar_with_warnings(_compiled(lark))
     if refused:
         return _plain(messages[0])
     if any("no tokenizer" in message for message in messages):
@@ -261,18 +265,23 @@ def _matcher(tokenizer: LLTokenizer, lark: str) -> LLMatcher:
     return library().LLMatcher(tokenizer, _compiled(lark), log_level=0)
 
 
-_vocabularies: WeakKeyDictionary[TokenTable, tuple[LLTokenizer, bytes]] = WeakKeyDictionary()
+_Start = Callable[[str], "LLMatcher"]
+_vocabularies: WeakKeyDictionary[TokenTable, tuple[_Start, bytes]] = WeakKeyDictionary()
 _vocabularies_lock = threading.Lock()
 
 
-def _vocabulary_of(tokens: TokenTable) -> tuple[LLTokenizer, bytes]:
-    """A token table as the library reads it, and the library's mask where any text may follow."""
+def _vocabulary_of(tokens: TokenTable) -> tuple[_Start, bytes]:
+    """What starts a grammar for these tokens, and the library's mask where any text may follow.
+
+    A grammar is compiled once; by several threads at once, none of which waits for another.
+    """
     with _vocabularies_lock:
         found = _vocabularies.get(tokens)
         if found is None:
             tokenizer = library().LLTokenizer(_Tokens(tokens))
             free = _matcher(tokenizer, f"start: {ANY_TEXT}").compute_bitmask()
-            found = _vocabularies[tokens] = tokenizer, free
+            start = lru_cache(maxsize=64)(partial(_matcher, tokenizer))
+            found = _vocabularies[tokens] = start, free
         return found
 
 

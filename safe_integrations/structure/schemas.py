@@ -4,18 +4,32 @@ JSON is written on one line, as Python's `json.dumps` does (`{"a": 1, "b": [1, 2
 the order of the schema. So a model cannot get lost in white space, and braces, keys and separators
 are forced text that no model has to be asked for. `\uXXXX` escapes are not written: a key spelled
 with them would escape the schema's rules for it.
+
+Keywords that the grammar does not know are said otherwise where that is the same
+(`structure.rewriting`); what is left of them is checked on the finished answer
+(`structure.checking`).
 """
 
 from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote
 
-from safe_integrations.errors import InvalidArgumentError
+from safe_integrations.errors import (
+    InvalidArgumentError,
+    MissingDependencyError,
+    UnenforcedSchemaWarning,
+)
+from safe_integrations.structure.checking import complaint, schema_complaint
 from safe_integrations.structure.constraint import refusal
+from safe_integrations.structure.rewriting import SAID, also, rewrite
 
 _STYLE: Final = {
     "whitespace_flexible": False,
@@ -35,49 +49,143 @@ _SCHEMA_KEYS: Final = ("items", "additionalProperties", "additionalItems")
 _SCHEMA_LISTS: Final = ("prefixItems", "anyOf", "oneOf", "allOf", "items")
 _SCHEMA_MAPS: Final = ("properties", "patternProperties", "$defs", "definitions")
 
+_UNKNOWN: Final = {  # keywords that the library does not know -> those that only go with them
+    "if": ("then", "else"),
+    "contains": ("minContains", "maxContains"),
+    **dict.fromkeys(("not", "uniqueItems", "propertyNames", "$dynamicRef", "$recursiveRef"), ()),
+    **dict.fromkeys(("dependencies", "dependentRequired", "dependentSchemas"), ()),
+    **dict.fromkeys(("unevaluatedItems", "unevaluatedProperties"), ()),
+}
+_FORMATS: Final = frozenset(
+    ("date", "date-time", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid")
+)
+"""What the library enforces."""
 
-def json_rule(schema: Any, argument: str) -> str:
+_CHECKED_FORMATS: Final = frozenset(
+    ("idn-email", "idn-hostname", "json-pointer", "regex", "relative-json-pointer")
+)
+"""What can be checked; any other format is an annotation, as the standard has it."""
+
+_HOPELESS: Final = re.compile("^Unsatisfiable|^Invalid type|does not exist|not present in a reg")
+"""What the library says of schemas that no answer can be held to, nor be checked against."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """What a grammar enforces of a schema, and what is left to check.
+
+    Attributes:
+        enforced: The schema that the grammar is made of.
+        checked: JSON pointer and keyword of everything else in the schema.
+    """
+
+    enforced: str
+    checked: tuple[tuple[str, str], ...]
+
+
+class _UnusableError(Exception):
+    """Pointer, part and message of a part of a schema that no answer can be held to."""
+
+
+def json_rule(schema: Any, argument: str, strict: bool | None = None) -> str:
     """A JSON schema as the right side of a Lark rule.
+
+    Args:
+        schema: The schema.
+        argument: The argument that errors blame.
+        strict: What to do where parts can only be checked on the finished answer: True refuses the
+            schema, None warns of it, once.
+
+    Raises:
+        InvalidArgumentError: The schema cannot be guaranteed; the message names the part.
+        MissingDependencyError: `llguidance` is not installed, or `jsonschema` where it is needed.
+    """
+    found = split(schema, argument)
+    if found.checked and strict:
+        at, keyword = found.checked[0]
+        message = f"{keyword} can only be checked on the finished answer; leave out strict to allow"
+        raise InvalidArgumentError(argument, schema, f"cannot be guaranteed at {at}: {message} it")
+    if found.checked and strict is None:
+        _warn(found)
+    return f"%json {found.enforced}"
+
+
+def split(schema: Any, argument: str) -> Split:
+    """Splits a schema into what is enforced and what is checked; once per process and schema.
 
     Args:
         schema: The schema.
         argument: The argument that errors blame.
 
     Raises:
-        InvalidArgumentError: The schema cannot be guaranteed; the message names the part.
-        MissingDependencyError: `llguidance` is not installed.
+        InvalidArgumentError: No answer can be held to the schema; the message names the part.
+        MissingDependencyError: `llguidance` is not installed, or `jsonschema` where it is needed.
     """
-    schema = _prepared(schema, argument)
-    parts = dict(_parts(schema, "#"))
-    message = _complaint(schema, schema)
-    if message is not None:  # parts stand behind what they are parts of: the smallest one
-        at = next(at for at in reversed(parts) if _complaint(parts[at], schema) == message)
-        raise _refused(argument, at, parts[at], message)
-    for at, part in parts.items():  # what the library accepts without keeping it
-        wanted = part.get("minProperties", 0)
-        if isinstance(wanted, int) and wanted > len(set(part.get("required", ()))) + 1:
-            message = "more than one key beyond the required ones cannot be guaranteed to differ"
-            raise _refused(argument, at, part, message)
-        literals = [part.get(key) for key in ("const", "enum", "required")]
-        literals.append(list(part.get("properties", ())))
-        if _UNWRITABLE.search(json.dumps(literals, ensure_ascii=False)):
-            raise _refused(argument, at, part, "control characters are not written")
-    return _json(schema)
-
-
-def _prepared(schema: Any, argument: str) -> dict[str, Any]:
-    """A copy in our style, with references that the library can read."""
     if not isinstance(schema, dict):
         raise InvalidArgumentError(argument, schema, "pass a JSON schema as a dict")
     try:
-        schema = json.loads(json.dumps(schema, allow_nan=False))
-    except (TypeError, ValueError) as error:
+        plain = deepcopy(schema)
+        for _, part in _parts(plain, "#"):
+            for keyword in SAID & part.keys():  # a default may be inf
+                del part[keyword]
+        text = json.dumps(plain, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidArgumentError(argument, schema, f"pass plain JSON data: {error}") from None
-    for _, part in _parts(schema, "#"):
+    try:
+        return _split(text)
+    except _UnusableError as error:
+        at, part, message = error.args
+        given = {key: value for key, value in part.items() if key != "x-guidance"}
+        remedy = f"cannot be guaranteed at {at}: {message}"
+        raise InvalidArgumentError(argument, given, remedy) from None
+
+
+@lru_cache(maxsize=256)
+def _split(text: str) -> Split:
+    """Splits a schema in JSON. Takes seconds for the largest, in which nobody else has to wait."""
+    schema = json.loads(text)
+    checked: list[tuple[str, str]] = []
+    for at, part in _parts(schema, "#"):  # a part comes before those inside it
         if isinstance(part.get("$ref"), str):
             part["$ref"] = quote(part["$ref"], safe="#/:?&=%~!$'()*+,;@-._")
+        rewrite(part, schema)
+        checked += [(at, keyword) for keyword in _without_unknown(part)]
         part.update(_bounds(part))
-    return {**schema, "x-guidance": _STYLE}
+    schema["x-guidance"] = _STYLE
+    while (message := _complaint(schema)) is not None:
+        blamed = _blamed(schema, message)
+        if not blamed or _HOPELESS.search(message):
+            at = blamed[0][0] if blamed else "#"
+            raise _UnusableError(at, dict(_parts(schema, "#"))[at], message)
+        checked += blamed
+        schema = _relaxed(schema, blamed)
+    for at, part in _parts(schema, "#"):  # what the library accepts and cannot write
+        literals = [part.get(key) for key in ("const", "enum", "required")]
+        literals.append(list(part.get("properties", ())))
+        if _UNWRITABLE.search(json.dumps(literals, ensure_ascii=False)):
+            raise _UnusableError(at, part, "control characters are not written")
+    if checked and (problem := schema_complaint(json.loads(text))) is not None:
+        at, keyword = checked[0]
+        message = f"{keyword} can only be checked, and the schema is none: {problem}"
+        raise _UnusableError(at, dict(_parts(json.loads(text), "#")).get(at, {}), message)
+    return Split(json.dumps(schema, ensure_ascii=False), tuple(checked))
+
+
+def _without_unknown(part: dict[str, Any]) -> Iterator[str]:
+    """Takes out what the library does not know; tells what of it is left to check."""
+    for keyword, besides in _UNKNOWN.items():
+        rest = [part.pop(name) for name in besides if name in part]
+        if keyword in part:
+            empty = keyword not in ("not", "uniqueItems")  # what says nothing there
+            if part.pop(keyword) is not empty and (rest or keyword != "if"):
+                yield keyword
+    if part.get("format", "date") not in _FORMATS and part.pop("format") in _CHECKED_FORMATS:
+        yield "format"
+    least, required = part.get("minProperties", 0), part.get("required", ())
+    most = len(set(map(str, required))) + 1 if isinstance(required, list) else 1
+    if isinstance(least, int) and least > most:  # the grammar does not see whether keys differ
+        part["minProperties"] = most
+        yield "minProperties"
 
 
 def _bounds(part: dict[str, Any]) -> dict[str, Any]:
@@ -115,21 +223,69 @@ def _parts(schema: Any, at: str) -> Iterator[tuple[str, dict[str, Any]]]:
             children += [(f"{key}/{i}", child) for i, child in enumerate(schema[key])]
     for key in _SCHEMA_MAPS:
         if isinstance(schema.get(key), dict):
-            children += [(f"{key}/{name}", child) for name, child in schema[key].items()]
+            children += [(f"{key}/{_escaped(name)}", part) for name, part in schema[key].items()]
     for path, child in children:
         yield from _parts(child, f"{at}/{path}")
 
 
-def _complaint(part: dict[str, Any], root: dict[str, Any]) -> str | None:
-    """What the library says against a part of a schema."""
-    shared: dict[str, Any] = {key: root[key] for key in ("$defs", "definitions") if key in root}
-    return refusal("start: " + _json({**shared, **part}))
+def _escaped(name: str) -> str:
+    return str(name).replace("~", "~0").replace("/", "~1")
 
 
-def _refused(argument: str, at: str, part: dict[str, Any], message: str) -> InvalidArgumentError:
-    given = {key: value for key, value in part.items() if key != "x-guidance"}
-    return InvalidArgumentError(argument, given, f"cannot be guaranteed at {at}: {message}")
+def _complaint(schema: dict[str, Any]) -> str | None:
+    """What the library says against a schema."""
+    return refusal("start: %json " + json.dumps(schema, ensure_ascii=False))
 
 
-def _json(schema: dict[str, Any]) -> str:
-    return "%json " + json.dumps(schema, ensure_ascii=False)
+def _blamed(schema: dict[str, Any], message: str) -> list[tuple[str, str]]:
+    """The keywords that the library complains of; by bisection, those inside before others."""
+    parts = list(_parts(schema, "#"))
+    several = [(at, "oneOf") for at, part in parts if "oneOf" in part]
+    if message.startswith("oneOf") and several:  # else it would tell one after the other
+        return several
+    names = ("$defs", "definitions", "x-guidance", "$schema", "$id", "id")
+    picks = [(at, key) for at, part in reversed(parts) for key in part if key not in names]
+    low, high = 0, len(picks)  # without picks[:low] it still complains
+    while low + 1 < high:
+        middle = (low + high) // 2
+        if _complaint(_relaxed(schema, picks[:middle])) == message:
+            low = middle
+        else:
+            high = middle
+    return picks[high - 1 : high]
+
+
+def _relaxed(schema: dict[str, Any], picks: list[tuple[str, str]]) -> dict[str, Any]:
+    """A copy without some keywords; one of several becomes any of them."""
+    relaxed: dict[str, Any] = json.loads(json.dumps(schema))
+    parts = dict(_parts(relaxed, "#"))
+    for at, keyword in picks:
+        rule = parts[at].pop(keyword, None)
+        if keyword == "oneOf":
+            also(parts[at], {"anyOf": rule})
+        if keyword in ("properties", "patternProperties"):  # or it would rule these as well
+            parts[at].pop("additionalProperties", None)
+    return relaxed
+
+
+@lru_cache(maxsize=1024)
+def _warn(found: Split) -> None:
+    named = ", ".join(f"{keyword} at {at}" for at, keyword in found.checked)
+    message = f"not enforced, only checked on the finished answer: {named}"
+    warnings.warn(message, UnenforcedSchemaWarning, stacklevel=3)
+
+
+def violation(schema: dict[str, Any], value: Any) -> str | None:
+    """Which part of its schema a finished value breaks, as a sentence; None where it breaks none.
+
+    Only parts that the grammar does not enforce can be broken.
+
+    Args:
+        schema: The schema that the value was written by.
+        value: JSON data.
+    """
+    try:
+        checked = split(schema, "schema").checked
+    except (InvalidArgumentError, MissingDependencyError):  # then it was nobody's rule
+        return None
+    return complaint(schema, value) if checked else None

@@ -36,7 +36,7 @@ MAY_USE = {
     "llama_index": {"adapters", "engine", "report"},
     "evaluate": {"engine", "models", "report", "safe_engine"},
     "testing": {"engine"},
-    "cli": {"engine", "evaluate", "models", "report", "safe_engine"},
+    "cli": {"engine", "evaluate", "models", "report", "safe_engine", "structure"},
 }
 """Which parts each part may import, besides itself and what everybody may know."""
 
@@ -60,6 +60,7 @@ ONLY_IN = {
     "tokenizers": {"models"},
     "huggingface_hub": {"models"},
     "gguf": {"models"},
+    "jsonschema": {"structure"},
     "llguidance": {"structure"},
     "langchain_core": {"langchain"},
     "llama_index": {"llama_index"},

@@ -180,15 +180,20 @@ def test_a_closed_object_is_returned_where_it_is_wanted(method: Any, way: str) -
 
 def test_what_was_closed_is_told() -> None:
     form = {"type": "json_schema", "json_schema": {"schema": Delete.model_json_schema()}}
-    message = writing(OBJECT, max_tokens=len(OBJECT) - 2).invoke("x", response_format=form)
-    assert message.text == '{"path": "/home"}'
+    model = writing(OBJECT, max_tokens=len(OBJECT) - 2)
+    message = model.invoke("x", response_format=form)
+    assert message.text == '{"path": "/home', "no parser takes it for a whole one"
     assert message.response_metadata["finish_reason"] == "length"
     assert message.response_metadata["closed"] == {
         "at": len('{"path": "/home'),
         "cut": ["/path"],
         "on_length": "error",
+        "text": '{"path": "/home"}',
     }
     assert message.response_metadata["safe"][0]["closed_at"] == len('{"path": "/home')
+    message = model.invoke("x", response_format=form, on_length="close")
+    assert message.text == '{"path": "/home"}'
+    assert message.response_metadata["closed"]["on_length"] == "close"
 
 
 @pytest.mark.parametrize("method", METHODS)

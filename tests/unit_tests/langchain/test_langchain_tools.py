@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import sys
 from typing import Any, Generic, Optional, TypeVar
@@ -437,12 +438,33 @@ def test_json_mode_without_a_schema() -> None:
     assert structured.invoke("x") == {"anything": [1]}
 
 
-def test_partial_objects_stream() -> None:
-    structured = model(WRITTEN["json_schema"]).with_structured_output(
-        PersonDict, method="json_schema"
-    )
-    parts = list(structured.stream("who?"))
-    assert len(parts) > 1 and parts[-1] == PERSON
+class Town(BaseModel):
+    """A town."""
+
+    name: str
+    tags: list[str] = []
+
+
+TOWN = {"name": "Paris", "tags": ["old", "big"]}
+
+
+@pytest.mark.parametrize("method", WRITTEN)
+@pytest.mark.parametrize("kind", [Town, Town.model_json_schema()], ids=["pydantic", "dict"])
+def test_partial_objects_stream(kind: Any, method: Any) -> None:
+    """Each part holds what the one before held, and more; the last is the whole."""
+    text = call("Town", **TOWN) if method == "function_calling" else json.dumps(TOWN)
+    structured = model(text).with_structured_output(kind, method=method)
+
+    async def streamed() -> list[Any]:
+        return [part async for part in structured.astream("which?")]
+
+    for parts in (list(structured.stream("which?")), asyncio.run(streamed())):
+        plain = [part if isinstance(part, dict) else part.model_dump() for part in parts]
+        assert len(plain) >= 3 and plain[-1] == TOWN
+        for before, after in itertools.pairwise(plain):
+            assert after["name"].startswith(before["name"])
+            assert len(before.get("tags", ())) <= len(after.get("tags", ()))
+            assert before != after
 
 
 def test_wrong_arguments_of_structured_output() -> None:
