@@ -197,6 +197,9 @@ class GenerationConfig(StrictModel):
         seed: Makes drawing repeatable. None draws a fresh one. What is computed together depends
             on measured time, and rounding on that: a decision that hangs on the last bits may
             still flip. `lookahead=5` and `prompt_lookup=False` leave time out of it.
+        reasoning: Whether the models reason in front of the answer, or in how many tokens at most;
+            True is 1,024. They do not count against max_tokens. Needs a drafter whose chat
+            template knows reasoning.
         on_length: What becomes of an object that max_tokens has brought to its end: `error` makes
             it the framework's parsing error, which names the values that were cut; `close` returns
             it, marked. Calls of tools that were brought to their end are never carried out.
@@ -216,6 +219,9 @@ class GenerationConfig(StrictModel):
     min_p: Real = Field(default=0.0, ge=0, le=1)
     repetition_penalty: Real = Field(default=1.0, gt=0, allow_inf_nan=False)
     seed: Whole | None = Field(default=None, ge=0)
+    reasoning: bool | Annotated[Whole, Field(ge=0)] = Field(
+        default=False, union_mode="left_to_right"
+    )
     on_length: Literal["error", "close"] = "error"
     response_format: ResponseFormat | None = None
     tools: tuple[Tool, ...] = ()

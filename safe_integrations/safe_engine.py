@@ -7,18 +7,23 @@ options, the loop writes, and its events add up to a result.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from typing import Final
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.engine.closing import Ways
-from safe_integrations.engine.events import Event
+from safe_integrations.engine.events import Event, Finished, Reasoned, TextDelta
 from safe_integrations.engine.loop import write
-from safe_integrations.engine.model import Limits, Member, never
+from safe_integrations.engine.model import Cursor, Limits, Member, Reasoning, never
 from safe_integrations.errors import ContextWindowError, InvalidArgumentError
 from safe_integrations.messages import as_messages
 from safe_integrations.models.load import ModelSource, load_member, with_defaults
 from safe_integrations.models.spec import Progress, told_apart
 from safe_integrations.report.result import Result
 from safe_integrations.structure.calls import constraint_for
+
+REASONING: Final = 1024
+"""Tokens of the reasoning at most, where nobody says how many."""
 
 
 class SafeEngine:
@@ -81,9 +86,9 @@ class SafeEngine:
         whole = _check_limits(members, self.config, options)
         constraint = constraint_for(options) if whole else None
         cursors = [None if constraint is None else constraint.cursor(m.tokens) for m in members]
-        prompts = [
-            member.render(conversation, options.tools, options.template_args) for member in members
-        ]
+        asked = (conversation, options.tools, options.template_args)
+        reasonings = [member.reason(*asked) for member in members] if options.reasoning else []
+        prompts = [r.prompt for r in reasonings] or [member.render(*asked) for member in members]
         for member, prompt in zip(members, prompts, strict=True):
             if not prompt:
                 remedy = f"{member.name} writes them without any token; check its chat template"
@@ -100,7 +105,74 @@ class SafeEngine:
                 raise ContextWindowError(
                     self.drafter.name, len(prompts[0]), self.drafter.context_window
                 )
+        if reasonings:
+            budget = self._reasoning_budget(members, reasonings, options)
+            return self._reason_first(members, reasonings, budget, cursors, options, cancel)
         return write(members, prompts, cursors, self.config, options, self.weights, cancel)
+
+    def _reasoning_budget(
+        self, members: Sequence[Member], reasonings: Sequence[Reasoning], options: GenerationConfig
+    ) -> int:
+        """Tokens of the reasoning at most: the answer keeps its own in every window.
+
+        Raises:
+            InvalidArgumentError: The drafter does not reason.
+            ContextWindowError: There is no room for it in some model's window.
+        """
+        budget = REASONING if options.reasoning is True else int(options.reasoning)
+        if not reasonings[0].own:
+            remedy = f"leave it out: the chat template of {self.drafter.name} knows no reasoning"
+            raise InvalidArgumentError("reasoning", options.reasoning, remedy)
+        for member, reasoning in zip(members, reasonings, strict=True):
+            used = len(reasoning.prompt) + len(reasoning.closing) + options.max_tokens
+            if used >= member.context_window:
+                raise ContextWindowError(member.name, used, member.context_window)
+            budget = min(budget, member.context_window - used)
+        return budget
+
+    def _reason_first(
+        self,
+        members: Sequence[Member],
+        reasonings: Sequence[Reasoning],
+        budget: int,
+        cursors: Sequence[Cursor | None],
+        options: GenerationConfig,
+        cancel: Callable[[], bool],
+    ) -> Generator[Event, None, None]:
+        """The reasoning, written together like any text, and the answer behind it.
+
+        The drafter ends the reasoning by its own closing tag, or the budget does. Every model then
+        reads it behind its own prompt, closed its own way.
+        """
+        update = {"max_tokens": budget, "stop": (reasonings[0].end,), "response_format": None}
+        freely = options.model_copy(update=update)
+        text, tokens = "", 0
+        prompts = [reasoning.prompt for reasoning in reasonings]
+        free = [None] * len(members)
+        with closing(
+            write(members, prompts, free, self.config, freely, self.weights, cancel)
+        ) as events:
+            for event in events:
+                if isinstance(event, TextDelta):
+                    text += event.text
+                if isinstance(event, Finished):
+                    tokens = event.statistics.tokens
+                yield Reasoned(event)
+        written = text.rstrip().encode()
+        prompts = [
+            [*reasoning.prompt, *member.tokens.encode(written), *reasoning.closing]
+            for member, reasoning in zip(members, reasonings, strict=True)
+        ]
+        for member, prompt in zip(members, prompts, strict=True):
+            if len(prompt) >= member.context_window:
+                raise ContextWindowError(member.name, len(prompt), member.context_window)
+        with closing(
+            write(members, prompts, cursors, self.config, options, self.weights, cancel)
+        ) as events:
+            for event in events:
+                if isinstance(event, Finished):
+                    event.statistics.reasoning_tokens = tokens
+                yield event
 
     def complete(self, messages: object, options: GenerationConfig | None = None) -> Result:
         """Answers in one go. Arguments and errors are those of `generate`."""
@@ -115,6 +187,7 @@ class _Renamed:
         self.tokens = member.tokens
         self.context_window = member.context_window
         self.render = member.render
+        self.reason = member.reason
         self.start = member.start
         self.limits = member.limits
 

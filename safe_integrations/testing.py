@@ -10,7 +10,7 @@ import numpy as np
 
 from safe_integrations.config import Tool
 from safe_integrations.engine.distribution import DenseDistribution
-from safe_integrations.engine.model import Limits, Work, never
+from safe_integrations.engine.model import Limits, Reasoning, Work, never
 from safe_integrations.engine.tokens import END, TokenTable
 from safe_integrations.messages import Message
 
@@ -57,6 +57,16 @@ class ScriptedMember:
     ) -> list[int]:
         """One token per message."""
         return [0] * len(messages)
+
+    def reason(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        template_args: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Reasoning:
+        """The prompt of `render`, and `<think>`; `</think>` ends it."""
+        prompt = [*self.render(messages, tools, template_args), *self.tokens.encode(b"<think>\n")]
+        return Reasoning(prompt, "</think>", self.tokens.encode(b"\n</think>\n\n"), own=True)
 
     def start(self, prompt: Sequence[int], cancel: Callable[[], bool] = never) -> ScriptedSession:
         """Opens a session; it is kept in `sessions` for tests to look at."""

@@ -13,7 +13,15 @@ from safe_integrations.calls.types import InvalidToolCall as InvalidToolCall
 from safe_integrations.calls.types import ToolCall
 from safe_integrations.calls.types import ToolCallDelta as ToolCallDelta
 from safe_integrations.config import GenerationConfig, JsonSchema
-from safe_integrations.engine.events import Event, Finished, TextDelta, Verdict, Verified
+from safe_integrations.engine.events import (
+    Event,
+    Finished,
+    ModelStatistics,
+    Reasoned,
+    TextDelta,
+    Verdict,
+    Verified,
+)
 from safe_integrations.report import payloads
 from safe_integrations.report.verdicts import why_closed
 from safe_integrations.structure.calls import CALL_START
@@ -51,7 +59,8 @@ class End:
             whole, else `stop`; `length` where it was cut off by max_tokens or a full window.
         prompt_tokens: Length of the prompt, in the drafter's tokens.
         cached_tokens: Of these, not computed again.
-        tokens: Length of the answer, in the drafter's tokens.
+        tokens: Length of the answer and of the reasoning, in the drafter's tokens.
+        reasoning_tokens: Of these, the reasoning.
         payload: `safe_generation_end` of docs/events.md, and `whole`: whether nothing is missing.
             It is so where the answer ended by itself, and where it was cut off behind a call, or
             behind all of the JSON that it had to be; never where max_tokens wrote some of it.
@@ -65,6 +74,7 @@ class End:
     prompt_tokens: int
     cached_tokens: int
     tokens: int
+    reasoning_tokens: int
     payload: dict[str, Any]
 
 
@@ -76,11 +86,13 @@ class Delta:
         text: More of its text.
         calls: More of its calls. A call may yet turn out to be invalid: `end` has the last word.
         end: In the last delta.
+        reasoning: More of what the models write in front of the answer.
     """
 
     text: str = ""
     calls: tuple[ToolCallDelta, ...] = ()
     end: End | None = None
+    reasoning: str = ""
 
 
 class Answer:
@@ -103,6 +115,7 @@ class Answer:
         self._options = options
         self._stream = self._reader()
         self._text = ""
+        self._asked: list[ModelStatistics] = []  # the drafter's, of the prompt without reasoning
         self._closed_at: int | None = None  # in bytes
         self._written: dict[str, str] = {}  # ids of calls -> their arguments
         self._ids: dict[int, str] = {}  # numbers of calls -> their ids
@@ -123,6 +136,10 @@ class Answer:
                 before, self._text = len(self._text), self._text + event.text
                 pieces = self._stream.push(self._own[before:])
                 return self._delta(pieces, None) if pieces else None
+            case Reasoned(event=TextDelta(text)):
+                return Delta(reasoning=text)
+            case Reasoned(event=Finished() as finished):
+                self._asked = finished.statistics.models[:1]
             case Finished():
                 pieces = self._stream.finish()
                 if self._keeps_closed:
@@ -160,7 +177,7 @@ class Answer:
             text = self._text if self._keeps_closed else answer.text
             answer = replace(answer, text=text, invalid=invalid)
         answer, violation = checked(answer, self._options, self._written)
-        drafter = event.statistics.models[:1]
+        drafter = self._asked or event.statistics.models[:1]
         ended = event.finish_reason == "stop"
         called = ended and answer.calls and not answer.invalid
         is_json = isinstance(self._options.response_format, JsonSchema)
@@ -174,7 +191,8 @@ class Answer:
             "tool_calls" if called else event.finish_reason,
             sum(model.prompt_tokens for model in drafter),
             sum(model.reused_tokens for model in drafter),
-            event.statistics.tokens,
+            statistics.tokens + statistics.reasoning_tokens,
+            statistics.reasoning_tokens,
             {**payloads.generation_end(event), "whole": bool(whole)},
         )
 

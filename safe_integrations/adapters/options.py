@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
-from pydantic import BaseModel, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from safe_integrations.adapters.request import Seconds
 from safe_integrations.config import EnsembleConfig, Method, Mode, Real, Sharpening, Whole
@@ -60,6 +60,7 @@ class EnsembleOptions(BaseModel):
     min_p: Real | None = None
     repetition_penalty: Real | None = None
     seed: Whole | None = None
+    reasoning: bool | Whole | None = Field(default=None, union_mode="left_to_right")
     on_length: Literal["error", "close"] | None = None
     strict: bool | None = None
     template_args: dict[str, Any] | None = None

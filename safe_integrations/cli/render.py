@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from safe_integrations.engine.events import Event, Finished, TextDelta, Verified
+from safe_integrations.engine.events import Event, Finished, Reasoned, TextDelta, Verified
 from safe_integrations.report.terminal import Painter, err, styled
 from safe_integrations.report.verdicts import visible
 
@@ -38,6 +38,10 @@ def stream(events: Iterable[Event]) -> Iterator[Event]:
     for event in events:
         if painter is not None and isinstance(event, Verified):
             painter.add(event.pieces)
+        if isinstance(event, Reasoned) and isinstance(event.event, TextDelta):
+            err().print(visible(event.event.text), style="dim", end="", soft_wrap=True)
+        if isinstance(event, Reasoned) and isinstance(event.event, Finished):
+            err().print("\n")
         if isinstance(event, TextDelta):
             last = event.text
             if painter is not None:

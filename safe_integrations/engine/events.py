@@ -153,6 +153,7 @@ class Statistics:
         closed_at: From where on max_tokens decided what was written, in bytes; None where it did
             not.
         cut: JSON pointers of the values that it cut or made up.
+        reasoning_tokens: Length of the reasoning in front of the answer, in the drafter's tokens.
     """
 
     tokens: int = 0
@@ -170,6 +171,7 @@ class Statistics:
     closed: int = 0
     closed_at: int | None = None
     cut: list[str] = field(default_factory=list)
+    reasoning_tokens: int = 0
 
     def add(self, event: Event) -> None:
         """Counts what an event says: a fold over the events of an answer.
@@ -281,4 +283,15 @@ class Finished:
     statistics: Statistics
 
 
-Event = Drafted | Verified | Ensembled | TextDelta | Finished
+@dataclass(frozen=True, slots=True)
+class Reasoned:
+    """Something happened while the models were reasoning, in front of the answer.
+
+    Attributes:
+        event: What. Its cycles and offsets are those of the reasoning alone.
+    """
+
+    event: Event
+
+
+Event = Drafted | Verified | Ensembled | TextDelta | Finished | Reasoned

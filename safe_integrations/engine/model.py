@@ -116,6 +116,24 @@ class Session(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """How a member reasons in front of an answer.
+
+    Attributes:
+        prompt: Token ids up to the first byte of the reasoning.
+        end: The text with which it ends its reasoning.
+        closing: Token ids between the reasoning and the first byte of the answer.
+        own: Whether its chat template knows reasoning. If not, that of others is shown to it in
+            plain tags.
+    """
+
+    prompt: Sequence[int]
+    end: str
+    closing: Sequence[int]
+    own: bool
+
+
 class Member(Protocol):
     """One model of the ensemble."""
 
@@ -140,7 +158,19 @@ class Member(Protocol):
         tools: Sequence[Tool] = (),
         template_args: Mapping[str, Any] = MappingProxyType({}),
     ) -> list[int]:
-        """The prompt's token ids, the messages rendered the way this model was trained on."""
+        """The prompt's token ids, the messages rendered the way this model was trained on.
+
+        It ends where the next byte is the first of the answer.
+        """
+        ...
+
+    def reason(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        template_args: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Reasoning:
+        """The same for an answer in front of which the models reason."""
         ...
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from langchain_core.messages import AIMessageChunk, BaseMessage, ToolCallChunk
-from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.utils.json import parse_partial_json
@@ -26,6 +26,10 @@ CLOSED: Final = "closed"
 
 VIOLATION: Final = "schema_violation"
 """Key, in `response_metadata`, of which part of a schema a finished answer or call breaks."""
+
+REASONING: Final = "reasoning_content"
+"""Key, in `additional_kwargs`, of what the models wrote in front of the answer, as LangChain's own
+integrations have it: `content_blocks` makes a reasoning block of it."""
 
 METADATA: Final = "safe"
 """Key of the rounds in `additional_kwargs`, and in `response_metadata` of a list of statistics: one
@@ -59,6 +63,8 @@ class Chunks:
         kwargs: dict[str, Any] = {}
         if self._answer.rounds:
             kwargs[METADATA], self._answer.rounds = self._answer.rounds, []
+        if delta.reasoning:
+            kwargs[REASONING] = delta.reasoning
         yield ChatGenerationChunk(
             message=AIMessageChunk(
                 content=delta.text,
@@ -76,6 +82,7 @@ class Chunks:
                 output_tokens=end.tokens,
                 total_tokens=end.prompt_tokens + end.tokens,
                 input_token_details=InputTokenDetails(cache_read=end.cached_tokens),
+                output_token_details=OutputTokenDetails(reasoning=end.reasoning_tokens),
             ),
             "response_metadata": {
                 "model_name": self._model_name,

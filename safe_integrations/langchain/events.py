@@ -27,7 +27,7 @@ from langchain_core.runnables.config import ensure_config
 from langchain_core.utils.uuid import uuid7
 
 from safe_integrations.adapters.threads import Closing
-from safe_integrations.engine.events import Ensembled, Event, Verified
+from safe_integrations.engine.events import Event
 from safe_integrations.report import payloads
 
 T = TypeVar("T")
@@ -119,7 +119,6 @@ class Listeners:
 
 
 def _custom(event: Event) -> Iterator[tuple[str, dict[str, Any]]]:
-    if isinstance(event, Verified):
-        yield payloads.VERIFICATION, payloads.verification(event)
-    elif isinstance(event, Ensembled):
-        yield payloads.ENSEMBLE, payloads.ensemble(event)
+    found = payloads.reported(event)
+    if found is not None and found[0] != payloads.GENERATION_END:  # the message says it
+        yield found

@@ -48,6 +48,8 @@ def _message(message: BaseMessage, index: int) -> Message:
             role = "user"
         case AIMessage():
             role = "assistant"
+            if isinstance(message.additional_kwargs.get("reasoning_content"), str):
+                extra["reasoning_content"] = message.additional_kwargs["reasoning_content"]
             calls = _calls(message)
             if calls:
                 extra["tool_calls"] = calls

@@ -14,6 +14,7 @@ from llama_index.core.base.llms.types import (
     ContentBlock,
     MessageRole,
     TextBlock,
+    ThinkingBlock,
     ToolCallBlock,
 )
 from llama_index.core.llms.llm import ToolSelection
@@ -50,12 +51,16 @@ class Chunk:
         calls: Tool calls so far, their arguments as JSON text that may be incomplete; in the last
             chunk those that are whole, with their arguments.
         raw: Usage, finish reason and statistics; only in the last chunk.
+        reasoning: All that the models wrote in front of the answer.
+        reasoning_delta: What is new of it.
     """
 
     text: str
     delta: str
     calls: tuple[ToolCallBlock, ...] = ()
     raw: dict[str, Any] | None = None
+    reasoning: str = ""
+    reasoning_delta: str = ""
 
     def completion(self, delta: str | None = None) -> CompletionResponse:
         """As the answer to a prompt; `delta` where it streams."""
@@ -66,11 +71,15 @@ class Chunk:
         blocks: list[ContentBlock] = list(self.calls)
         if self.text or not blocks:
             blocks.insert(0, TextBlock(text=self.text))
+        if self.reasoning:
+            blocks.insert(0, ThinkingBlock(content=self.reasoning))
         # also where core, where it streams structured output, and tracers look for them
         calls = [_openai(call) for call in self.calls]
         extra = {"tool_calls": calls} if calls else {}
         message = ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks, additional_kwargs=extra)
-        return ChatResponse(message=message, delta=delta, raw=self.raw)
+        # where core's agents look for it
+        beside = {"thinking_delta": self.reasoning_delta} if self.reasoning_delta else {}
+        return ChatResponse(message=message, delta=delta, raw=self.raw, additional_kwargs=beside)
 
 
 class Chunks:
@@ -87,6 +96,7 @@ class Chunks:
         self._most = None if options.parallel_tool_calls else 1
         self._answer = Answer(options, attach_rounds)
         self._text = ""
+        self._reasoning = ""
         self._calls: list[ToolCallBlock] = []
 
     def take(self, event: Event | Started) -> Chunk | None:
@@ -95,6 +105,7 @@ class Chunks:
         if delta is None:
             return None
         self._text += delta.text
+        self._reasoning += delta.reasoning
         for piece in delta.calls:
             if piece.id is not None:
                 self._calls.append(_block(piece.id, piece.name or "", piece.arguments))
@@ -105,10 +116,11 @@ class Chunks:
         if delta.end is not None and delta.end.violation is not None and not delta.end.invalid:
             raise SchemaViolationError(delta.end.violation)
         if delta.end is None:
-            return Chunk(self._text, delta.text, tuple(self._calls))
+            so_far = (tuple(self._calls), None, self._reasoning, delta.reasoning)
+            return Chunk(self._text, delta.text, *so_far)
         calls = delta.end.calls[: self._most]  # a grammar keeps them to it, where there is one
         whole = tuple(_block(call.id, call.name, call.arguments) for call in calls)
-        return Chunk(self._text, delta.text, whole, self._raw(delta.end))
+        return Chunk(self._text, delta.text, whole, self._raw(delta.end), self._reasoning)
 
     def _raw(self, end: End) -> dict[str, Any]:
         raw: dict[str, Any] = {
@@ -123,6 +135,8 @@ class Chunks:
         }
         if self._answer.rounds is not None:
             raw["safe"]["rounds"] = self._answer.rounds
+        if self._reasoning:
+            raw["reasoning"] = self._reasoning
         if end.closed is not None:
             raw[CLOSED] = asdict(end.closed)
         if end.violation is not None:
@@ -181,8 +195,9 @@ def with_closed(response: ChatResponse) -> ChatResponse:
     if closed is None or closed["on_length"] == "error" or INVALID not in raw:
         return response
     calls = [_block(c["id"], c["name"], json.loads(closed["text"])) for c in raw[INVALID]]
-    kept = {key: value for key, value in raw.items() if key != INVALID}
-    return Chunk(response.message.content or "", "", tuple(calls), kept).chat(response.delta)
+    kept, message = {key: raw[key] for key in raw if key != INVALID}, response.message
+    reasoning = "".join(b.content or "" for b in message.blocks if isinstance(b, ThinkingBlock))
+    return Chunk(message.content or "", "", tuple(calls), kept, reasoning).chat(response.delta)
 
 
 def _complaint(call: Mapping[str, Any], cut: bool) -> str:

@@ -18,7 +18,7 @@ from llama_index_instrumentation.dispatcher import active_instrument_tags, instr
 from llama_index_instrumentation.span import active_span_id
 from pydantic import Field
 
-from safe_integrations.engine.events import Ensembled, Event, Finished, Verified
+from safe_integrations.engine.events import Event
 from safe_integrations.report import payloads
 
 _dispatcher = get_dispatcher(__name__)
@@ -54,6 +54,13 @@ class SafeEnsemble(SafeEvent):
 
 class SafeGenerationEnd(SafeEvent):
     """The answer is complete: `safe_generation_end`."""
+
+
+_KINDS: Final = {
+    payloads.VERIFICATION: SafeVerification,
+    payloads.ENSEMBLE: SafeEnsemble,
+    payloads.GENERATION_END: SafeGenerationEnd,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +102,11 @@ class Reporter:
             event: Of the engine.
             at: When it happened.
         """
-        match event:
-            case Started():
-                payload = payloads.generation_start(event.models, event.mode)
-                self._dispatch(SafeGenerationStart, payload, at)
-            case Verified():
-                self._dispatch(SafeVerification, payloads.verification(event), at)
-            case Ensembled():
-                self._dispatch(SafeEnsemble, payloads.ensemble(event), at)
-            case Finished():
-                self._dispatch(SafeGenerationEnd, payloads.generation_end(event), at)
+        if isinstance(event, Started):
+            payload = payloads.generation_start(event.models, event.mode)
+            self._dispatch(SafeGenerationStart, payload, at)
+        elif found := payloads.reported(event):
+            self._dispatch(_KINDS[found[0]], found[1], at)
 
     def _dispatch(self, kind: type[SafeEvent], payload: dict[str, Any], at: datetime) -> None:
         event = kind(timestamp=at, span_id=self.span_id, tags=dict(self.tags), payload=payload)

@@ -71,6 +71,9 @@ def _message(message: ChatMessage, index: int) -> Message:
     ]
     if calls:
         extra["tool_calls"] = calls
+    thoughts = [b.content or "" for b in message.blocks if isinstance(b, ThinkingBlock)]
+    if any(thoughts):
+        extra["reasoning_content"] = "\n".join(thoughts)
     texts = []
     for i, block in enumerate(message.blocks):
         if isinstance(block, TextBlock):

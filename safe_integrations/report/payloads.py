@@ -16,8 +16,10 @@ from typing import Any, Final, TypeVar, cast, get_args, get_origin, get_type_hin
 
 from safe_integrations.engine.events import (
     Ensembled,
+    Event,
     Finished,
     Piece,
+    Reasoned,
     Statistics,
     Verdict,
     Verified,
@@ -67,6 +69,24 @@ def statistics_payload(statistics: Statistics) -> dict[str, Any]:
     """Statistics, and what follows from them."""
     derived = ("ensembled_ratio", "acceptance", "overhead_seconds")
     return {**dump(statistics), **{name: dump(getattr(statistics, name)) for name in derived}}
+
+
+def reported(event: Event) -> tuple[str, dict[str, Any]] | None:
+    """Name and payload of the event that frameworks are told; None where they are told none.
+
+    What happens while the models reason says so: `reasoning` is true in it.
+    """
+    match event:
+        case Verified():
+            return VERIFICATION, verification(event)
+        case Ensembled():
+            return ENSEMBLE, ensemble(event)
+        case Finished():
+            return GENERATION_END, generation_end(event)
+        case Reasoned(event=Verified() | Ensembled() as inner):
+            name, payload = cast("tuple[str, dict[str, Any]]", reported(inner))
+            return name, {**payload, "reasoning": True}
+    return None
 
 
 def round_of(event: Verified) -> list[list[Any]]:

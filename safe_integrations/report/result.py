@@ -12,6 +12,7 @@ from safe_integrations.engine.events import (
     Finished,
     FinishReason,
     Piece,
+    Reasoned,
     Statistics,
     TextDelta,
     Verified,
@@ -32,26 +33,33 @@ class Result:
         statistics: How it was made.
         pieces: The answer piece by piece, in order. The last one may reach past the end of `text`
             where a stop string or max_tokens cut it.
+        reasoning: What the models wrote in front of it; empty where they were not asked to reason.
     """
 
     text: str
     finish_reason: FinishReason
     statistics: Statistics
     pieces: tuple[Piece, ...]
+    reasoning: str = ""
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> Result:
         """Folds the events of one generation, up to and including `Finished`."""
         text: list[str] = []
+        reasoning: list[str] = []
         pieces: list[Piece] = []
         for event in events:
             if isinstance(event, TextDelta):
                 text.append(event.text)
+            elif isinstance(event, Reasoned):
+                if isinstance(event.event, TextDelta):
+                    reasoning.append(event.event.text)
             elif isinstance(event, Verified):
                 pieces += event.pieces
             elif isinstance(event, Finished):
                 kept = _within(pieces, event.length)
-                return cls("".join(text), event.finish_reason, event.statistics, kept)
+                thought = "".join(reasoning).strip()
+                return cls("".join(text), event.finish_reason, event.statistics, kept, thought)
         raise ValueError("the events hold no Finished")
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn
 import torch
 
 from safe_integrations.config import Tool
-from safe_integrations.engine.model import Limits, Work, never
+from safe_integrations.engine.model import Limits, Reasoning, Work, never
 from safe_integrations.engine.tokens import TokenTable, common_prefix
 from safe_integrations.errors import GenerationCancelled, ModelError
 from safe_integrations.messages import Message
@@ -98,6 +98,16 @@ class TransformersMember:
         """The prompt's token ids."""
         check_process(self.name)
         return self._render(messages, tools, template_args)
+
+    def reason(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        template_args: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Reasoning:
+        """The prompt in front of the model's reasoning, and how that ends."""
+        check_process(self.name)
+        return self._render.reason(messages, tools, template_args)
 
     def start(
         self, prompt: Sequence[int], cancel: Callable[[], bool] = never
