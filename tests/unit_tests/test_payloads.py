@@ -86,7 +86,7 @@ def test_every_field_is_documented_and_the_other_way_round() -> None:
     assert set(keys(payloads.generation_end(finished))) == section("`safe_generation_end`")
 
     result = Result.of(happened).to_dict()
-    assert result.keys() == {"text", "finish_reason", "statistics", "pieces"}
+    assert result.keys() == {"text", "finish_reason", "statistics", "pieces", "reasoning"}
     assert all(f"`{name}`" in DOCS for name in result)
     rest = {"version", "finish_reason", "length"}
     assert set(keys(result["statistics"])) == section("`safe_generation_end`") - rest
