@@ -18,7 +18,7 @@ from safe_integrations.messages import as_messages
 from safe_integrations.models.load import ModelSource, load_member, with_defaults
 from safe_integrations.models.spec import Progress, told_apart
 from safe_integrations.report.result import Result
-from safe_integrations.structure.calls import constraint_for
+from safe_integrations.calls.grammar import constraint_for
 
 
 class SafeEngine:

@@ -28,7 +28,7 @@ from safe_integrations.config import (
 )
 from safe_integrations.engine.tokens import END, TokenTable
 from safe_integrations.errors import InvalidArgumentError, MissingDependencyError, SafeError
-from safe_integrations.structure.calls import constraint_for
+from safe_integrations.calls.grammar import constraint_for
 from safe_integrations.structure.constraint import Constraint, Cursor
 from safe_integrations.testing import ScriptedMember, follows
 

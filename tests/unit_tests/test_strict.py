@@ -26,7 +26,7 @@ from safe_integrations.langchain import ChatSafe
 from safe_integrations.llama_index import SafeLLM
 from safe_integrations.safe_engine import SafeEngine
 from safe_integrations.structure import constraint as constraints
-from safe_integrations.structure.calls import constraint_for
+from safe_integrations.calls.grammar import constraint_for
 from safe_integrations.structure.schemas import split, violation
 from safe_integrations.testing import ScriptedMember, follows
 

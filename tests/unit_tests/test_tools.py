@@ -39,7 +39,7 @@ from safe_integrations.config import (
 )
 from safe_integrations.errors import InvalidArgumentError, MissingDependencyError
 from safe_integrations.messages import Message
-from safe_integrations.structure.calls import constraint_for
+from safe_integrations.calls.grammar import constraint_for
 from safe_integrations.structure.constraint import Cursor
 from safe_integrations.testing import ScriptedMember, follows
 
