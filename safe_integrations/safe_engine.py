@@ -6,8 +6,13 @@ options, the loop writes, and its events add up to a result.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Sequence
+from typing import Any, Final, Protocol, runtime_checkable
 
+from safe_integrations.calls.agreement import agree
+from safe_integrations.calls.form import Form
+from safe_integrations.calls.grammar import constraint_for
 from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.engine.closing import Ways
 from safe_integrations.engine.events import Event
@@ -18,7 +23,8 @@ from safe_integrations.messages import as_messages
 from safe_integrations.models.load import ModelSource, load_member, with_defaults
 from safe_integrations.models.spec import Progress, told_apart
 from safe_integrations.report.result import Result
-from safe_integrations.calls.grammar import constraint_for
+
+_log: Final = logging.getLogger(__name__)
 
 
 class SafeEngine:
@@ -29,8 +35,12 @@ class SafeEngine:
         verifiers: The models that check it. None at all is allowed.
         config: How they are merged.
 
+    Attributes:
+        agreement: How calls are written by all of them, and why.
+
     Raises:
-        InvalidArgumentError: `config.weights` does not have one weight per model.
+        InvalidArgumentError: `config.weights` does not have one weight per model, or there is no
+            form of calls called `config.tool_form`.
     """
 
     def __init__(
@@ -41,9 +51,14 @@ class SafeEngine:
     ) -> None:
         self.config = config or EnsembleConfig()
         self.weights = self.config.weights_for(1 + len(verifiers))
-        members = (drafter, *verifiers)
-        names = zip(members, told_apart(member.name for member in members), strict=True)
-        self.drafter, *rest = (m if m.name == name else _Renamed(m, name) for m, name in names)
+        given = (drafter, *verifiers)
+        names = zip(given, told_apart(member.name for member in given), strict=True)
+        members = [m if m.name == name else _Renamed(m, name) for m, name in names]
+        writing = members[:1] if self.config.mode == "drafter-only" else members
+        taught = {m.name: m.teaches if isinstance(m, _Writer) else None for m in writing}
+        self.agreement = agree(taught, self.config.tool_form)
+        _log.debug("calls are written in the form %s", self.agreement)
+        self.drafter, *rest = (_writing(member, self.agreement.form) for member in members)
         self.verifiers = tuple(rest)
 
     @property
@@ -79,7 +94,7 @@ class SafeEngine:
         members = (self.drafter,) if self.config.mode == "drafter-only" else self.members
         options = options or GenerationConfig()
         whole = _check_limits(members, self.config, options)
-        constraint = constraint_for(options) if whole else None
+        constraint = constraint_for(options, self.agreement.form) if whole else None
         cursors = [None if constraint is None else constraint.cursor(m.tokens) for m in members]
         prompts = [
             member.render(conversation, options.tools, options.template_args) for member in members
@@ -112,11 +127,26 @@ class _Renamed:
 
     def __init__(self, member: Member, name: str) -> None:
         self.name = name
-        self.tokens = member.tokens
-        self.context_window = member.context_window
-        self.render = member.render
-        self.start = member.start
-        self.limits = member.limits
+        self._member = member
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._member, name)
+
+    def writing(self, form: Form) -> Member:
+        return _Renamed(_writing(self._member, form), self.name)
+
+
+@runtime_checkable
+class _Writer(Protocol):
+    """A member that knows forms of calls. Others write whatever form the rest has agreed on."""
+
+    teaches: Form | None
+
+    def writing(self, form: Form) -> Member: ...
+
+
+def _writing(member: Member, form: Form) -> Member:
+    return member.writing(form) if isinstance(member, _Writer) else member
 
 
 def _check_limits(

@@ -71,12 +71,16 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """The models are loaded, and have agreed on how calls are written: comes before all events.
+    """The models are loaded, and about to begin: comes before all events of the engine.
 
     Attributes:
-        form: How.
+        models: Their names, drafter first.
+        mode: How they are merged.
+        form: How calls are written.
     """
 
+    models: tuple[str, ...]
+    mode: str
     form: Form
 
 

@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 
-from safe_integrations.calls.types import InvalidToolCall, ParsedAnswer
-from safe_integrations.config import GenerationConfig, JsonSchema
 from safe_integrations.calls.form import Form
 from safe_integrations.calls.grammar import arguments_violation
+from safe_integrations.calls.types import InvalidToolCall, ParsedAnswer
+from safe_integrations.config import GenerationConfig, JsonSchema
 from safe_integrations.structure.schemas import violation
 
 

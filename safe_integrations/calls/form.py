@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from os.path import commonprefix
 from typing import Any, Final, Literal
 
 Kind = Literal["object", "json", "raw", "gemma", "python"]
@@ -101,7 +102,9 @@ class Form:
         found = [QUOTE] if self.kind == "gemma" else [line + after.strip()]
         for text in (*self.around, self.around_calls[1]):
             found += [text.partition(slot)[2] for slot in SLOTS if slot in text]
-        return tuple(end.encode() for end in (*found, self.around_calls[1]) if end)
+        last = self.around_calls[1]
+        shared = len(commonprefix([self.joint + self.around[0], last]))  # written in any case
+        return tuple(end.encode() for end in (*found, last[shared:]) if end)
 
     @property
     def is_json(self) -> bool:
@@ -145,11 +148,11 @@ class Form:
                 return repr(value)
             case "gemma", str():
                 return QUOTE + value + QUOTE
-            case "gemma", {**items}:
+            case "gemma", dict() as items:
                 pairs = (f"{key}:{self._value(item)}" for key, item in sorted(items.items()))
                 return "{" + ",".join(pairs) + "}"
-            case "gemma", [*items]:
-                return "[" + ",".join(map(self._value, items)) + "]"
+            case "gemma", [*values]:
+                return "[" + ",".join(map(self._value, values)) + "]"
         return dumps(value)
 
 

@@ -9,7 +9,9 @@ from safe_integrations.errors import InvalidArgumentError
 
 _JSON: Final = '{"name": "$NAME", "arguments": $ARGS}'
 _FUNCTION: Final = "\n<function=$NAME>\n$ARGS</function>\n"
-_R1: Final = "<｜tool▁call▁begin｜>function<｜tool▁sep｜>$NAME\n```json\n$ARGS\n```<｜tool▁call▁end｜>"
+_R1: Final = (
+    "<｜tool▁call▁begin｜>function<｜tool▁sep｜>$NAME\n```json\n$ARGS\n```<｜tool▁call▁end｜>"
+)
 _HY: Final = "<arg_key:opensource>$KEY</arg_key:opensource>\n<arg_value:opensource>$VALUE"
 
 
@@ -167,7 +169,5 @@ def form_named(name: str) -> Form:
         InvalidArgumentError: There is none.
     """
     if name not in FORMS:
-        raise InvalidArgumentError(
-            "tool_form", name, f"use one of {', '.join(['auto', *FORMS])}"
-        )
+        raise InvalidArgumentError("tool_form", name, f"use one of {', '.join(['auto', *FORMS])}")
     return FORMS[name]

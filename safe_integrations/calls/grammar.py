@@ -21,7 +21,14 @@ from typing import Any
 
 from safe_integrations.calls.form import Form
 from safe_integrations.calls.forms import HERMES
-from safe_integrations.calls.parameters import breach, literal, parameters, pattern, shared, text_rule
+from safe_integrations.calls.parameters import (
+    breach,
+    literal,
+    parameters,
+    pattern,
+    shared,
+    text_rule,
+)
 from safe_integrations.config import (
     Choice,
     GenerationConfig,
@@ -76,6 +83,7 @@ def constraint_for(options: GenerationConfig, form: Form = HERMES) -> Constraint
     calls = _calls(form, wanted, options.parallel_tool_calls, forced=False)
     lark = f"start: calls | {literal(form.says)} answer\n{calls}answer: {answer}\n"
     return Constraint(lark, "tools", tools, ends=form.ends)
+
 
 def _callable_tools(tools: Sequence[Tool], choice: str) -> Sequence[Tool]:
     """The tools that may be called."""

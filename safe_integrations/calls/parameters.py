@@ -98,7 +98,9 @@ def _rules(
     comma, rules = literal(form.comma), [f"{name}: {name}_first0"]
     for n, key in enumerate(keys):
         if not re.fullmatch(KEY, key):
-            remedy = f"calls of the form {form.name} cannot have it as a key: set tool_form='hermes'"
+            remedy = (
+                f"calls of the form {form.name} cannot have it as a key: set tool_form='hermes'"
+            )
             raise InvalidArgumentError(argument, key, remedy)
         ways, left = _values(form, properties[key], schema, argument)
         checked += [(f"#/properties/{key}{at.removeprefix('#')}", keyword) for at, keyword in left]
@@ -150,7 +152,12 @@ def _values(
         ways.append(f"{unsaid} {_BOOLEAN} {literal(after, form.loose)}")
     elif others and (choices is None or len(texts) < len(choices)):
         whole = types == others
-        rest = own if whole else {"type": sorted(others)} | ({"enum": [c for c in choices if c not in texts]} if choices else {})
+        rest = (
+            own
+            if whole
+            else {"type": sorted(others)}
+            | ({"enum": [c for c in choices if c not in texts]} if choices else {})
+        )
         ways.append(f"{unsaid} {json_rule(rest, argument, False)} {literal(after, form.loose)}")
         left = list(split(own, argument).checked) if whole else left
     return ways, [*checked, *left]

@@ -48,7 +48,9 @@ def plain_tool_prompt(tools: Sequence[Tool], form: Form = HERMES) -> str:
     """
     signatures = "\n".join(dumps(tool_signature(tool)) for tool in tools)
     given = "<args-json-object>" if form.is_json else {"<argument-name>": "<value>"}
-    example = form.write([("<function-name>", given)]).replace('"<function-name>"', "<function-name>")
+    example = form.write([("<function-name>", given)]).replace(
+        '"<function-name>"', "<function-name>"
+    )
     what = _HERMES if form is HERMES else "text exactly like this"
     return _PROMPT.format(signatures=signatures, what=what, example=example)
 

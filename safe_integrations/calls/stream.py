@@ -165,7 +165,9 @@ class ToolCallStream:
             yield from source.skip(SPACE + ("," if form.section else ""))
             more = bool(form.section) and (yield from self._another(form))
         yield from source.skip(SPACE + ("]" if form.section else "}") * (form.kind == "object"))
-        yield from source.expect_or_leave(form.end if form.kind == "object" else form.around_calls[1])
+        yield from source.expect_or_leave(
+            form.end if form.kind == "object" else form.around_calls[1]
+        )
 
     def _another(self, form: Form) -> Generator[None, None, bool]:
         """Whether another call comes next in a section."""
@@ -256,7 +258,10 @@ class ToolCallStream:
                 raise BrokenCallError(f"{key} is there twice")
             value = yield from self._read_value(form, draft, key, said)
             comma = ", " if arguments else ""
-            self._add(draft, f"{comma}{dumps(key)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}")
+            self._add(
+                draft,
+                f"{comma}{dumps(key)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}",
+            )
             arguments[key] = value
         source.pop(len(stop))
         yield from source.expect_or_leave(form.around[2].removeprefix(stop))

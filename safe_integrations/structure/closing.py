@@ -103,7 +103,6 @@ class Closing:
         turn = tried[kind] - 1 if sum(tried) > patience else 0
         return order[kind][turn % len(order[kind])]
 
-
     def _fits(self, text: bytes) -> bool:
         """Whether all of a text may follow."""
         taken: int = self._matcher.try_consume_tokens(list(text))
