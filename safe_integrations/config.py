@@ -79,6 +79,8 @@ class EnsembleConfig(StrictModel):
         consensus_above: Mean probability of the drafted token above which models agree
             (section 3.2, check b).
         weights: One per model, drafter first, summing to 1 (appendix H). None means equal.
+        tool_form: How calls of tools are written: a form of `calls/forms.py`, or `auto` for the one
+            that all chat templates teach, and Hermes JSON where they differ.
     """
 
     mode: Mode = "safe"
@@ -91,6 +93,7 @@ class EnsembleConfig(StrictModel):
     prefix_threshold: Real = Field(default=0.1, ge=0, le=1)
     consensus_above: Real = Field(default=0.5, ge=0.5, le=1)
     weights: tuple[float, ...] | None = None
+    tool_form: str = "auto"
 
     @field_validator("lookahead", mode="before")
     @classmethod

@@ -6,24 +6,26 @@ options, the loop writes, and its events add up to a result.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
-from typing import Final
+from typing import Any, Final, Protocol, runtime_checkable
 
+from safe_integrations.calls.agreement import agree
+from safe_integrations.calls.form import Form
+from safe_integrations.calls.grammar import constraint_for
 from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.engine.closing import Ways
-from safe_integrations.engine.events import Event, Finished, Reasoned, TextDelta
+from safe_integrations.engine.events import Event
 from safe_integrations.engine.loop import write
-from safe_integrations.engine.model import Cursor, Limits, Member, Reasoning, never
+from safe_integrations.engine.model import Limits, Member, never
+from safe_integrations.engine.reasoning import reason_first
 from safe_integrations.errors import ContextWindowError, InvalidArgumentError
 from safe_integrations.messages import as_messages
 from safe_integrations.models.load import ModelSource, load_member, with_defaults
 from safe_integrations.models.spec import Progress, told_apart
 from safe_integrations.report.result import Result
-from safe_integrations.structure.calls import constraint_for
 
-REASONING: Final = 1024
-"""Tokens of the reasoning at most, where nobody says how many."""
+_log: Final = logging.getLogger(__name__)
 
 
 class SafeEngine:
@@ -34,8 +36,12 @@ class SafeEngine:
         verifiers: The models that check it. None at all is allowed.
         config: How they are merged.
 
+    Attributes:
+        agreement: How calls are written by all of them, and why.
+
     Raises:
-        InvalidArgumentError: `config.weights` does not have one weight per model.
+        InvalidArgumentError: `config.weights` does not have one weight per model, or there is no
+            form of calls called `config.tool_form`.
     """
 
     def __init__(
@@ -46,9 +52,14 @@ class SafeEngine:
     ) -> None:
         self.config = config or EnsembleConfig()
         self.weights = self.config.weights_for(1 + len(verifiers))
-        members = (drafter, *verifiers)
-        names = zip(members, told_apart(member.name for member in members), strict=True)
-        self.drafter, *rest = (m if m.name == name else _Renamed(m, name) for m, name in names)
+        given = (drafter, *verifiers)
+        names = zip(given, told_apart(member.name for member in given), strict=True)
+        members = [m if m.name == name else _Renamed(m, name) for m, name in names]
+        writing = members[:1] if self.config.mode == "drafter-only" else members
+        taught = {m.name: m.teaches if isinstance(m, _Writer) else None for m in writing}
+        self.agreement = agree(taught, self.config.tool_form)
+        _log.debug("calls are written in the form %s", self.agreement)
+        self.drafter, *rest = (_writing(member, self.agreement.form) for member in members)
         self.verifiers = tuple(rest)
 
     @property
@@ -84,7 +95,7 @@ class SafeEngine:
         members = (self.drafter,) if self.config.mode == "drafter-only" else self.members
         options = options or GenerationConfig()
         whole = _check_limits(members, self.config, options)
-        constraint = constraint_for(options) if whole else None
+        constraint = constraint_for(options, self.agreement.form) if whole else None
         cursors = [None if constraint is None else constraint.cursor(m.tokens) for m in members]
         asked = (conversation, options.tools, options.template_args)
         reasonings = [member.reason(*asked) for member in members] if options.reasoning else []
@@ -106,73 +117,9 @@ class SafeEngine:
                     self.drafter.name, len(prompts[0]), self.drafter.context_window
                 )
         if reasonings:
-            budget = self._reasoning_budget(members, reasonings, options)
-            return self._reason_first(members, reasonings, budget, cursors, options, cancel)
+            rest = (cursors, self.config, options, self.weights, cancel)
+            return reason_first(members, reasonings, *rest)
         return write(members, prompts, cursors, self.config, options, self.weights, cancel)
-
-    def _reasoning_budget(
-        self, members: Sequence[Member], reasonings: Sequence[Reasoning], options: GenerationConfig
-    ) -> int:
-        """Tokens of the reasoning at most: the answer keeps its own in every window.
-
-        Raises:
-            InvalidArgumentError: The drafter does not reason.
-            ContextWindowError: There is no room for it in some model's window.
-        """
-        budget = REASONING if options.reasoning is True else int(options.reasoning)
-        if not reasonings[0].own:
-            remedy = f"leave it out: the chat template of {self.drafter.name} knows no reasoning"
-            raise InvalidArgumentError("reasoning", options.reasoning, remedy)
-        for member, reasoning in zip(members, reasonings, strict=True):
-            used = len(reasoning.prompt) + len(reasoning.closing) + options.max_tokens
-            if used >= member.context_window:
-                raise ContextWindowError(member.name, used, member.context_window)
-            budget = min(budget, member.context_window - used)
-        return budget
-
-    def _reason_first(
-        self,
-        members: Sequence[Member],
-        reasonings: Sequence[Reasoning],
-        budget: int,
-        cursors: Sequence[Cursor | None],
-        options: GenerationConfig,
-        cancel: Callable[[], bool],
-    ) -> Generator[Event, None, None]:
-        """The reasoning, written together like any text, and the answer behind it.
-
-        The drafter ends the reasoning by its own closing tag, or the budget does. Every model then
-        reads it behind its own prompt, closed its own way.
-        """
-        update = {"max_tokens": budget, "stop": (reasonings[0].end,), "response_format": None}
-        freely = options.model_copy(update=update)
-        text, tokens = "", 0
-        prompts = [reasoning.prompt for reasoning in reasonings]
-        free = [None] * len(members)
-        with closing(
-            write(members, prompts, free, self.config, freely, self.weights, cancel)
-        ) as events:
-            for event in events:
-                if isinstance(event, TextDelta):
-                    text += event.text
-                if isinstance(event, Finished):
-                    tokens = event.statistics.tokens
-                yield Reasoned(event)
-        written = text.rstrip().encode()
-        prompts = [
-            [*reasoning.prompt, *member.tokens.encode(written), *reasoning.closing]
-            for member, reasoning in zip(members, reasonings, strict=True)
-        ]
-        for member, prompt in zip(members, prompts, strict=True):
-            if len(prompt) >= member.context_window:
-                raise ContextWindowError(member.name, len(prompt), member.context_window)
-        with closing(
-            write(members, prompts, cursors, self.config, options, self.weights, cancel)
-        ) as events:
-            for event in events:
-                if isinstance(event, Finished):
-                    event.statistics.reasoning_tokens = tokens
-                yield event
 
     def complete(self, messages: object, options: GenerationConfig | None = None) -> Result:
         """Answers in one go. Arguments and errors are those of `generate`."""
@@ -184,12 +131,26 @@ class _Renamed:
 
     def __init__(self, member: Member, name: str) -> None:
         self.name = name
-        self.tokens = member.tokens
-        self.context_window = member.context_window
-        self.render = member.render
-        self.reason = member.reason
-        self.start = member.start
-        self.limits = member.limits
+        self._member = member
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._member, name)
+
+    def writing(self, form: Form) -> Member:
+        return _Renamed(_writing(self._member, form), self.name)
+
+
+@runtime_checkable
+class _Writer(Protocol):
+    """A member that knows forms of calls. Others write whatever form the rest has agreed on."""
+
+    teaches: Form | None
+
+    def writing(self, form: Form) -> Member: ...
+
+
+def _writing(member: Member, form: Form) -> Member:
+    return member.writing(form) if isinstance(member, _Writer) else member
 
 
 def _check_limits(

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from safe_integrations.adapters.checked import checked
+from safe_integrations.calls.form import Form
+from safe_integrations.calls.forms import HERMES
 from safe_integrations.calls.stream import ToolCallStream
 from safe_integrations.calls.types import InvalidToolCall as InvalidToolCall
 from safe_integrations.calls.types import ToolCall
@@ -24,7 +26,6 @@ from safe_integrations.engine.events import (
 )
 from safe_integrations.report import payloads
 from safe_integrations.report.verdicts import why_closed
-from safe_integrations.structure.calls import CALL_START
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,21 @@ class End:
 
 
 @dataclass(frozen=True, slots=True)
+class Begun:
+    """The models are loaded, and about to begin: comes before all events of the engine.
+
+    Attributes:
+        models: Their names, drafter first.
+        mode: How they are merged.
+        form: How calls are written.
+    """
+
+    models: tuple[str, ...]
+    mode: str
+    form: Form
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """What is new of an answer.
 
@@ -113,6 +129,7 @@ class Answer:
     def __init__(self, options: GenerationConfig, attach_rounds: bool) -> None:
         self.rounds: list[Any] | None = [] if attach_rounds else None
         self._options = options
+        self._form = HERMES
         self._stream = self._reader()
         self._text = ""
         self._asked: list[ModelStatistics] = []  # the drafter's, of the prompt without reasoning
@@ -121,11 +138,16 @@ class Answer:
         self._ids: dict[int, str] = {}  # numbers of calls -> their ids
 
     def _reader(self) -> ToolCallStream:
-        return ToolCallStream(self._options.tools if self._options.tool_choice != "none" else ())
+        choice = self._options.tool_choice
+        tools = self._options.tools if choice != "none" else ()
+        return ToolCallStream(tools, self._form, lenient=choice == "auto")
 
-    def take(self, event: Event) -> Delta | None:
+    def take(self, event: Event | Begun) -> Delta | None:
         """Takes in an event; returns what is new, if anything is."""
         match event:
+            case Begun():
+                self._form = event.form
+                self._stream = self._reader()
             case Verified():
                 if self.rounds is not None:
                     self.rounds.append(payloads.round_of(event))
@@ -157,7 +179,7 @@ class Answer:
     @property
     def _keeps_closed(self) -> bool:
         wanted = self._options.response_format is not None and self._options.on_length == "close"
-        return wanted and not self._text.startswith(CALL_START)
+        return wanted and not self._text.startswith(self._form.opening)
 
     def _delta(self, pieces: Sequence[str | ToolCallDelta], end: Finished | None) -> Delta:
         text = "".join(piece for piece in pieces if isinstance(piece, str))
@@ -176,7 +198,7 @@ class Answer:
             invalid = tuple(replace(c, error=why) if c.cut_off else c for c in answer.invalid)
             text = self._text if self._keeps_closed else answer.text
             answer = replace(answer, text=text, invalid=invalid)
-        answer, violation = checked(answer, self._options, self._written)
+        answer, violation = checked(answer, self._options, self._form, self._written)
         drafter = self._asked or event.statistics.models[:1]
         ended = event.finish_reason == "stop"
         called = ended and answer.calls and not answer.invalid

@@ -6,31 +6,34 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 
+from safe_integrations.calls.form import Form
+from safe_integrations.calls.grammar import arguments_violation
 from safe_integrations.calls.types import InvalidToolCall, ParsedAnswer
 from safe_integrations.config import GenerationConfig, JsonSchema
-from safe_integrations.structure.calls import arguments_schema
 from safe_integrations.structure.schemas import violation
 
 
 def checked(
-    answer: ParsedAnswer, options: GenerationConfig, written: Mapping[str, str]
+    answer: ParsedAnswer, options: GenerationConfig, form: Form, written: Mapping[str, str]
 ) -> tuple[ParsedAnswer, str | None]:
     """An answer whose calls break no schema, and what is wrong with the others or its text.
 
     Args:
         answer: The answer.
         options: How it was made.
+        form: How calls are written in it.
         written: Id of a call -> its arguments as they were written.
 
     Returns:
         The answer, calls that break their tool's schema among those that are invalid; and which
         parts of which schemas are broken, None where none is.
     """
-    schemas = {tool.name: arguments_schema(tool) for tool in options.tools}
+    tools = {tool.name: tool for tool in options.tools}
     broken = {
         call.id: problem
         for call in answer.calls
-        if call.name in schemas and (problem := violation(schemas[call.name], call.arguments))
+        if call.name in tools
+        and (problem := arguments_violation(form, tools[call.name], call.arguments))
     }
     if broken:
         invalid = [

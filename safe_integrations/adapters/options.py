@@ -51,6 +51,7 @@ class EnsembleOptions(BaseModel):
     prefix_threshold: Real | None = None
     consensus_above: Real | None = None
     weights: tuple[float, ...] | None = None
+    tool_form: str | None = None
 
     max_tokens: Whole | None = None
     stop: tuple[str, ...] | None = None

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field, PydanticUserError, TypeAdapter
 
+from safe_integrations.adapters.answer import Begun
 from safe_integrations.config import (
     Choice,
     EnsembleConfig,
@@ -74,8 +75,8 @@ class Job:
 
     def events(
         self, engine: SafeEngine, stopped: Callable[[], bool] = never
-    ) -> Generator[Event, None, None]:
-        """What the engine does to answer. Blocks.
+    ) -> Generator[Event | Begun, None, None]:
+        """What the engine does to answer, behind what has been agreed on. Blocks.
 
         Args:
             engine: What `load` gave.
@@ -92,6 +93,8 @@ class Job:
             return monotonic() >= end or stopped()
 
         try:
+            names = tuple(member.name for member in engine.members)
+            yield Begun(names, engine.config.mode, engine.agreement.form)
             events = engine.generate(self.conversation, options, cancel=enough)
             yield from self.span.follow(events, left=stopped)
         except GenerationCancelled:

@@ -24,6 +24,12 @@ def may_be_calls(text: str, names: Collection[str]) -> bool:
     return first["key"] in _KEYS and (first["key"] != "name" or first["name"] in (None, *names))
 
 
+def begins_call(text: str, names: Collection[str]) -> bool:
+    """Whether a text begins with a call of a known tool."""
+    first = _FIRST.match(text.lstrip())
+    return first is not None and first["key"] == "name" and first["name"] in names
+
+
 def calls_of(text: str, names: Collection[str]) -> list[CallScanner]:
     """The calls of an answer that is nothing but calls of known tools; else none.
 

@@ -1,4 +1,4 @@
-"""Reads one call, `{"name": ..., "arguments": {...}}`, while it is being written.
+"""Reads one call, `{"name": ..., "arguments": {...}}`, or its arguments, while it is being written.
 
 A partial JSON parser gives the values so far; here the text of the arguments is wanted, piece by
 piece and as the model wrote it, and each piece is read once, however long the call becomes.
@@ -14,12 +14,15 @@ from typing import Any, Final
 _IN_STRING: Final = re.compile(r'[^"\\]+|["\\]')
 _OUTSIDE: Final = re.compile(r'[{}\[\]",:]|[ \t\r\n]+|[0-9A-Za-z+\-.]+')
 _CONTROL: Final = re.compile(r"[\x00-\x1f]")
-_NAME: Final = re.compile(r'"name"\s*:\s*("(?:[^"\\]|\\.)+")$')
+_NAME: Final = re.compile(r'"(?:tool_)?name"\s*:\s*("(?:[^"\\]|\\.)+")$')
 _BEFORE_ARGUMENTS: Final = re.compile(r'"(?:arguments|parameters)"\s*:\s*$')
 
 
 class CallScanner:
     """One JSON object that is a call, as far as it has been written.
+
+    Args:
+        name: The tool, where the object is its arguments alone.
 
     Attributes:
         name: The tool, once its value is complete.
@@ -28,8 +31,9 @@ class CallScanner:
         told: How many parts of the arguments `news` has handed out.
     """
 
-    def __init__(self) -> None:
-        self.name: str | None = None
+    def __init__(self, name: str | None = None) -> None:
+        self.name = name
+        self._alone = name is not None
         self.closed = False
         self.broken = False
         self.told = 0
@@ -37,7 +41,8 @@ class CallScanner:
         self._arguments: list[str] = []
         self._top: list[str] = []  # what is written at depth 1: keys and simple values
         self._depth = 0
-        self._in_string = self._escaped = self._in_arguments = False
+        self._in_string = self._escaped = False
+        self._in_arguments = self._alone
 
     @property
     def text(self) -> str:
@@ -105,7 +110,7 @@ class CallScanner:
             self._arguments.append(part)
         self._in_string = self._escaped or part != '"'
         self._escaped = part == "\\" and not self._escaped
-        if self._depth == 1:
+        if self._depth == 1 and not self._alone:
             self._top.append(part)
             if not self._in_string and self.name is None:
                 name = _NAME.search("".join(self._top))
@@ -113,7 +118,7 @@ class CallScanner:
                     self.name = _loads(name[1]) if name else None
 
     def _take_outside(self, part: str) -> None:
-        top = self._depth <= 1
+        top = self._depth <= 1 and not self._alone
         if top and part == ",":
             self._in_arguments = False
         elif top and not self._in_arguments and self._arguments[:1] != ["{"]:
@@ -124,7 +129,9 @@ class CallScanner:
         self.closed = self._depth == 0
         if top:
             self._top.append(part)
-        if self._in_arguments and not self.closed and not (top and part.isspace()):
+        if self._alone:
+            self._arguments.append(part)
+        elif self._in_arguments and not self.closed and not (top and part.isspace()):
             self._arguments.append(part)
             self._in_arguments = self._depth > 1 or part not in "}]"
 

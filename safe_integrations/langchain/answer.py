@@ -12,7 +12,7 @@ from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.utils.json import parse_partial_json
 
-from safe_integrations.adapters.answer import Answer, End, InvalidToolCall, ToolCallDelta
+from safe_integrations.adapters.answer import Answer, Begun, End, InvalidToolCall, ToolCallDelta
 from safe_integrations.config import GenerationConfig
 from safe_integrations.engine.events import Event
 from safe_integrations.errors import InvalidArgumentError
@@ -52,7 +52,7 @@ class Chunks:
         self._answer = Answer(options, attach_rounds)
         self._told: dict[str, int] = {}  # ids of the calls that have begun -> their numbers
 
-    def take(self, event: Event) -> Iterator[ChatGenerationChunk]:
+    def take(self, event: Event | Begun) -> Iterator[ChatGenerationChunk]:
         """What an event adds to the message."""
         delta = self._answer.take(event)
         if delta is None:

@@ -26,6 +26,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config
 from langchain_core.utils.uuid import uuid7
 
+from safe_integrations.adapters.answer import Begun
 from safe_integrations.adapters.threads import Closing
 from safe_integrations.engine.events import Event
 from safe_integrations.report import payloads
@@ -98,12 +99,12 @@ class Listeners:
         """What LangChain streams for the run, with this note while it does."""
         return Closing(chunks, self.aclose, self.noted)
 
-    def send(self, event: Event) -> None:
+    def send(self, event: Event | Begun) -> None:
         """Sends what an event says as custom events, where it says something."""
         for name, data in _custom(event) if self.handlers else ():
             self._manager(CallbackManager).on_custom_event(name, data, run_id=self.run_id)
 
-    async def asend(self, event: Event) -> None:
+    async def asend(self, event: Event | Begun) -> None:
         """The same, for handlers of an event loop."""
         for name, data in _custom(event) if self.handlers else ():
             manager = self._manager(AsyncCallbackManager)
@@ -118,7 +119,7 @@ class Listeners:
         return kind(handlers=self.handlers, tags=self.tags, metadata=self.metadata)
 
 
-def _custom(event: Event) -> Iterator[tuple[str, dict[str, Any]]]:
-    found = payloads.reported(event)
+def _custom(event: Event | Begun) -> Iterator[tuple[str, dict[str, Any]]]:
+    found = None if isinstance(event, Begun) else payloads.reported(event)
     if found is not None and found[0] != payloads.GENERATION_END:  # the message says it
         yield found

@@ -20,7 +20,7 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.llms.utils import parse_partial_json
 
-from safe_integrations.adapters.answer import Answer, End
+from safe_integrations.adapters.answer import Answer, Begun, End
 from safe_integrations.config import GenerationConfig
 from safe_integrations.engine.events import Event
 from safe_integrations.errors import (
@@ -28,7 +28,6 @@ from safe_integrations.errors import (
     InvalidArgumentError,
     SchemaViolationError,
 )
-from safe_integrations.llama_index.events import Started
 from safe_integrations.report.result import Result, read_result
 
 INVALID: Final = "invalid_tool_calls"
@@ -99,9 +98,9 @@ class Chunks:
         self._reasoning = ""
         self._calls: list[ToolCallBlock] = []
 
-    def take(self, event: Event | Started) -> Chunk | None:
+    def take(self, event: Event | Begun) -> Chunk | None:
         """Takes in an event; returns a chunk where there is something new to show."""
-        delta = None if isinstance(event, Started) else self._answer.take(event)
+        delta = self._answer.take(event)
         if delta is None:
             return None
         self._text += delta.text

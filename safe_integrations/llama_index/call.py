@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
+from safe_integrations.adapters.answer import Begun
 from safe_integrations.adapters.request import Job, SafeEngine
 from safe_integrations.adapters.threads import Closing, InThread
 from safe_integrations.engine.events import Event
 from safe_integrations.errors import SafeError
 from safe_integrations.llama_index.answer import Chunk, Chunks
-from safe_integrations.llama_index.events import Reporter, Started
+from safe_integrations.llama_index.events import Reporter
 
 T = TypeVar("T")
-_Happening = tuple[datetime, Event | Started]
+_Happening = tuple[datetime, Event | Begun]
 
 
 class SafeCallError(SafeError):
@@ -72,8 +73,6 @@ class Call:
         self, engine: SafeEngine, stopped: Callable[[], bool] = lambda: False
     ) -> Generator[_Happening, None, None]:
         with closing(self.job.events(engine, stopped)) as events:
-            names = tuple(member.name for member in engine.members)
-            yield datetime.now(), Started(names, engine.config.mode)
             for event in events:
                 yield datetime.now(), event
 

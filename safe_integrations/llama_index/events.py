@@ -18,6 +18,7 @@ from llama_index_instrumentation.dispatcher import active_instrument_tags, instr
 from llama_index_instrumentation.span import active_span_id
 from pydantic import Field
 
+from safe_integrations.adapters.answer import Begun
 from safe_integrations.engine.events import Event
 from safe_integrations.report import payloads
 
@@ -64,19 +65,6 @@ _KINDS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
-    """The engine is about to begin.
-
-    Attributes:
-        models: Names of the models, drafter first.
-        mode: Ensemble mode.
-    """
-
-    models: tuple[str, ...]
-    mode: str
-
-
-@dataclass(frozen=True, slots=True)
 class Reporter:
     """Dispatches the events of one call.
 
@@ -95,14 +83,14 @@ class Reporter:
             logging.getLogger(_TRACER).addFilter(_is_known)
         return cls(active_span_id.get(), dict(active_instrument_tags.get()))
 
-    def report(self, event: Event | Started, at: datetime) -> None:
+    def report(self, event: Event | Begun, at: datetime) -> None:
         """Reports what an event says, where it says something.
 
         Args:
             event: Of the engine.
             at: When it happened.
         """
-        if isinstance(event, Started):
+        if isinstance(event, Begun):
             payload = payloads.generation_start(event.models, event.mode)
             self._dispatch(SafeGenerationStart, payload, at)
         elif found := payloads.reported(event):

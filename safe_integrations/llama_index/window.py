@@ -54,10 +54,14 @@ class Narrowed:
             remedy = f"{member.name} holds {member.context_window} tokens: give no more than that"
             raise InvalidArgumentError("context_window", window, remedy)
         self.context_window = window
-        self._member = member
+        self._member: Any = member
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._member, name)
+
+    def writing(self, form: Any) -> Narrowed:
+        """The same where calls have a form."""
+        return Narrowed(self._member.writing(form), self.context_window)
 
 
 class LeftBehind:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from os.path import commonprefix
 from types import MappingProxyType
 from typing import Any, Final
 
-from safe_integrations.calls.plain import (
-    render_tools_plainly,
-    template_supports_tools,
-    tool_signature,
-)
+from safe_integrations.calls.agreement import KNOWN, taught_form
+from safe_integrations.calls.form import Form
+from safe_integrations.calls.forms import HERMES
+from safe_integrations.calls.plain import render_tools_plainly, tool_signature
 from safe_integrations.config import Tool
 from safe_integrations.errors import InvalidArgumentError, UnsupportedModelError
 from safe_integrations.messages import Message
@@ -35,11 +32,14 @@ class Renderer:
 
     Control tokens are what the chat template writes. In what people, tools and documents say they
     are text: `<|im_end|>` in a retrieved page ends nobody's turn.
+
+    Attributes:
+        teaches: The form of a call that the chat template teaches; None where it is none we know.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._knows_tools = template_supports_tools(template_of(tokenizer, tools=True))
+        self.teaches = taught_form(self._known)
         self._lock = threading.Lock()  # reading control tokens as text changes the tokenizer
         first = tokenizer("")["input_ids"][:1]
         self._bos = first if first == [tokenizer.bos_token_id] else []
@@ -49,6 +49,7 @@ class Renderer:
         messages: Sequence[Message],
         tools: Sequence[Tool] = (),
         template_args: Mapping[str, Any] = MappingProxyType({}),
+        form: Form = HERMES,
     ) -> list[int]:
         """Renders messages as the beginning of an assistant's turn, in token ids.
 
@@ -57,6 +58,7 @@ class Renderer:
         first turn, which becomes a user's. If that does not help, calls and results of tools are
         said in plain text. BOS comes first exactly once where the tokenizer writes it, whoever
         wrote it. `template_args` are further variables of the template (`enable_thinking`, ...).
+        Tools are put in the template's own words where it teaches `form`, else in ours.
 
         Raises:
             InvalidArgumentError: The template refuses the conversation in any shape, or
@@ -66,20 +68,24 @@ class Renderer:
             remedy = "that is no variable of a chat template; leave it out"
             raise InvalidArgumentError(f"template_args[{name!r}]", template_args[name], remedy)
         with self._lock:
-            ids = self._ids(messages, tools, template_args)
+            ids = self._ids(messages, tools, template_args, form)
         return ids if ids[:1] == self._bos else [*self._bos, *ids]
 
     def _ids(
-        self, messages: Sequence[Message], tools: Sequence[Tool], args: Mapping[str, Any]
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool],
+        args: Mapping[str, Any],
+        form: Form,
     ) -> list[int]:
-        plain_tools = render_tools_plainly(messages, tools)
+        plain_tools = render_tools_plainly(messages, tools, form)
         if template_of(self._tokenizer) is None:
             ids: list[int] = self._tokenizer(
                 plain(plain_tools), add_special_tokens=False, split_special_tokens=True
             )["input_ids"]
             return ids
         refusal: Exception | None = None
-        for shape, more in self._shapes(messages, plain_tools, tools):
+        for shape, more in self._shapes(messages, plain_tools, tools, form):
             try:
                 ids = self._tokenizer.apply_chat_template(
                     shape,
@@ -100,18 +106,36 @@ class Renderer:
         ) from refusal
 
     def _shapes(
-        self, messages: Sequence[Message], plain_tools: Sequence[Message], tools: Sequence[Tool]
+        self,
+        messages: Sequence[Message],
+        plain_tools: Sequence[Message],
+        tools: Sequence[Tool],
+        form: Form,
     ) -> Iterator[tuple[list[_Turn], dict[str, Any]]]:
         """Ways to put a conversation, and what to give the template besides."""
         in_use = any(m.role == "tool" or m.extra.get("tool_calls") for m in messages)
-        if self._knows_tools:
+        in_own_words = self.teaches is form or not (in_use or tools)
+        if in_own_words:
             signatures = [tool_signature(tool) for tool in tools]
             # of several templates, the one that renders calls is taken where there are `tools`
             several = isinstance(self._tokenizer.chat_template, dict)
             more = {"tools": signatures} if tools or (several and in_use) else {}
             yield from ((shape, more) for shape in _shapes(messages))
-        if in_use or tools or not self._knows_tools:
+        if in_use or tools:
             yield from ((shape, {}) for shape in _shapes(plain_tools))
+
+    def _known(self, turns: list[_Turn], generation: bool) -> str | None:
+        """Turns with the known tool, as text."""
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                turns,
+                tools=[tool_signature(KNOWN)],
+                add_generation_prompt=generation,
+                tokenize=False,
+            )
+        except Exception:  # a template may raise whatever it likes, and there may be none
+            return None
+        return text
 
 
 def template_of(tokenizer: Any, *, tools: bool = False) -> str | None:
@@ -137,35 +161,6 @@ def plain(messages: Sequence[Message]) -> str:
     parts = [m.content for m in messages if m.role == "system"]
     parts += [f"{_SPEAKERS[m.role]}:\n{m.content}" for m in messages if m.role != "system"]
     return "\n\n".join([*parts, "Assistant:\n"])
-
-
-def call_tokens(tokenizer: Any) -> set[str]:
-    """Special tokens that a model's own chat template writes around a tool call.
-
-    Found by rendering an assistant's turn with and without a call. None where the template knows
-    no tools, or refuses both.
-    """
-    if not template_supports_tools(template_of(tokenizer, tools=True)):
-        return set()
-    special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
-    tools = [tool_signature(Tool(name="look_up"))]
-    for arguments in ({"about": "x"}, json.dumps({"about": "x"})):
-        call = {"name": "look_up", "arguments": arguments}
-        calls = [{"id": "call00000", "type": "function", "function": call}]
-        try:
-            said, called = (
-                tokenizer.apply_chat_template(
-                    [{"role": "user", "content": "?"}, {"role": "assistant", **turn}],
-                    tools=tools,
-                    tokenize=False,
-                )
-                for turn in ({"content": "x"}, {"content": "", "tool_calls": calls})
-            )
-        except Exception:  # a template may raise whatever it likes
-            continue
-        before = len(commonprefix([said, called]))
-        return {t for t in special if t in called[before:] and t not in said[before:]}
-    return set()
 
 
 def _shapes(messages: Sequence[Message]) -> list[list[_Turn]]:

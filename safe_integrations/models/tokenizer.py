@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from itertools import accumulate
 from typing import Any, Final
 
+from safe_integrations.calls.form import Form
 from safe_integrations.engine.tokens import TokenTable
 from safe_integrations.errors import UnsupportedTokenizerError
 
@@ -59,8 +60,8 @@ def build_token_table(
         end_ids: The ids that end a text (see `end_ids_of`).
         vocab_size: Rows of the model's output, padding included.
         name: How errors call the model.
-        spoken: Special tokens that are text all the same (see `rendering.call_tokens`); those that
-            end a text do so first of all.
+        spoken: Special tokens that are text all the same (see `tags_of`); those that end a text do
+            so first of all.
 
     Raises:
         UnsupportedTokenizerError: The tokens cannot be mapped to bytes one by one.
@@ -99,6 +100,12 @@ def _byte_ids(rows: list[bytes | None], name: str) -> list[int]:
     if missing - _RARE or (missing and _SUB[0] in missing):
         raise _refused(name, f"{len(missing)} of the 256 single bytes are no tokens of it")
     return [ids.get(b, ids.get(_SUB[0], -1)) for b in range(256)]
+
+
+def tags_of(tokenizer: Any, form: Form) -> frozenset[str]:
+    """Special tokens of a tokenizer that calls of a form are written with."""
+    special = (t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
+    return frozenset(tag for tag in special if tag and any(tag in text for text in form.texts))
 
 
 def end_ids_of(tokenizer: Any, generation_config: Any, config: Any) -> set[int]:

@@ -42,10 +42,12 @@ class Closing:
 
     Args:
         matcher: The library's parser at the beginning of the grammar, over `BYTES`.
+        ends: Texts that lead out wherever they may follow.
     """
 
-    def __init__(self, matcher: LLMatcher) -> None:
+    def __init__(self, matcher: LLMatcher, ends: Sequence[bytes] = ()) -> None:
         self._start = matcher
+        self._ends = ends
         self._matcher = matcher.deep_copy()
         self._text = b""
         self._ways: dict[bytes, bytes | None] = {}
@@ -77,7 +79,8 @@ class Closing:
         """A way out of the place where the matcher stands, and will stand again."""
         way, met = bytearray(), dict[bytes, list[int]]()
         while not (found := self._matcher.is_accepting()) and len(way) < _LONGEST:
-            step = self._matcher.compute_ff_bytes() or self._choose(met, patience)
+            step = next(filter(self._fits, self._ends), b"")
+            step = step or self._matcher.compute_ff_bytes() or self._choose(met, patience)
             if not step or self._matcher.try_consume_tokens(list(step)) < len(step):
                 break
             way += step
@@ -99,6 +102,12 @@ class Closing:
         tried[kind] += 1
         turn = tried[kind] - 1 if sum(tried) > patience else 0
         return order[kind][turn % len(order[kind])]
+
+    def _fits(self, text: bytes) -> bool:
+        """Whether all of a text may follow."""
+        taken: int = self._matcher.try_consume_tokens(list(text))
+        self._matcher.rollback(taken)
+        return taken == len(text)
 
 
 def _order(place: bytes) -> list[list[bytes]]:

@@ -50,14 +50,23 @@ class Constraint:
         given: What the caller passed there.
         closes: Whether the answer is the grammar's from its beginning to its end, so that it must
             be brought to an end within the budget.
+        ends: Texts that lead towards the end wherever they may follow.
 
     Raises:
         InvalidArgumentError: The grammar cannot be guaranteed.
         MissingDependencyError: `llguidance` is not installed.
     """
 
-    def __init__(self, lark: str, argument: str, given: object, closes: bool = True) -> None:
+    def __init__(
+        self,
+        lark: str,
+        argument: str,
+        given: object,
+        closes: bool = True,
+        ends: Sequence[bytes] = (),
+    ) -> None:
         self._lark = lark
+        self._ends = ends
         self._closes = closes
         self._argument = argument
         self._given = given
@@ -77,7 +86,7 @@ class Constraint:
         return Cursor(self._matcher(tokens), tokens, _vocabulary_of(tokens)[1], self._closing)
 
     def _closing(self) -> Closing | None:
-        return Closing(self._matcher(BYTES)) if self._closes else None
+        return Closing(self._matcher(BYTES), self._ends) if self._closes else None
 
     def _matcher(self, tokens: TokenTable) -> LLMatcher:
         matcher = _vocabulary_of(tokens)[0](self._lark)

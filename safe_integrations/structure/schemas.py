@@ -70,17 +70,21 @@ _HOPELESS: Final = re.compile("^Unsatisfiable|^Invalid type|does not exist|not p
 """What the library says of schemas that no answer can be held to, nor be checked against."""
 
 
+Checked = tuple[tuple[str, str], ...]
+"""JSON pointer and keyword of parts of a schema that no grammar enforces."""
+
+
 @dataclass(frozen=True, slots=True)
 class Split:
     """What a grammar enforces of a schema, and what is left to check.
 
     Attributes:
         enforced: The schema that the grammar is made of.
-        checked: JSON pointer and keyword of everything else in the schema.
+        checked: Everything else in the schema.
     """
 
     enforced: str
-    checked: tuple[tuple[str, str], ...]
+    checked: Checked
 
 
 class _UnusableError(Exception):
@@ -101,13 +105,22 @@ def json_rule(schema: Any, argument: str, strict: bool | None = None) -> str:
         MissingDependencyError: `llguidance` is not installed, or `jsonschema` where it is needed.
     """
     found = split(schema, argument)
-    if found.checked and strict:
-        at, keyword = found.checked[0]
+    announce(found.checked, argument, schema, strict)
+    return f"%json {found.enforced}"
+
+
+def announce(checked: Checked, argument: str, schema: Any, strict: bool | None) -> None:
+    """Says that parts of a schema can only be checked; see `json_rule`.
+
+    Raises:
+        InvalidArgumentError: There are such parts, and `strict`.
+    """
+    if checked and strict:
+        at, keyword = checked[0]
         message = f"{keyword} can only be checked on the finished answer; leave out strict to allow"
         raise InvalidArgumentError(argument, schema, f"cannot be guaranteed at {at}: {message} it")
-    if found.checked and strict is None:
-        _warn(found)
-    return f"%json {found.enforced}"
+    if checked and strict is None:
+        _warn(checked)
 
 
 def split(schema: Any, argument: str) -> Split:
@@ -269,10 +282,10 @@ def _relaxed(schema: dict[str, Any], picks: list[tuple[str, str]]) -> dict[str, 
 
 
 @lru_cache(maxsize=1024)
-def _warn(found: Split) -> None:
-    named = ", ".join(f"{keyword} at {at}" for at, keyword in found.checked)
+def _warn(checked: Checked) -> None:
+    named = ", ".join(f"{keyword} at {at}" for at, keyword in checked)
     message = f"not enforced, only checked on the finished answer: {named}"
-    warnings.warn(message, UnenforcedSchemaWarning, stacklevel=3)
+    warnings.warn(message, UnenforcedSchemaWarning, stacklevel=4)
 
 
 def violation(schema: dict[str, Any], value: Any) -> str | None:

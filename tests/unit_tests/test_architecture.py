@@ -30,7 +30,7 @@ MAY_USE = {
     "calls": {"structure"},
     "report": {"engine"},
     "models": {"calls", "engine"},
-    "safe_engine": {"engine", "models", "report", "structure"},
+    "safe_engine": {"calls", "engine", "models", "report", "structure"},
     "adapters": {"calls", "engine", "models", "report", "safe_engine", "structure"},
     "langchain": {"adapters", "engine", "report"},
     "llama_index": {"adapters", "engine", "report"},
@@ -51,6 +51,7 @@ ENGINE = (
     ("drafter", "judge"),
     ("baseline",),
     ("loop",),
+    ("reasoning",),
 )
 """The floors inside engine/, the lowest first: each may use those below it."""
 

@@ -7,17 +7,19 @@ import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache, partial
 from typing import Any
 
+from safe_integrations.calls.form import Form
 from safe_integrations.engine.tokens import TokenTable
 from safe_integrations.errors import ModelLoadError, SafeError, UnsupportedModelError
 from safe_integrations.models.locate import locate
 from safe_integrations.models.quiet import quiet
-from safe_integrations.models.rendering import Renderer, call_tokens, template_of
+from safe_integrations.models.rendering import Renderer, template_of
 from safe_integrations.models.spec import LoadedModel, ModelCard, ModelSpec, Progress, name_of
-from safe_integrations.models.tokenizer import build_token_table, end_ids_of
+from safe_integrations.models.tokenizer import build_token_table, end_ids_of, tags_of
 from safe_integrations.models.transformers.fork import check_process
-from safe_integrations.models.transformers.member import TransformersMember
+from safe_integrations.models.transformers.member import Render, TransformersMember
 from safe_integrations.models.transformers.packing import pack
 
 
@@ -66,13 +68,21 @@ def member_of(loaded: LoadedModel, spec: ModelSpec | None = None) -> Transformer
     model, tokenizer, name = loaded
     check_process(name)
     spec = spec or ModelSpec(source=name)
+    render = Renderer(tokenizer)
+    table = cache(partial(tokens_of, tokenizer, model.config, model.generation_config, name))
+
+    def in_form(form: Form) -> tuple[TokenTable, Render]:
+        return table(tags_of(tokenizer, form)), partial(render, form=form)
+
     return TransformersMember(
         model,
-        tokens_of(tokenizer, model.config, model.generation_config, name),
-        Renderer(tokenizer),
+        table(frozenset()),
+        render,
         name=name,
         context_window=context_window_of(model.config, spec),
         reuse_bytes=spec.reuse_bytes,
+        teaches=render.teaches,
+        in_form=in_form,
     )
 
 
@@ -126,14 +136,20 @@ def _read_tokenizer(where: str, options: dict[str, Any], spec: ModelSpec) -> Any
     return tokenizer
 
 
-def tokens_of(tokenizer: Any, config: Any, generation_config: Any, name: str) -> TokenTable:
+def tokens_of(
+    tokenizer: Any,
+    config: Any,
+    generation_config: Any,
+    name: str,
+    spoken: frozenset[str] = frozenset(),
+) -> TokenTable:
     """The tokens of a model as bytes; see `build_token_table`."""
     return build_token_table(
         tokenizer,
         end_ids=end_ids_of(tokenizer, generation_config, config),
         vocab_size=config.get_text_config(decoder=True).vocab_size,
         name=name,
-        spoken=call_tokens(tokenizer),
+        spoken=spoken,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final, NoReturn
 
 import torch
 
+from safe_integrations.calls.form import Form
 from safe_integrations.config import Tool
 from safe_integrations.engine.model import Limits, Reasoning, Work, never
 from safe_integrations.engine.tokens import TokenTable, common_prefix
@@ -50,6 +51,8 @@ class TransformersMember:
         name: How errors and statistics call it.
         context_window: Tokens it can hold; see `load.context_window_of`.
         reuse_bytes: Memory for caches of finished prompts, in bytes; 0 keeps none.
+        teaches: The form of a call that its chat template teaches; None where it is none we know.
+        in_form: `tokens` and `render` where calls have a form. None where none changes them.
 
     Raises:
         UnsupportedModelError: The model's cache cannot be cut back.
@@ -64,8 +67,12 @@ class TransformersMember:
         name: str,
         context_window: int,
         reuse_bytes: int,
+        teaches: Form | None = None,
+        in_form: Callable[[Form], tuple[TokenTable, Render]] | None = None,
     ) -> None:
         self.name = name
+        self.teaches = teaches
+        self._in_form = in_form
         self.tokens = tokens
         self.context_window = context_window
         self._model = model
@@ -88,6 +95,15 @@ class TransformersMember:
             f"{self.name}: a loaded model cannot be pickled or copied; name it, and each process "
             "will load it"
         )
+
+    def writing(self, form: Form) -> TransformersMember:
+        """This member where calls have a form; model and caches are the same."""
+        if self._in_form is None:
+            return self
+        tokens, render = self._in_form(form)
+        other = object.__new__(TransformersMember)
+        vars(other).update(vars(self), tokens=tokens, fold=Fold(tokens), _render=render)
+        return other
 
     def render(
         self,

@@ -1,23 +1,34 @@
 r"""Which grammar a call must follow: its response format, its tools, or both.
 
-A forced tool call is written in the Hermes form, which `calls.stream` reads:
+A forced tool call is written in the form that all models have agreed on, from its first byte on:
 
     <tool_call>
     {"name": "get_weather", "arguments": {"city": "Paris"}}
     </tool_call>
 
-With `tool_choice="auto"` a model may write any text; once it has written `<tool_call>`, only a
+With `tool_choice="auto"` a model may write any text; once it has written what opens a call, only a
 well-formed call of one of the tools may follow, and then text again. There, and only there, a tool
-whose schema no call can be held to may be called with any JSON object, unless it is `strict`.
+whose schema no call can be held to may be called with any arguments, unless it is `strict`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
-from typing import Any, Final
+from typing import Any
 
+from safe_integrations.calls.form import Form
+from safe_integrations.calls.forms import HERMES
+from safe_integrations.calls.parameters import (
+    breach,
+    literal,
+    parameters,
+    pattern,
+    shared,
+    text_rule,
+)
 from safe_integrations.config import (
     Choice,
     GenerationConfig,
@@ -29,16 +40,17 @@ from safe_integrations.config import (
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.structure.closed import closed
 from safe_integrations.structure.constraint import ANY_TEXT, Constraint, library
-from safe_integrations.structure.schemas import json_rule
-
-CALL_START: Final = "<tool_call>"
-CALL_END: Final = "</tool_call>"
+from safe_integrations.structure.schemas import json_rule, violation
 
 
-def constraint_for(options: GenerationConfig) -> Constraint | None:
+def constraint_for(options: GenerationConfig, form: Form = HERMES) -> Constraint | None:
     """The constraint that the options of one call ask for, or None where any text will do.
 
     `tool_choice="auto"` is left unconstrained where `llguidance` is not installed.
+
+    Args:
+        options: How the answer is made.
+        form: How calls are written.
 
     Raises:
         InvalidArgumentError: The options contradict each other, or a schema cannot be guaranteed.
@@ -52,11 +64,12 @@ def constraint_for(options: GenerationConfig) -> Constraint | None:
                 "response_format", response_format, "leave it out where a tool call is forced"
             )
         several = options.parallel_tool_calls and options.tool_choice == "required"
-        return Constraint(_forced_calls(wanted, several), "tools", tools)
+        lark = "start: calls\n" + _calls(form, wanted, several)
+        return Constraint(lark, "tools", tools, ends=form.ends)
     if response_format is None:
         if not wanted or find_spec("llguidance") is None:
             return None
-        lark = _possible_calls(wanted, options.parallel_tool_calls)
+        lark = _possible_calls(form, wanted, options.parallel_tool_calls)
         return Constraint(lark, "tools", tools, closes=False)
     if isinstance(response_format, Grammar):
         if wanted:
@@ -67,9 +80,9 @@ def constraint_for(options: GenerationConfig) -> Constraint | None:
     answer = _answer_rule(response_format)
     if not wanted:
         return Constraint(f"start: {answer}", "response_format", response_format)
-    calls = _forced_calls(wanted, options.parallel_tool_calls, forced=False)
-    lark = f"start: calls | answer\ncalls:{calls.removeprefix('start:')}answer: {answer}\n"
-    return Constraint(lark, "tools", tools)
+    calls = _calls(form, wanted, options.parallel_tool_calls, forced=False)
+    lark = f"start: calls | {literal(form.says)} answer\n{calls}answer: {answer}\n"
+    return Constraint(lark, "tools", tools, ends=form.ends)
 
 
 def _callable_tools(tools: Sequence[Tool], choice: str) -> Sequence[Tool]:
@@ -86,30 +99,41 @@ def _callable_tools(tools: Sequence[Tool], choice: str) -> Sequence[Tool]:
     return [tool for tool in tools if choice in ("auto", "required", tool.name)]
 
 
-def _forced_calls(tools: Sequence[Tool], several: bool, forced: bool = True) -> str:
-    head = _text_rule(CALL_START + "\n")
-    calls = 'call ("\\n" call)*' if several else "call"
-    return f"start: {calls}\ncall: {head} body\n{_bodies(tools, forced)}"
+def _calls(form: Form, tools: Sequence[Tool], several: bool, forced: bool = True) -> str:
+    """The rule `calls`: calls of the tools, from the first byte on."""
+    return f"opening: {literal(form.opening)}\n{_behind_openings(form, tools, several, forced)}"
 
 
-def _possible_calls(tools: Sequence[Tool], several: bool) -> str:
-    return (
-        f"start: {'call* text' if several else 'call | text'}\n"
-        f"text: TEXT\nTEXT: {ANY_TEXT}\n"
-        f'call: open "\\n" body\n'
-        f"open[lazy]: TEXT {_text_rule(CALL_START)}\n"
-        f"{_bodies(tools, forced=False)}"
-    )
+def _possible_calls(form: Form, tools: Sequence[Tool], several: bool) -> str:
+    """The grammar of text that may turn into calls, and of what then follows."""
+    opening, free = literal(form.opening), ANY_TEXT
+    if form.says:
+        start = f"calls | {literal(form.says)} TEXT"
+    elif form.alone:
+        start, free = "calls | TEXT", f"{ANY_TEXT} & ~/(?s:{pattern(form.opening)}.*)/"
+    else:
+        start = "calls* text\ntext: TEXT" if several else "calls | TEXT"
+        opening = f"TEXT {opening}"
+    lazy = "" if form.alone else "[lazy]"
+    calls = _behind_openings(form, tools, several and not form.alone, forced=False)
+    return f"start: {start}\nTEXT: {free}\nopening{lazy}: {opening}\n{calls}"
 
 
-def _bodies(tools: Sequence[Tool], forced: bool) -> str:
-    """The rule `body`: a call of one of the tools, from behind the opening line on."""
-    rules = ["body: " + " | ".join(f"body_{i}" for i in range(len(tools)))]
+def _behind_openings(form: Form, tools: Sequence[Tool], several: bool, forced: bool) -> str:
+    before, after = (literal(text, form.loose) for text in form.around_calls)
+    joint = literal(form.joint, form.loose)
+    again = f"({joint} call)*" if form.section else f"({joint} opening call)*"
+    names = " | ".join(f"call_{i}" for i in range(len(tools)))
+    rules = [
+        f"calls: opening {before} call {again if several and not form.alone else ''} {after}",
+        f"call: {names}",
+    ]
     for i, tool in enumerate(tools):
-        head = _text_rule(f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": ')
-        rules.append(f"body_{i}: {head} arguments_{i} {_text_rule('}' + chr(10) + CALL_END)}")
-        rules.append(f"arguments_{i}: {_arguments_rule(tool, forced)}")
-    return "\n".join(rules) + "\n"
+        first, between, last = form.around
+        head = literal(first + tool.name + between, form.loose)
+        rules.append(f"call_{i}: {head} arguments_{i} {literal(last, form.loose)}")
+        rules.append(_arguments(form, tool, i, forced))
+    return "\n".join(rules) + "\n" + shared(form)
 
 
 def arguments_schema(tool: Tool) -> dict[str, Any]:
@@ -118,18 +142,35 @@ def arguments_schema(tool: Tool) -> dict[str, Any]:
     return schema
 
 
-def _arguments_rule(tool: Tool, forced: bool) -> str:
+def _arguments(form: Form, tool: Tool, number: int, forced: bool) -> str:
+    """The rule `arguments_<number>`, and those that it needs."""
     argument, schema = f"tools[{tool.name}].parameters", arguments_schema(tool)
+    made = partial(_rule, form, f"arguments_{number}", argument)
     try:
         if schema["type"] != "object":
             raise InvalidArgumentError(
                 argument, tool.parameters, "arguments are an object: pass the schema of one"
             )
-        return json_rule(schema, argument, tool.strict)
+        return made(schema, tool.strict)
     except InvalidArgumentError:
         if forced or tool.strict:
             raise
-        return json_rule({"type": "object"}, argument)
+        return made({"type": "object"}, False)
+
+
+def _rule(form: Form, name: str, argument: str, schema: dict[str, Any], strict: bool | None) -> str:
+    if form.is_json:
+        return f"{name}: {json_rule(schema, argument, strict)}"
+    return parameters(form, name, argument, schema, strict)
+
+
+def arguments_violation(form: Form, tool: Tool, arguments: dict[str, Any]) -> str | None:
+    """Which part of its tool's schema a whole call breaks, as a sentence; None where none.
+
+    Only parts that the grammar of the form does not enforce can be broken.
+    """
+    schema = arguments_schema(tool)
+    return violation(schema, arguments) if form.is_json else breach(form, schema, arguments)
 
 
 def _answer_rule(response_format: JsonSchema | Regex | Choice) -> str:
@@ -137,13 +178,8 @@ def _answer_rule(response_format: JsonSchema | Regex | Choice) -> str:
         case JsonSchema():
             return json_rule(response_format.schema_, "response_format", response_format.strict)
         case Choice():
-            return " | ".join(map(_text_rule, response_format.options))
+            return " | ".join(map(text_rule, response_format.options))
         case Regex():
             made = json.loads(library().LLMatcher.grammar_from_regex(response_format.pattern))
             lark: str = made["grammars"][0]["lark_grammar"]
             return lark.removeprefix("start: ")
-
-
-def _text_rule(text: str) -> str:
-    """A literal text as the right side of a Lark rule."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", r"\u007f")
