@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from safe_integrations.calls.grammar import constraint_for
 from safe_integrations.config import (
     Choice,
     EnsembleConfig,
@@ -25,7 +26,6 @@ from safe_integrations.engine.tokens import END
 from safe_integrations.errors import ContextWindowError, InvalidArgumentError
 from safe_integrations.report.result import Result
 from safe_integrations.safe_engine import SafeEngine
-from safe_integrations.calls.grammar import constraint_for
 from safe_integrations.structure.closing import cut_values
 from safe_integrations.testing import Script, ScriptedMember
 

@@ -18,6 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from safe_integrations.calls.grammar import constraint_for
 from safe_integrations.config import (
     Choice,
     GenerationConfig,
@@ -28,7 +29,6 @@ from safe_integrations.config import (
 )
 from safe_integrations.engine.tokens import END, TokenTable
 from safe_integrations.errors import InvalidArgumentError, MissingDependencyError, SafeError
-from safe_integrations.calls.grammar import constraint_for
 from safe_integrations.structure.constraint import Constraint, Cursor
 from safe_integrations.testing import ScriptedMember, follows
 

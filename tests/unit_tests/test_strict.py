@@ -14,6 +14,7 @@ from llama_index.core.prompts import PromptTemplate
 from pydantic import BaseModel, field_validator
 from typer.testing import CliRunner
 
+from safe_integrations.calls.grammar import constraint_for
 from safe_integrations.cli import options as cli_options
 from safe_integrations.cli.app import app
 from safe_integrations.config import GenerationConfig, JsonSchema, Tool
@@ -26,7 +27,6 @@ from safe_integrations.langchain import ChatSafe
 from safe_integrations.llama_index import SafeLLM
 from safe_integrations.safe_engine import SafeEngine
 from safe_integrations.structure import constraint as constraints
-from safe_integrations.calls.grammar import constraint_for
 from safe_integrations.structure.schemas import split, violation
 from safe_integrations.testing import ScriptedMember, follows
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from safe_integrations.calls.grammar import constraint_for
 from safe_integrations.calls.plain import (
     plain_assistant_call,
     plain_tool_prompt,
@@ -39,7 +40,6 @@ from safe_integrations.config import (
 )
 from safe_integrations.errors import InvalidArgumentError, MissingDependencyError
 from safe_integrations.messages import Message
-from safe_integrations.calls.grammar import constraint_for
 from safe_integrations.structure.constraint import Cursor
 from safe_integrations.testing import ScriptedMember, follows
 
