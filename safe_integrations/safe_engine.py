@@ -58,7 +58,7 @@ class SafeEngine:
         writing = members[:1] if self.config.mode == "drafter-only" else members
         taught = {m.name: m.teaches if isinstance(m, _Writer) else None for m in writing}
         self.agreement = agree(taught, self.config.tool_form)
-        _log.debug("calls are written in the form %s", self.agreement)
+        _log.debug("tools are called in the form %s", self.agreement)
         self.drafter, *rest = (_writing(member, self.agreement.form) for member in members)
         self.verifiers = tuple(rest)
 

@@ -56,7 +56,7 @@ class Agreement:
     why: str
 
     def __str__(self) -> str:
-        return f"{self.form.name}, because {self.why}"
+        return f"{self.form.name}: {self.why}"
 
 
 def agree(taught: Mapping[str, Form | None], wanted: str = "auto") -> Agreement:
@@ -72,12 +72,11 @@ def agree(taught: Mapping[str, Form | None], wanted: str = "auto") -> Agreement:
     if wanted != "auto":
         return Agreement(form_named(wanted), "tool_form fixes it")
     forms = list(taught.values())
-    if forms and forms[0] is not None and forms.count(forms[0]) == len(forms):
-        return Agreement(forms[0], "every chat template teaches it")
-    told = ", ".join(
-        f"{name} teaches {form.name if form else 'none'}" for name, form in taught.items()
-    )
-    return Agreement(HERMES, told)
+    shared = forms[0] if forms and all(form is forms[0] for form in forms) else None
+    if shared is not None:
+        return Agreement(shared, "all chat templates teach it")
+    each = (f"{name} teaches {form.name if form else 'none'}" for name, form in taught.items())
+    return Agreement(HERMES, ", ".join(each))
 
 
 def taught_form(render: Rendered) -> Form | None:

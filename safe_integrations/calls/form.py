@@ -19,7 +19,7 @@ SLOTS: Final = {
 }
 """What the texts of a form may leave open, and the pattern of it."""
 
-KEY: Final = r"[^\s<>\"'=:(){}\[\],|&]+"
+KEY: Final = r"[^\x00-\x20\x7f-\xa0<>\x22'=:(){}\[\],|&]{1,64}"
 """What a parameter may be called where parameters are written one by one."""
 
 _TAG: Final = re.compile(r"<[^<>]*>|\[\w+\]")

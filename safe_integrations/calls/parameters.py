@@ -68,6 +68,8 @@ def shared(form: Form) -> str:
         line, tag = "\\n" if between.endswith("\n") else "", after.strip()
         rules.append(f"raw[lazy]: RAW {text_rule(tag)}")
         rules.append(f"RAW: /(?s:.*{line})/ & ~/(?s:.*{pattern(tag)}.*)/")
+    if form.kind == "python":
+        rules.append(r"QUOTED: /'[^'\\\x00-\x1f]*'/")
     if form.kind == "gemma":
         rules += [
             f"gstring: {text_rule(QUOTE)} gtext",
@@ -130,7 +132,9 @@ def _values(
     ways = []
     if form.kind == "python":
         words = ["True", "False"] * ("boolean" in types) + ["None"] * ("null" in types)
-        ways += [f"{said} {text_rule(word)}" for word in words if not choices]
+        ways += [f"{said} {text_rule(word)}" for word in words if choices is None]
+        if own.keys() - SAID - _DEFINITIONS == {"type"} and strings:
+            ways.append(f"{said} QUOTED")
         ways.append(f"{said} {json_rule(own, argument, False)}")
         return ways, [*checked, *split(own, argument).checked]
     quote = QUOTE if form.kind == "gemma" else ""

@@ -26,6 +26,9 @@ class BrokenCallError(ValueError):
 class CutOffError(ValueError):
     """The answer ended inside a call."""
 
+    def __init__(self) -> None:
+        super().__init__("the call is incomplete")
+
 
 class Source:
     """Text that grows at its end and is taken from its beginning.
@@ -77,8 +80,9 @@ class Source:
             else:
                 yield from self.skip()
                 if not (yield from self.begins(part)):
-                    cut_off = self.ended and part.startswith(self.rest)
-                    raise CutOffError if cut_off else BrokenCallError(f"{part} is missing")
+                    if self.ended and part.startswith(self.rest):
+                        raise CutOffError
+                    raise BrokenCallError(f"{part} is missing")
                 self.pop(len(part))
         return slots
 

@@ -13,7 +13,6 @@ How the text is cut into pieces changes the pieces that come out, never what the
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
@@ -34,9 +33,10 @@ from safe_integrations.calls.types import (
 )
 from safe_integrations.calls.values import (
     TYPES,
+    Value,
     gemma_value,
+    in_string,
     python_value,
-    read_data,
     read_value,
     types_of,
 )
@@ -195,8 +195,9 @@ class ToolCallStream:
                 yield from source.expect_or_leave(after)
             else:
                 yield from self._read_parameters(form, draft)
-        except CutOffError:
-            self._reject(draft, "the call is incomplete", cut_off=True)
+        except CutOffError as error:
+            source.pop(len(source.rest))
+            self._reject(draft, str(error), cut_off=True)
         except ValueError as error:
             with suppress(CutOffError):
                 yield from source.until(*filter(None, [form.end]))
@@ -248,6 +249,8 @@ class ToolCallStream:
             yield from source.skip()
             if (yield from source.begins(stop)):
                 break
+            if source.ended and stop.startswith(source.rest):
+                raise CutOffError
             if arguments:
                 yield from source.expect(form.comma)
             yield from source.expect(before)
@@ -256,12 +259,8 @@ class ToolCallStream:
             said = yield from source.expect(between)
             if key in arguments:
                 raise BrokenCallError(f"{key} is there twice")
-            value = yield from self._read_value(form, draft, key, said)
-            comma = ", " if arguments else ""
-            self._add(
-                draft,
-                f"{comma}{dumps(key)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}",
-            )
+            value, written = yield from self._read_value(form, draft, key, said)
+            self._add(draft, f"{', ' if arguments else ''}{dumps(key)}: {written}")
             arguments[key] = value
         source.pop(len(stop))
         yield from source.expect_or_leave(form.around[2].removeprefix(stop))
@@ -270,24 +269,28 @@ class ToolCallStream:
 
     def _read_value(
         self, form: Form, draft: _Draft, key: str, said: list[str]
-    ) -> Generator[None, None, Any]:
+    ) -> Generator[None, None, Value]:
         """A value, read by what the tool's schema says of it."""
         source = self._source
         if form.kind == "gemma":
             return (yield from gemma_value(source))
         if form.kind == "python":
             return (yield from python_value(source))
-        _, between, after = form.around_value
-        text = yield from source.until(after.strip())
-        source.pop(len(after.strip()))
-        if between.endswith("\n"):
-            text = text.removeprefix("\n").removesuffix("\n")
-        if said:
-            return text if said == ["true"] else read_data(text)
         root = self._tools.get(draft.name or "", {})
         properties = root.get("properties")
         schema = properties.get(key) if isinstance(properties, dict) else None
-        return read_value(text, TYPES if schema is None else types_of(schema, root))
+        types = TYPES if schema is None else types_of(schema, root)
+        if said:
+            types = types & {"string"} if said == ["true"] else types - {"string"}
+        _, between, after = form.around_value
+        text = yield from source.until(after.strip())
+        while not types & {"string"} and in_string(text):  # the tag is part of one in JSON
+            text += source.pop(len(after.strip()))
+            text += yield from source.until(after.strip())
+        source.pop(len(after.strip()))
+        if between.endswith("\n"):
+            text = text.removeprefix("\n").removesuffix("\n")
+        return read_value(text, types)
 
     def _add(self, draft: _Draft, text: str) -> None:
         """Hands out more of a call's arguments."""

@@ -63,7 +63,11 @@ def resolve(reference: str, root: Mapping[str, Any]) -> Any:
     return part if reference.startswith("#") and part is not None else {}
 
 
-def read_value(text: str, types: frozenset[str]) -> Any:
+Value = tuple[Any, str]
+"""A value as data, and as JSON text."""
+
+
+def read_value(text: str, types: frozenset[str]) -> Value:
     """A value out of its text. Where it may be a string it is one, unless it fits another type.
 
     Args:
@@ -73,41 +77,53 @@ def read_value(text: str, types: frozenset[str]) -> Any:
     Raises:
         ValueError: It may not be a string, and is no JSON.
     """
-    others = types - {"string"}
-    if not others:
-        return text
+    if types == {"string"}:
+        return text, dumps(text)
     try:
-        value = read_data(text)
+        value, written = read_data(text)
     except ValueError:
         if "string" in types:
-            return text
+            return text, dumps(text)
         raise
-    fits = _NAMES[type(value)] in others or (type(value) is int and "number" in others)
-    return text if "string" in types and not fits else value
+    if "string" in types and _NAMES[type(value)] not in types - {"string"}:
+        return text, dumps(text)
+    return value, written
 
 
-def read_data(text: str) -> Any:
+def in_string(text: str) -> bool:
+    """Whether a text is JSON that breaks off inside a string."""
+    quotes = len(re.findall(r'"', re.sub(r"\\.", "", text, flags=re.DOTALL)))
+    return text.lstrip()[:1] in ("[", "{", '"') and quotes % 2 == 1
+
+
+def read_data(text: str) -> Value:
     """JSON data out of JSON, or of a literal of Python as some templates write them.
 
     Raises:
         ValueError: It is neither.
     """
+    for strict in (True, False):  # control characters in strings, which models write
+        try:
+            value = json.loads(text, strict=strict, parse_constant=_refuse)
+            return value, text.strip() if strict else _written(value)
+        except (ValueError, RecursionError):
+            pass
     try:
-        return json.loads(text, strict=False, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        data = ast.literal_eval(text.strip())
-        return json.loads(json.dumps(data, allow_nan=False))
+        written = _written(ast.literal_eval(text.strip()))
+        return json.loads(written), written
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         raise ValueError(f"{text.strip()[:80]} is not JSON") from None
+
+
+def _written(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-def gemma_value(source: Source) -> Generator[None, None, Any]:
+def gemma_value(source: Source) -> Generator[None, None, Value]:
     """Takes a value of Gemma 4's, up to the comma or bracket behind it.
 
     Raises:
@@ -130,7 +146,7 @@ def gemma_value(source: Source) -> Generator[None, None, Any]:
         parts.append(source.pop(1))
 
 
-def python_value(source: Source) -> Generator[None, None, Any]:
+def python_value(source: Source) -> Generator[None, None, Value]:
     """Takes a literal of Python, or JSON, up to the comma or bracket behind it.
 
     Raises:

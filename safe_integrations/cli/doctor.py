@@ -55,6 +55,7 @@ def _examine(specs: Sequence[ModelSpec], quiet: bool) -> dict[str, Any]:
     with progress(quiet) as tell:
         found = [inspection.inspect_model(spec, tell) for spec in specs]
     ours, *theirs = found
+    agreed = inspection.form_of_calls(found)
     weights = [m.weight_bytes for m in found]
     return {
         "version": __version__,
@@ -64,9 +65,15 @@ def _examine(specs: Sequence[ModelSpec], quiet: bool) -> dict[str, Any]:
         "embedded_models": {name: is_installed(name) for name in EMBEDDED},
         "converted_models": _conversions(),
         "models": [
-            {**vars(m), "role": role, "tokens": m.tokens and m.tokens.size}
+            {
+                **vars(m),
+                "role": role,
+                "tokens": m.tokens and m.tokens.size,
+                "teaches": m.teaches and m.teaches.name,
+            }  # fmt: skip
             for m, role in zip(found, ("drafter", *["verifier"] * len(theirs)), strict=True)
         ],
+        "tool_form": {"form": agreed.form.name, "why": agreed.why},
         "pairs": [_pair(ours, other) for other in theirs if ours.tokens and other.tokens],
         "memory": {
             "weight_bytes": None if None in weights else sum(w or 0 for w in weights),
@@ -112,6 +119,8 @@ def _show(report: dict[str, Any]) -> None:
     for model in report["models"]:
         if model["problem"]:
             show(Text(f"{model['name']} cannot be used: {model['problem']}", "red"))
+    tool_form = report["tool_form"]
+    show(Text(f"Tools are called in the form {tool_form['form']}: {tool_form['why']}"))
     for pair in report["pairs"]:
         show(_fit(pair))
     converted = report["converted_models"]

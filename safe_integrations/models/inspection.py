@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from safe_integrations.calls.agreement import Agreement, agree
+from safe_integrations.calls.form import Form
 from safe_integrations.engine.tokens import TokenTable
 from safe_integrations.errors import SafeError
 from safe_integrations.models.locate import folder_of
-from safe_integrations.models.spec import ModelSpec, Progress
+from safe_integrations.models.spec import ModelSpec, Progress, told_apart
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class ModelReport:
         kv_bytes: Memory for the cache of 1,000 tokens.
         context_window: Tokens it can hold.
         tokens: Its tokens as bytes.
+        teaches: The form of a tool call that its chat template teaches; None where it is none we
+            know.
     """
 
     name: str
@@ -34,6 +39,14 @@ class ModelReport:
     kv_bytes: int | None = None
     context_window: int | None = None
     tokens: TokenTable | None = None
+    teaches: Form | None = None
+
+
+def form_of_calls(reports: Sequence[ModelReport]) -> Agreement:
+    """How tools would be called by these models together, and why."""
+    names = told_apart(report.name for report in reports)
+    usable = zip(names, reports, strict=True)
+    return agree({name: report.teaches for name, report in usable if report.problem is None})
 
 
 def inspect_model(spec: ModelSpec, tell: Progress) -> ModelReport:
@@ -48,6 +61,7 @@ def inspect_model(spec: ModelSpec, tell: Progress) -> ModelReport:
 
 
 def _inspect(spec: ModelSpec, tell: Progress) -> ModelReport:
+    from safe_integrations.models.rendering import Renderer
     from safe_integrations.models.transformers import load
     from safe_integrations.models.transformers.kv_cache import layer_windows
 
@@ -69,6 +83,7 @@ def _inspect(spec: ModelSpec, tell: Progress) -> ModelReport:
         kv_bytes=1000 * 2 * layers * kv_heads * head_dim * _width(dtype),
         context_window=load.context_window_of(config, spec),
         tokens=tokens,
+        teaches=Renderer(tokenizer).teaches,
     )
 
 

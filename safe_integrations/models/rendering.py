@@ -39,7 +39,7 @@ class Renderer:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self.teaches = taught_form(self._known)
+        self.teaches = taught_form(self._known) if template_of(tokenizer, tools=True) else None
         self._lock = threading.Lock()  # reading control tokens as text changes the tokenizer
         first = tokenizer("")["input_ids"][:1]
         self._bos = first if first == [tokenizer.bos_token_id] else []

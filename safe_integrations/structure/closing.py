@@ -79,7 +79,7 @@ class Closing:
         """A way out of the place where the matcher stands, and will stand again."""
         way, met = bytearray(), dict[bytes, list[int]]()
         while not (found := self._matcher.is_accepting()) and len(way) < _LONGEST:
-            step = next(filter(self._fits, self._ends), b"")
+            step = next(filter(self._leads_on, self._ends), b"")
             step = step or self._matcher.compute_ff_bytes() or self._choose(met, patience)
             if not step or self._matcher.try_consume_tokens(list(step)) < len(step):
                 break
@@ -103,11 +103,12 @@ class Closing:
         turn = tried[kind] - 1 if sum(tried) > patience else 0
         return order[kind][turn % len(order[kind])]
 
-    def _fits(self, text: bytes) -> bool:
-        """Whether all of a text may follow."""
+    def _leads_on(self, text: bytes) -> bool:
+        """Whether all of a text may follow, and leads somewhere else: in a string it does not."""
         taken: int = self._matcher.try_consume_tokens(list(text))
+        place = self._matcher.compute_bitmask() if taken == len(text) else b""
         self._matcher.rollback(taken)
-        return taken == len(text)
+        return bool(place) and place != self._matcher.compute_bitmask()
 
 
 def _order(place: bytes) -> list[list[bytes]]:

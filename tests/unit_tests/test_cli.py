@@ -14,6 +14,7 @@ import pytest
 from rich.cells import cell_len
 from typer.testing import CliRunner
 
+from safe_integrations.calls.forms import FORMS
 from safe_integrations.cli import doctor
 from safe_integrations.cli import options as cli_options
 from safe_integrations.cli.app import app
@@ -354,8 +355,9 @@ def scripted_reports(monkeypatch: pytest.MonkeyPatch) -> None:
         words = ["The", " quick", "人工"] if spec.source == "a" else []
         member = ScriptedMember(spec.source, [w.encode() for w in words], follows(b""))
         return inspection.ModelReport(
-            spec.source, None, "/models", "float32", 4_000_000, 1_000, 512, member.tokens
-        )
+            spec.source, None, "/models", "float32", 4_000_000, 1_000, 512, member.tokens,
+            FORMS["glm"] if spec.source == "a" else None,
+        )  # fmt: skip
 
     monkeypatch.setattr(inspection, "inspect_model", inspect)
 
@@ -369,7 +371,10 @@ def test_doctor_as_json(scripted_reports: None) -> None:
     assert report["models"][1] == {
         "name": "b", "role": "verifier", "problem": None, "where": "/models", "dtype": "float32",
         "tokens": 257, "context_window": 512, "weight_bytes": 4_000_000, "kv_bytes": 1_000,
+        "teaches": None,
     }  # fmt: skip
+    assert report["models"][0]["teaches"] == "glm"
+    assert report["tool_form"] == {"form": "hermes", "why": "a teaches glm, b teaches none"}
     assert report["memory"]["weight_bytes"] == 8_000_000 and report["memory"]["kv_bytes"] == 2_000
     (pair,) = report["pairs"]
     assert pair["samples"].keys() == {*SAMPLES, "all"}
@@ -379,7 +384,8 @@ def test_doctor_as_json(scripted_reports: None) -> None:
 def test_doctor_for_people(scripted_reports: None) -> None:
     result = run("doctor", "--drafter", "a", "--verifier", "b")
     assert result.exit_code == 0
-    for words in ("torch", "float32", "Places where b can check a", "Chinese", "8.0 MB"):
+    form = "form hermes: a teaches glm, b teaches none"
+    for words in ("torch", "float32", "Places where b can check a", "Chinese", "8.0 MB", form):
         assert words in result.stdout
 
 

@@ -17,7 +17,7 @@ from safe_integrations.config import Tool
 from safe_integrations.errors import InvalidArgumentError, UnsupportedModelError
 from safe_integrations.messages import Message
 from safe_integrations.models.load import load_member
-from safe_integrations.models.rendering import _RESERVED, Renderer, call_tokens
+from safe_integrations.models.rendering import _RESERVED, Renderer
 
 HERMES = """\
 {%- if tools %}<|im_start|>system
@@ -284,51 +284,3 @@ def test_several_templates_without_a_default_are_refused_with_their_names() -> N
     tokenizer = toy_tokenizer(400, {"rag": "{{ documents }}", "other": "x"})
     with pytest.raises(UnsupportedModelError, match="set chat_template to one of rag, other"):
         load_member(toy_model("several", 400, None, tokenizer))
-
-
-# Tags of calls
-
-
-@pytest.mark.parametrize(
-    ("style", "tags"),
-    [
-        ("hermes", set()),  # they are text already
-        ("hermes, special", {"<tool_call>", "</tool_call>"}),
-        ("mistral", {"[TOOL_CALLS]"}),
-        ("gemma", set()),
-        ("base", set()),
-    ],
-)
-def test_special_tokens_around_a_call_are_found_in_the_template(style: str, tags: set[str]) -> None:
-    assert call_tokens(tokenizer_of(style)) == tags
-
-
-def test_a_template_that_refuses_calls_has_no_tags() -> None:
-    template = "{{ raise_exception('no') if messages[1].tool_calls }}{{ tools }}[A]"
-    assert call_tokens(toy_tokenizer(400, template, ["[A]"])) == set()
-
-
-@pytest.mark.parametrize("style", ["hermes, special", "mistral"])
-def test_a_model_can_write_the_tag_of_its_calls(style: str) -> None:
-    """Special tokens have no probability, so such a model could not call any tool."""
-    tokenizer = tokenizer_of(style)
-    table = load_member(toy_model(style, 400, None, tokenizer)).tokens
-    for tag in call_tokens(tokenizer):
-        token_id = tokenizer.convert_tokens_to_ids(tag)
-        assert table.symbol(token_id) == tag.encode()
-        assert table.encode(f"a{tag}b".encode())[1] == token_id
-    others = set(STYLES[style][1]) - call_tokens(tokenizer) - {"<|im_end|>"}
-    assert set(tokenizer.convert_tokens_to_ids(sorted(others))) <= set(table.silent)
-
-
-def test_what_ends_a_turn_does_so_behind_a_call_as_well() -> None:
-    """Some templates close a call with a token of its own, which is an end of turn."""
-    template = (
-        "{% for m in messages %}{% if m.tool_calls %}[CALL]<|eom_id|>{% else %}{{ m.content }}"
-        "<eos>{% endif %}{% endfor %}{% if tools %}{% endif %}"
-    )
-    tokenizer = toy_tokenizer(400, template, ["[CALL]", "<|eom_id|>"])
-    table = load_member(toy_model("ends", 400, None, tokenizer)).tokens
-    call, end = tokenizer.convert_tokens_to_ids(["[CALL]", "<|eom_id|>"])
-    assert table.symbol(call) == b"[CALL]"
-    assert table.symbol(end) == table.symbol(tokenizer.eos_token_id)
