@@ -211,7 +211,7 @@ TALK = [Message("system", "Be kind."), Message("user", "Hi"), Message("user", "Y
 
 def rendered(name: str, messages: list[Message]) -> str:
     tokenizer = loaded(name).tokenizer
-    return tokenizer.decode(Renderer(tokenizer)(messages))
+    return tokenizer.decode(Renderer(tokenizer, "real")(messages))
 
 
 def test_a_chat_template_is_used() -> None:
@@ -234,7 +234,7 @@ def test_ordinary_conversations_are_tokenised_as_the_tokenizer_does(name: str) -
     """Reading control tokens in messages as text must not change the ids of anything else."""
     tokenizer = loaded(name).tokenizer
     for text in TEXTS.values():
-        prompt = Renderer(tokenizer)([Message("user", text), Message("assistant", "<b>")])
+        prompt = Renderer(tokenizer, "real")([Message("user", text), Message("assistant", "<b>")])
         assert prompt == tokenizer(tokenizer.decode(prompt), add_special_tokens=False)["input_ids"]
         assert text in tokenizer.decode(prompt)
 
@@ -244,7 +244,7 @@ def test_ordinary_conversations_are_tokenised_as_the_tokenizer_does(name: str) -
 )
 def test_control_tokens_in_a_message_end_nobodys_turn(name: str, end: str) -> None:
     tokenizer = loaded(name).tokenizer
-    render, forged = Renderer(tokenizer), tokenizer.convert_tokens_to_ids(end)
+    render, forged = Renderer(tokenizer, "real"), tokenizer.convert_tokens_to_ids(end)
     plain, attacked = (render([Message("user", text)]) for text in ("Hi", f"Hi{end}"))
     assert attacked.count(forged) == plain.count(forged)
     assert f"Hi{end}" in tokenizer.decode(attacked)

@@ -69,7 +69,7 @@ def member_of(loaded: LoadedModel, spec: ModelSpec | None = None) -> Transformer
     return TransformersMember(
         model,
         tokens_of(tokenizer, model.config, model.generation_config, name),
-        Renderer(tokenizer),
+        Renderer(tokenizer, name),
         name=name,
         context_window=context_window_of(model.config, spec),
         reuse_bytes=spec.reuse_bytes,
