@@ -33,6 +33,7 @@ _THOUGHTFUL: Final[Turn] = _ASSISTANT | {
 _OFF: Final = (False, 0, "none", "off", "disabled", "no_think")
 """How templates are told not to think, in a variable whose name speaks of thinking."""
 
+_EMPTY: Final = re.compile(r"(<[^<>]+>)(\s*)(</[^<>]+>)(\s*)")
 _TAG: Final = re.compile(r"[<\[][^<>\[\]]+[>\]]")
 _REST_OF_TAG: Final = re.compile(r"^[^<\[]*[>\]]")
 
@@ -55,6 +56,55 @@ class Start:
         """A prompt up to the first byte of the answer."""
         short = self.generation and prompt.endswith(self.generation)
         return prompt + self.header if short else prompt
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """How a template has thoughts written in front of an answer.
+
+    Attributes:
+        start: Where the thoughts start in its prompts.
+        end: The tag behind them.
+        closing: What stands between them and the answer.
+    """
+
+    start: Start
+    end: str
+    closing: str
+
+
+def thinking_of(render: Render, variables: Collection[str], template: str) -> Thinking | None:
+    """Finds out how an answer is thought about. Arguments are those of `start_of`.
+
+    Returns:
+        None where the template knows nothing of thoughts.
+    """
+    off, on = switches(render, variables)
+    prompt = _prompt(render, on)
+    if prompt is None:
+        return None
+    told = _before_answer(render([_USER, _THOUGHTFUL], False, on)) or ""
+    opening, thought, closing = told.partition(_THOUGHT)
+    if not thought:  # it drops thoughts of the past, but opens a block, or writes an empty one
+        empty = (_prompt(render, off) or "").removeprefix(prompt) if off else ""
+        if block := _EMPTY.fullmatch(empty):
+            begin, space, end, behind = block.groups()
+            half = len(space) // 2
+            start = Start(on, _generation(render, on, prompt), begin + space[:half])
+            return Thinking(start, end, space[half:] + end + behind)
+        tag = _last_tag(prompt)
+        end = f"{tag[:1]}/{tag[1:]}"
+        if not tag or end not in template:
+            return None
+        return Thinking(Start(on), end, f"\n{end}\n\n")
+    header = opening[len(prompt) :] if opening.startswith(prompt) else ""
+    if not header and opening.rstrip() != prompt.rstrip():
+        return None
+    end = next(iter(_TAG.findall(closing)), "")
+    if not end:
+        return None
+    start = Start(on, _generation(render, on, prompt) if header else "", header)
+    return Thinking(start, end, _without_space(closing))
 
 
 def start_of(render: Render, variables: Collection[str], template: str) -> Start:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ from safe_integrations.calls.form import Form
 from safe_integrations.calls.forms import HERMES
 from safe_integrations.calls.plain import render_tools_plainly
 from safe_integrations.config import Tool
+from safe_integrations.engine.model import Reasoning
 from safe_integrations.errors import InvalidArgumentError, UnsupportedModelError
 from safe_integrations.messages import Message
 from safe_integrations.models.agreement import Start
@@ -44,6 +46,7 @@ class Renderer:
 
     def __init__(self, tokenizer: Any, name: str) -> None:
         self._name = name
+        self._form = HERMES
         plain, for_tools = (template_of(tokenizer, tools=tools) for tools in (False, True))
         self._template = Template(tokenizer, plain)
         same = for_tools == plain
@@ -52,12 +55,23 @@ class Renderer:
         first = tokenizer("")["input_ids"][:1]
         self._bos = first if first == [tokenizer.bos_token_id] else []
 
+    def writing(self, form: Form) -> Renderer:
+        """The same where calls have another form than Hermes JSON."""
+        other = copy(self)
+        other._form = form
+        return other
+
+    @property
+    def tags_of_thinking(self) -> tuple[str, ...]:
+        """The tag that ends a thought, by which others must see that it has ended."""
+        thinking = self._template.thinking
+        return (thinking.end,) if thinking else ()
+
     def __call__(
         self,
         messages: Sequence[Message],
         tools: Sequence[Tool] = (),
         template_args: Mapping[str, Any] = MappingProxyType({}),
-        form: Form = HERMES,
     ) -> list[int]:
         """Renders messages up to the beginning of an answer, in token ids.
 
@@ -66,23 +80,54 @@ class Renderer:
         said in plain text. BOS comes first exactly once where the tokenizer writes it, whoever
         wrote it. `template_args` are further variables of the template. With `enable_thinking` the
         prompt ends where the template ends it, for a model that is to think aloud first. Tools are
-        put in the template's own words where it teaches `form`, else in ours.
+        put in the template's own words where it teaches the form of a call, else in ours.
 
         Raises:
             InvalidArgumentError: The template refuses the conversation in every shape, or leaves
                 some of it out, or `template_args` holds what is no variable of a template.
         """
+        return self._prompt(messages, tools, template_args, lambda template: template.start)[1]
+
+    def reason(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        template_args: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Reasoning:
+        """The same for an answer in front of which the model thinks.
+
+        Where the template knows no thoughts, those of others are shown in plain tags.
+        """
+
+        def start(template: Template) -> Start:
+            return template.thinking.start if template.thinking else template.start
+
+        template, prompt = self._prompt(messages, tools, template_args, start)
+        thinking, text = template.thinking, template.text_ids
+        if thinking is not None:
+            return Reasoning(prompt, thinking.end, text(thinking.closing), own=True)
+        prompt = [*prompt, *text("<think>\n")]
+        return Reasoning(prompt, "</think>", text("\n</think>\n\n"), own=False)
+
+    def _prompt(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool],
+        template_args: Mapping[str, Any],
+        start_of: Callable[[Template], Start],
+    ) -> tuple[Template, list[int]]:
+        """A prompt up to where something starts, and the template that has put it."""
         for name in _RESERVED & template_args.keys():
             remedy = "that is no variable of a chat template; leave it out"
             raise InvalidArgumentError(f"template_args[{name!r}]", template_args[name], remedy)
         refused: Exception | None = None
         lost: str | None = None
-        for template, plainly in self._ways(messages, tools, form):
-            start = Start() if template_args.get("enable_thinking") else template.start
+        for template, plainly in self._ways(messages, tools):
+            start = Start() if template_args.get("enable_thinking") else start_of(template)
             args = {**start.args, **template_args}
             marked = Marked(messages, tools, args, template.control, template.thought)
-            turns = _turns(messages, tools, form, plainly)
-            marked_turns = _turns(marked.messages, marked.tools, form, plainly)
+            turns = _turns(messages, tools, self._form, plainly)
+            marked_turns = _turns(marked.messages, marked.tools, self._form, plainly)
             offered, marked_offer = ((), ()) if plainly else (tools, marked.tools)
             tried: list[list[Turn]] = []
             for put in SHAPES:
@@ -100,20 +145,20 @@ class Renderer:
                 reading = marked.read(text, marked_text, marked_shape, marked_offer)
                 if reading.lost is None:
                     ids = template.encode(start.completed(reading.prompt), reading.places)
-                    return ids if ids[:1] == self._bos else [*self._bos, *ids]
+                    return template, ids if ids[:1] == self._bos else [*self._bos, *ids]
                 lost = lost or reading.lost
         why = f"leaves out {lost}" if lost else f"refuses this conversation: {refused}"
         remedy = f"the chat template of {self._name} {why}"
         raise InvalidArgumentError("messages", [m.role for m in messages], remedy) from refused
 
     def _ways(
-        self, messages: Sequence[Message], tools: Sequence[Tool], form: Form
+        self, messages: Sequence[Message], tools: Sequence[Tool]
     ) -> Iterator[tuple[Template, bool]]:
         """Templates to try, and whether calls and results are said plainly in them."""
         if not tools and not any(m.role == "tool" or m.extra.get("tool_calls") for m in messages):
             yield self._template, False
             return
-        if self.teaches is form:
+        if self.teaches is self._form:
             yield self._tool_template, False
         yield self._template, True
 

@@ -11,7 +11,13 @@ from typing import Any, Final
 from safe_integrations.calls.agreement import KNOWN
 from safe_integrations.calls.plain import tool_signature
 from safe_integrations.config import Tool
-from safe_integrations.models.agreement import Start, ends_of_thought, start_of
+from safe_integrations.models.agreement import (
+    Start,
+    Thinking,
+    ends_of_thought,
+    start_of,
+    thinking_of,
+)
 from safe_integrations.models.marks import Place
 from safe_integrations.models.shapes import Turn
 
@@ -44,6 +50,13 @@ class Template:
         if self._source is None:
             return Start()
         return start_of(self._probed, self._variables, self._source)
+
+    @cached_property
+    def thinking(self) -> Thinking | None:
+        """How thoughts in front of an answer are written; None where it knows none."""
+        if self._source is None:
+            return None
+        return thinking_of(self._probed, self._variables, self._source)
 
     @cached_property
     def thought(self) -> re.Pattern[str]:
@@ -85,6 +98,10 @@ class Template:
             if not spelled:
                 return [token_id for token_id, _, _ in tokens]
             cuts = sorted([*cuts, *spelled])
+
+    def text_ids(self, text: str) -> list[int]:
+        """The ids of a text that goes behind a prompt; control tokens in it are such."""
+        return [token_id for token_id, *_ in self._part(" " + text, 1, 1 + len(text))]
 
     def _spells_control(self, prompt: str, start: int, end: int) -> bool:
         """Whether a control token, as it seems, lies in a place or reaches into it."""

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import accumulate
 from typing import Any, Final
 
-from safe_integrations.calls.form import Form
 from safe_integrations.engine.tokens import TokenTable
 from safe_integrations.errors import UnsupportedTokenizerError
 
@@ -102,10 +101,10 @@ def _byte_ids(rows: list[bytes | None], name: str) -> list[int]:
     return [ids.get(b, ids.get(_SUB[0], -1)) for b in range(256)]
 
 
-def tags_of(tokenizer: Any, form: Form) -> frozenset[str]:
-    """Special tokens of a tokenizer that calls of a form are written with."""
+def tags_of(tokenizer: Any, texts: Sequence[str]) -> frozenset[str]:
+    """Special tokens of a tokenizer that some texts are written with."""
     special = (t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
-    return frozenset(tag for tag in special if tag and any(tag in text for text in form.texts))
+    return frozenset(tag for tag in special if tag and any(tag in text for text in texts))
 
 
 def end_ids_of(tokenizer: Any, generation_config: Any, config: Any) -> set[int]:

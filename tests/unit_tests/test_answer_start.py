@@ -63,3 +63,36 @@ def test_arguments_of_the_caller_come_first() -> None:
     render = Renderer(tokenizer, "toy")
     assert tokenizer.decode(render(ASKED)).endswith("\nnone")
     assert tokenizer.decode(render(ASKED, (), {"reasoning_effort": "low"})).endswith("\nlow<think>")
+
+
+REASONS = {
+    "an open block": ("<think>\n", "</think>", "\n</think>\n\n"),
+    "an open block, closed in its own way": ("<think>", "</think>", "</think>\n"),
+    "opened by the model": ("<think>", "</think>", "</think>"),
+    "a switch": ("<think>\n", "</think>", "\n</think>\n\n"),
+    "a switch with a word": ("<think>", "</think>", "\n</think>\n\n"),
+    "a switch that is off": ("<think>", "</think>", "\n</think>\n\n"),
+    "a line behind the block": ("<think>", "</think>", "\n</think>\n\n"),
+    "a header": (
+        "<|channel|>thoughts<|message|>",
+        "<|im_end|>",
+        "<|im_end|>\n<|im_start|>assistant<|channel|>final<|message|>",
+    ),
+    "a header behind the block": ("[THINK]", "[/THINK]", "\n[/THINK]\n\n"),
+}
+"""How reasoning begins, which tag ends it, and what leads from it to the answer."""
+
+
+@pytest.mark.parametrize("messages", [ASKED, TOLD])
+@pytest.mark.parametrize("name", STARTS)
+def test_reasoning_starts_and_ends_as_the_template_has_it(
+    name: str, messages: list[Message]
+) -> None:
+    tokenizer = tokenizer_of(name)
+    found = Renderer(tokenizer, "toy").reason(messages)
+    assert found.own == (name in REASONS)
+    begin, end, closing = REASONS.get(name, ("<think>\n", "</think>", "\n</think>\n\n"))
+    prompt = tokenizer.decode(found.prompt)
+    assert prompt.endswith(begin) and prompt.count("Hi") == 1
+    assert (found.end, tokenizer.decode(found.closing)) == (end, closing)
+    assert list(found.closing) == tokenizer(closing, add_special_tokens=False)["input_ids"]

@@ -16,6 +16,7 @@ from quirks import ADDED, CONVERSATIONS, END, SPECIAL, chat, turn
 from toy_models import toy_tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from safe_integrations.calls.forms import HERMES
 from safe_integrations.config import Tool
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.messages import Message, Role
@@ -205,7 +206,8 @@ def test_a_conversation_keeps_as_much_of_its_form_as_it_can(name: str) -> None:
         Message("system", "Be brief."),
         Message("user", "Thanks"),
     ]
-    prompt = tokenizer_of(name).decode(Renderer(tokenizer_of(name), "toy")(talked, TOOLS))
+    render = Renderer(tokenizer_of(name), "toy")
+    prompt = tokenizer_of(name).decode(render.writing(render.teaches or HERMES)(talked, TOOLS))
     assert ("<tools>" in prompt) == (name in PLAIN)
     assert prompt.rpartition("How many?")[2].count("<tool_call>") == 2
     apart = PLAIN | {"first call only", "one call a turn"}

@@ -72,7 +72,8 @@ def member_of(loaded: LoadedModel, spec: ModelSpec | None = None) -> Transformer
     table = cache(partial(tokens_of, tokenizer, model.config, model.generation_config, name))
 
     def in_form(form: Form) -> tuple[TokenTable, Render]:
-        return table(tags_of(tokenizer, form)), partial(render, form=form)
+        texts = (*form.texts, *render.tags_of_thinking)
+        return table(tags_of(tokenizer, texts)), render.writing(form)
 
     return TransformersMember(
         model,

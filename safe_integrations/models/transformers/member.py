@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import perf_counter
 from types import MappingProxyType
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, Protocol
 
 import torch
 
@@ -26,7 +26,22 @@ from safe_integrations.models.transformers.kv_cache import (
 )
 from safe_integrations.models.transformers.logits import Fold, Logits, LogitsDistribution
 
-Render = Callable[[Sequence[Message], Sequence[Tool], Mapping[str, Any]], list[int]]
+
+class Render(Protocol):
+    """Writes prompts (`Member.render`, `Member.reason`)."""
+
+    def __call__(
+        self, messages: Sequence[Message], tools: Sequence[Tool], args: Mapping[str, Any], /
+    ) -> list[int]:
+        """Up to the answer."""
+        ...
+
+    def reason(
+        self, messages: Sequence[Message], tools: Sequence[Tool], args: Mapping[str, Any], /
+    ) -> Reasoning:
+        """Up to the reasoning in front of it."""
+        ...
+
 
 _PART: Final = 256
 """Tokens of a prompt to read at a time on a CPU.
