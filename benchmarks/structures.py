@@ -135,7 +135,7 @@ measured on {date.today()} with {os.cpu_count()} cores, by `make structures MASK
 {row("refused", fates["refused"])}
 {row("crashes", fates["crashed"])}
 {row("llguidance alone accepts", sum(record.alone for record in records))}
-{row("llguidance alone accepts with `lenient` and `coerce_one_of`", sum(record.lenient for record in records))}
+{row("the same with `lenient` and `coerce_one_of`", sum(record.lenient for record in records))}
 
 What llguidance drops when it is lenient is said in a warning and checked by nobody.
 
