@@ -16,7 +16,6 @@ from safe_integrations.calls.plain import (
 from safe_integrations.config import Tool
 from safe_integrations.errors import InvalidArgumentError, UnsupportedModelError
 from safe_integrations.messages import Message
-from safe_integrations.models.agreement import Start
 from safe_integrations.models.marks import Marked
 from safe_integrations.models.shapes import SHAPES, Turn
 from safe_integrations.models.template import Template
@@ -63,7 +62,7 @@ class Renderer:
         some of it out, it is put another way (`shapes`); in the end calls and results of tools are
         said in plain text. BOS comes first exactly once where the tokenizer writes it, whoever
         wrote it. `template_args` are further variables of the template. With `enable_thinking` the
-        prompt ends where the template ends it, for a model that is to think aloud first.
+        model is told to think, and the prompt ends where the template ends it.
 
         Raises:
             InvalidArgumentError: The template refuses the conversation in every shape, or leaves
@@ -75,8 +74,8 @@ class Renderer:
         refused: Exception | None = None
         lost: str | None = None
         for template, plainly in self._ways(messages, tools):
-            start = Start() if template_args.get("enable_thinking") else template.start
-            args = {**start.args, **template_args}
+            start, thinks = template.start, bool(template_args.get("enable_thinking"))
+            args = {**(start.on if thinks else start.off), **template_args}
             marked = Marked(messages, tools, args, template.control, template.thought)
             turns = _turns(messages, tools, plainly)
             marked_turns = _turns(marked.messages, marked.tools, plainly)
@@ -96,7 +95,8 @@ class Renderer:
                     continue
                 reading = marked.read(text, marked_text, marked_shape, marked_offer)
                 if reading.lost is None:
-                    ids = template.encode(start.completed(reading.prompt), reading.places)
+                    prompt = reading.prompt if thinks else start.completed(reading.prompt)
+                    ids = template.encode(prompt, reading.places)
                     return ids if ids[:1] == self._bos else [*self._bos, *ids]
                 lost = lost or reading.lost
         why = f"leaves out {lost}" if lost else f"refuses this conversation: {refused}"
