@@ -43,12 +43,14 @@ class Start:
     """Where the answer starts in the prompts of a template.
 
     Attributes:
-        args: Arguments that switch thinking off.
+        off: Arguments that switch thinking off where it is on by default.
+        on: Arguments that switch it on where it is off by default.
         generation: How prompts end that stop short of the answer.
         header: What is missing behind `generation`: the end of a thought, or a header.
     """
 
-    args: Mapping[str, Any] = field(default_factory=dict)
+    off: Mapping[str, Any] = field(default_factory=dict)
+    on: Mapping[str, Any] = field(default_factory=dict)
     generation: str = ""
     header: str = ""
 
@@ -79,7 +81,7 @@ def thinking_of(render: Render, variables: Collection[str], template: str) -> Th
     Returns:
         None where the template knows nothing of thoughts.
     """
-    off, on = switches(render, variables)
+    off, on = _switches(render, variables)
     prompt = _prompt(render, on)
     if prompt is None:
         return None
@@ -90,20 +92,20 @@ def thinking_of(render: Render, variables: Collection[str], template: str) -> Th
         if block := _EMPTY.fullmatch(empty):
             begin, space, end, behind = block.groups()
             half = len(space) // 2
-            start = Start(on, _generation(render, on, prompt), begin + space[:half])
+            start = Start(on, on, _generation(render, on, prompt), begin + space[:half])
             return Thinking(start, end, space[half:] + end + behind)
         tag = _last_tag(prompt)
         end = f"{tag[:1]}/{tag[1:]}"
         if not tag or end not in template:
             return None
-        return Thinking(Start(on), end, f"\n{end}\n\n")
+        return Thinking(Start(on, on), end, f"\n{end}\n\n")
     header = opening[len(prompt) :] if opening.startswith(prompt) else ""
     if not header and opening.rstrip() != prompt.rstrip():
         return None
     end = next(iter(_TAG.findall(closing)), "")
     if not end:
         return None
-    start = Start(on, _generation(render, on, prompt) if header else "", header)
+    start = Start(on, on, _generation(render, on, prompt) if header else "", header)
     return Thinking(start, end, _without_space(closing))
 
 
@@ -115,24 +117,12 @@ def start_of(render: Render, variables: Collection[str], template: str) -> Start
         variables: The names that the template asks for.
         template: Its text, where a tag that closes a thought is looked up.
     """
-    off, on = switches(render, variables)
+    off, on = _switches(render, variables)
     prompt = _prompt(render, off)
     if prompt is None:
         return Start()
     header = _header(render, off, prompt, closed=bool(off or on), template=template)
-    return Start(off, _generation(render, off, prompt) if header else "", header)
-
-
-def switches(render: Render, variables: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What switches thinking off where it is on by default, and what switches it on where not."""
-    default = _prompt(render, {})
-    names = sorted(name for name in variables if re.search("think|reason", name))
-    on = {name: _prompt(render, {name: True}) for name in names}
-    for value, name in product(_OFF, names):
-        off = _prompt(render, {name: value})
-        if off not in (None, default, on[name]) and _last_tag(off) != _last_tag(default):
-            return {name: value}, {}
-    return {}, next(({name: True} for name in names if on[name] not in (None, default)), {})
+    return Start(off, on, _generation(render, off, prompt) if header else "", header)
 
 
 def ends_of_thought(render: Render, template: str) -> re.Pattern[str]:
@@ -144,12 +134,26 @@ def ends_of_thought(render: Render, template: str) -> re.Pattern[str]:
     """
     ends: dict[str, None] = {}
     for tag in dict.fromkeys(_TAG.findall(template)):
-        for begin in ("", tag.replace("/", "", 1)):
-            told = f"{begin}{_THOUGHT}{tag}{_SAID}"
-            text = render([_USER, _ASSISTANT | {"content": told}, _USER], False, {})
-            if text is not None and _SAID in text and told not in text:
+        for begin in ("", f"{tag.replace('/', '', 1)}\n"):
+            told = f"{begin}{_THOUGHT}\n{tag}\n\n{_SAID}"
+            past = [_USER, _ASSISTANT | {"content": told}, _USER, _ASSISTANT, _USER]
+            text = render(past, False, {})
+            if text is not None and text.count(_SAID) == 2 and told not in text:
                 ends[re.escape(tag)] = None
     return re.compile(f".*(?:{'|'.join(ends)})\\s*" if ends else "(?!)", re.DOTALL)
+
+
+def _switches(render: Render, variables: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments that switch thinking off and on; only those that change what is the default."""
+    default = _prompt(render, {})
+    names = sorted(name for name in variables if re.search("think|reason", name))
+    on = {name: _prompt(render, {name: True}) for name in names}
+    for value, name in product(_OFF, names):
+        off = _prompt(render, {name: value})
+        written = str(value) in (off or "") and _last_tag(off) == _last_tag(default)
+        if off not in (None, default, on[name]) and not written:
+            return {name: value}, {}
+    return {}, next(({name: True} for name in names if on[name] not in (None, default)), {})
 
 
 def _header(

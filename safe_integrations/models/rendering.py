@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from types import MappingProxyType
 from typing import Any, Final
@@ -15,7 +15,6 @@ from safe_integrations.config import Tool
 from safe_integrations.engine.model import Reasoning
 from safe_integrations.errors import InvalidArgumentError, UnsupportedModelError
 from safe_integrations.messages import Message
-from safe_integrations.models.agreement import Start
 from safe_integrations.models.marks import Marked
 from safe_integrations.models.shapes import SHAPES, Turn
 from safe_integrations.models.template import Template
@@ -79,14 +78,14 @@ class Renderer:
         some of it out, it is put another way (`shapes`); in the end calls and results of tools are
         said in plain text. BOS comes first exactly once where the tokenizer writes it, whoever
         wrote it. `template_args` are further variables of the template. With `enable_thinking` the
-        prompt ends where the template ends it, for a model that is to think aloud first. Tools are
-        put in the template's own words where it teaches the form of a call, else in ours.
+        model is told to think, and the prompt ends where the template ends it. Tools are put in the
+        template's own words where it teaches the form of a call, else in ours.
 
         Raises:
             InvalidArgumentError: The template refuses the conversation in every shape, or leaves
                 some of it out, or `template_args` holds what is no variable of a template.
         """
-        return self._prompt(messages, tools, template_args, lambda template: template.start)[1]
+        return self._prompt(messages, tools, template_args, reasoning=False)[1]
 
     def reason(
         self,
@@ -98,11 +97,7 @@ class Renderer:
 
         Where the template knows no thoughts, those of others are shown in plain tags.
         """
-
-        def start(template: Template) -> Start:
-            return template.thinking.start if template.thinking else template.start
-
-        template, prompt = self._prompt(messages, tools, template_args, start)
+        template, prompt = self._prompt(messages, tools, template_args, reasoning=True)
         thinking, text = template.thinking, template.text_ids
         if thinking is not None:
             return Reasoning(prompt, thinking.end, text(thinking.closing), own=True)
@@ -114,7 +109,8 @@ class Renderer:
         messages: Sequence[Message],
         tools: Sequence[Tool],
         template_args: Mapping[str, Any],
-        start_of: Callable[[Template], Start],
+        *,
+        reasoning: bool,
     ) -> tuple[Template, list[int]]:
         """A prompt up to where something starts, and the template that has put it."""
         for name in _RESERVED & template_args.keys():
@@ -123,8 +119,11 @@ class Renderer:
         refused: Exception | None = None
         lost: str | None = None
         for template, plainly in self._ways(messages, tools):
-            start = Start() if template_args.get("enable_thinking") else start_of(template)
-            args = {**start.args, **template_args}
+            start = template.start
+            if reasoning and template.thinking is not None:
+                start = template.thinking.start
+            thinks = not reasoning and bool(template_args.get("enable_thinking"))
+            args = {**(start.on if thinks else start.off), **template_args}
             marked = Marked(messages, tools, args, template.control, template.thought)
             turns = _turns(messages, tools, self._form, plainly)
             marked_turns = _turns(marked.messages, marked.tools, self._form, plainly)
@@ -144,7 +143,8 @@ class Renderer:
                     continue
                 reading = marked.read(text, marked_text, marked_shape, marked_offer)
                 if reading.lost is None:
-                    ids = template.encode(start.completed(reading.prompt), reading.places)
+                    prompt = reading.prompt if thinks else start.completed(reading.prompt)
+                    ids = template.encode(prompt, reading.places)
                     return template, ids if ids[:1] == self._bos else [*self._bos, *ids]
                 lost = lost or reading.lost
         why = f"leaves out {lost}" if lost else f"refuses this conversation: {refused}"

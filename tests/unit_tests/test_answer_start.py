@@ -9,6 +9,7 @@ from quirks import ADDED, SPECIAL, STARTS, asking, chat, turn
 from toy_models import toy_tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.templates import look_at
 from safe_integrations.config import Tool
 from safe_integrations.messages import Message
 from safe_integrations.models.rendering import Renderer
@@ -96,3 +97,11 @@ def test_reasoning_starts_and_ends_as_the_template_has_it(
     assert prompt.endswith(begin) and prompt.count("Hi") == 1
     assert (found.end, tokenizer.decode(found.closing)) == (end, closing)
     assert list(found.closing) == tokenizer(closing, add_special_tokens=False)["input_ids"]
+
+
+def test_the_table_of_real_templates_tells_what_it_finds() -> None:
+    found = look_at(STARTS["an open block"][0])
+    assert not found.refused and not found.lost and not found.forged
+    assert found.end.endswith(STARTS["an open block"][1])
+    assert found.start.header == "\n</think>\n\n"
+    assert len(look_at(chat(turn("{{ m.content[:8] }}"))).refused) == 10
