@@ -217,6 +217,8 @@ def _convert(gguf: Path, target: Path, label: str, on_progress: Progress) -> Non
             if hasattr(model.config, "quantization_config"):
                 del model.config.quantization_config
             model.save_pretrained(target)
+        except ModelLoadError:
+            raise
         except Exception as error:
             raise ModelLoadError(
                 f"{label}: transformers cannot convert this GGUF file: {error}"

@@ -12,6 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final
 
+from safe_integrations.errors import ModelLoadError
 from safe_integrations.models.tokenizer import SPACE
 from safe_integrations.models.transformers.splitting import GPT2, SPLITTINGS, Splitting
 
@@ -25,6 +26,9 @@ def read_tokenizer(path: Path) -> tuple[Any, str | None]:
     Returns:
         A `PreTrainedTokenizerFast`; the name of the unknown kind (`""` where the file names
         none), or None where all is known.
+
+    Raises:
+        ModelLoadError: A byte-level vocabulary without merges.
     """
     from transformers import PreTrainedTokenizerFast
     from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
@@ -32,6 +36,8 @@ def read_tokenizer(path: Path) -> tuple[Any, str | None]:
     architecture, table, settings = get_gguf_tokenizer(str(path))
     unknown = None
     if table.get("tokenizer_type") == "gpt2":
+        if "merges" not in table:
+            raise ModelLoadError(f"{path.name}: it has no merges (tokenizer.ggml.merges)")
         kind = table.get("pre_tokenizer_type", "")
         unknown = None if kind in SPLITTINGS else kind
         splitting = SPLITTINGS.get(kind, GPT2)
@@ -52,15 +58,18 @@ def _byte_level(table: dict[str, Any], splitting: Splitting) -> Any:
 
     tokens, merges = table["tokens"], [tuple(merge.split(" ")) for merge in table["merges"]]
     types = table.get("token_type") or [0] * len(tokens)
-    merged = {"".join(merge) for merge in merges}
     added = {
         token: AddedToken(token, normalized=False, special=kind == _CONTROL)
         for token, kind in zip(tokens, types, strict=True)
-        if kind in (_CONTROL, _USER_DEFINED) and token not in merged
+        if kind in (_CONTROL, _USER_DEFINED)
     }
     # Added tokens at the end were never learned: an "õ" there is that letter, and not a byte's.
-    last = sum(1 for _ in takewhile(added.__contains__, reversed(tokens)))
-    vocabulary = {token: i for i, token in enumerate(tokens[: len(tokens) - last])}
+    merged = {"".join(merge) for merge in merges}
+    last = takewhile(lambda token: token in added and token not in merged, reversed(tokens))
+    learned = tokens[: len(tokens) - len(list(last))]
+    if len({*learned}) < len(learned):  # a double would move the ids of all that is added
+        learned = tokens
+    vocabulary = {token: i for i, token in enumerate(learned)}
     backend = Tokenizer(BPE(vocabulary, merges, ignore_merges=splitting.ignore_merges))
     backend.pre_tokenizer = Sequence(
         [
