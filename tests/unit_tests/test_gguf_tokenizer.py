@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
 
+import gguf_files
 import pytest
 from gguf import TokenType
 
+from benchmarks import vocabularies
 from safe_integrations.engine.tokens import TokenTable
 from safe_integrations.errors import ModelLoadError, UnknownSplittingWarning
 from safe_integrations.messages import Message
@@ -18,7 +21,6 @@ from safe_integrations.models.tokenizer import build_token_table
 from safe_integrations.models.transformers.gguf_tokenizer import read_tokenizer
 from safe_integrations.models.transformers.load import load_model, look_at
 from safe_integrations.models.transformers.splitting import SPLITTINGS
-from tests import gguf_files
 
 TEXT = "We'LL\n\n12345 x½=+ fooBar/\n中e\u0301 "
 END = {"<end>": TokenType.CONTROL}
@@ -224,3 +226,20 @@ def test_the_loaded_model_has_the_files_tokenizer(
     assert tokenised(tokenizer) == words("tekken")
     said = Renderer(tokenizer)([Message(role="user", content=TEXT)])
     assert tokenizer.decode(said) == f"User:\n{TEXT}\n\nAssistant:\n"
+
+
+def test_the_report_compares_with_the_ids_of_the_original(toy: Any, tmp_path: Path) -> None:
+    """One text in two gets other ids here; its bytes are there all the same."""
+    path = toy(pre="falcon").rename(tmp_path / "ggml-vocab-falcon.gguf")
+    tokenizer, _ = read_tokenizer(path)
+    right = " ".join(map(str, tokenizer("We")["input_ids"]))
+    path.with_suffix(".gguf.inp").write_text("We\n__ggml_vocab_test__\nWe\n__ggml_vocab_test__\n")
+    path.with_suffix(".gguf.out").write_text(f" {right}\n {right} 0\n")
+    gguf_files.write(tmp_path / "ggml-vocab-other.gguf", "rwkv", ["a"], [1], architecture="rwkv")
+    page = tmp_path / "page.md"
+    page.write_text("# Page\n\n## Vocabularies\n\nold\n\n## Next\n\nstays\n")
+    vocabularies.write_section(page, vocabularies.report(tmp_path))
+    text = page.read_text()
+    assert "| falcon | BPE, falcon | 1 of 2 | 1 of 2 | 12 of 12 |" in text
+    assert re.search(r"\| other \\\* \| rwkv \| .*not used: .*'rwkv'", text)
+    assert "old" not in text and text.endswith("## Next\n\nstays\n")
