@@ -8,9 +8,11 @@ MaskBench is a folder of github.com/guidance-ai/jsonschemabench (arXiv 2501.1086
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from random import Random
@@ -21,45 +23,80 @@ from typing import Any, Final
 from llguidance import LLMatcher
 
 from benchmarks.walks import Walks
-from safe_integrations.errors import InvalidArgumentError
+from safe_integrations.errors import GenerationError, InvalidArgumentError
 from safe_integrations.structure.checking import complaint
 from safe_integrations.structure.schemas import split
 
-_STEPS: Final = (20, 100)
+_STEPS: Final = (0, 20, 100)
 _PAGE: Final = Path(__file__).parent.parent / "docs" / "structures.md"
 
 
-def measure(files: Sequence[Path]) -> tuple[Counter[str], list[float], Counter[str]]:
-    """Splits every schema, and walks its grammar.
+@dataclass
+class Record:
+    """What became of one schema.
 
-    Returns:
-        How often what happened; seconds that each split took; how often a keyword is checked.
+    Attributes:
+        name: Of its file.
+        alone: Whether llguidance accepts it as it is.
+        lenient: Whether llguidance accepts it when it may drop what it does not know.
+        seconds: What splitting and compiling took.
+        fate: strict, checked, refused or crashed.
+        keywords: What is only checked.
+        walks: What became of random instances: valid, open or invalid.
+        closing: Seconds that each search for a way to the end took.
     """
-    found, seconds, keywords = Counter[str](), list[float](), Counter[str]()
-    for file in files:
-        schema = json.loads(file.read_text("utf-8"))["schema"]
-        found["llguidance alone"] += _accepts(schema, {})
-        found["llguidance alone, lenient"] += _accepts(
-            schema, {"lenient": True, "coerce_one_of": True}
-        )
-        start = perf_counter()
+
+    name: str
+    alone: bool
+    lenient: bool
+    seconds: float = 0.0
+    fate: str = "refused"
+    keywords: set[str] = field(default_factory=set)
+    walks: list[str] = field(default_factory=list)
+    closing: list[float] = field(default_factory=list)
+
+
+def examine(file: Path) -> Record:
+    """Splits one schema, and walks its grammar."""
+    schema = json.loads(file.read_text("utf-8"))["schema"]
+    dropping = {"lenient": True, "coerce_one_of": True}
+    record = Record(file.name, _accepts(schema, {}), _accepts(schema, dropping))
+    start = perf_counter()
+    try:
+        made = split(schema, "schema")
+    except InvalidArgumentError as error:
+        _tell(file, error.remedy)
+        return record
+    except Exception as error:  # the number that has to be 0
+        _tell(file, repr(error))
+        record.fate = "crashed"
+        return record
+    finally:
+        record.seconds = perf_counter() - start
+    record.fate = "checked" if made.checked else "strict"
+    record.keywords = {keyword for _, keyword in made.checked}
+    # where all is enforced, it is the schema as it was given that rules
+    rule = json.loads(made.enforced) if made.checked else schema
+    walks = Walks(f"%json {made.enforced}")
+    for steps in _STEPS:
         try:
-            made = split(schema, "schema")
-        except InvalidArgumentError:
-            found["refused"] += 1
-            continue
-        except Exception as error:  # the number that has to be 0
-            print(f"{file.name}: {error!r}", file=sys.stderr)
-            found["crashes"] += 1
-            continue
-        finally:
-            seconds.append(perf_counter() - start)
-        found["by default"] += 1
-        found["strict"] += not made.checked
-        keywords.update({keyword for _, keyword in made.checked})
-        for outcome in _walk(file.name, schema, made.enforced, bool(made.checked)):
-            found[outcome] += 1
-    return found, seconds, keywords
+            text = walks.instance(steps, Random(f"{file.name} {steps}"))
+        except GenerationError as error:
+            text = None
+            _tell(file, str(error))
+        problem = None if text is None else _problem(rule, text)
+        if problem is not None:
+            _tell(file, f"{problem}: {text!r:.200}")
+        record.walks.append("open" if text is None else "invalid" if problem else "valid")
+    record.closing = walks.seconds
+    return record
+
+
+def _problem(rule: Any, text: bytes) -> str | None:
+    try:
+        return complaint(rule, json.loads(text))
+    except ValueError as error:
+        return f"no JSON: {error}"
 
 
 def _accepts(schema: Any, options: dict[str, Any]) -> bool:
@@ -67,62 +104,56 @@ def _accepts(schema: Any, options: dict[str, Any]) -> bool:
     return not LLMatcher.validate_grammar(grammar)
 
 
-def _walk(name: str, schema: Any, enforced: str, checked: bool) -> list[str]:
-    """What became of random instances: where all is enforced, by the schema as it was given."""
-    kind = "checked" if checked else "strict"
-    rule, outcomes = json.loads(enforced) if checked else schema, []
-    walks = Walks(f"%json {enforced}")
-    for steps in _STEPS:
-        text = walks.instance(steps, Random(f"{name} {steps}"))
-        problem = None if text is None else complaint(rule, json.loads(text))
-        if problem is not None:
-            print(f"{name}: {problem}: {text!r:.200}", file=sys.stderr)
-        outcomes.append(f"{kind} {'open' if text is None else 'invalid' if problem else 'valid'}")
-    return outcomes
+def _tell(file: Path, problem: str) -> None:
+    print(f"{file.name}: {problem}", file=sys.stderr)
 
 
-def page(count: int, found: Counter[str], seconds: list[float], keywords: Counter[str]) -> str:
+def page(records: Sequence[Record]) -> str:
     """The measurement as a page of the documentation."""
+    fates = Counter(record.fate for record in records)
+    keywords = Counter(keyword for record in records for keyword in record.keywords)
 
-    def row(name: str, key: str) -> str:
-        return f"| {name} | {found[key]:,} | {found[key] / count:.1%} |"
+    def row(name: str, number: int) -> str:
+        return f"| {name} | {number:,} | {number / len(records):.1%} |"
 
-    def walks(kind: str) -> str:
-        numbers = [found[f"{kind} {outcome}"] for outcome in ("valid", "open", "invalid")]
-        return f"| {kind} | " + " | ".join(f"{number:,}" for number in numbers) + " |"
+    def walks(fate: str) -> str:
+        found = Counter(w for record in records if record.fate == fate for w in record.walks)
+        return f"| {fate} | " + " | ".join(f"{found[w]:,}" for w in ("valid", "open", "invalid"))
 
-    ordered = sorted(seconds)
     rows = "\n".join(
         f"| `{keyword}` | {number:,} |" for keyword, number in keywords.most_common(12)
     )
     return f"""# Real schemas
 
-The {count:,} schemas of MaskBench ([arXiv 2501.10868](https://arxiv.org/abs/2501.10868)), measured
-on {date.today()} with `make structures MASKBENCH=<folder>`.
+The {len(records):,} schemas of MaskBench ([arXiv 2501.10868](https://arxiv.org/abs/2501.10868)),
+measured on {date.today()} with {os.cpu_count()} cores, by `make structures MASKBENCH=<folder>`.
 
 | schemas | number | share |
 | --- | ---: | ---: |
-{row("accepted by default", "by default")}
-{row("accepted with `strict=True`: the grammar enforces all of it", "strict")}
-{row("refused", "refused")}
-{row("crashes", "crashes")}
-{row("llguidance alone accepts", "llguidance alone")}
-{row("llguidance alone accepts with `lenient` and `coerce_one_of`", "llguidance alone, lenient")}
+{row("accepted by default", fates["strict"] + fates["checked"])}
+{row("accepted with `strict=True`: the grammar enforces all of it", fates["strict"])}
+{row("refused", fates["refused"])}
+{row("crashes", fates["crashed"])}
+{row("llguidance alone accepts", sum(record.alone for record in records))}
+{row("the same with `lenient` and `coerce_one_of`", sum(record.lenient for record in records))}
 
 What llguidance drops when it is lenient is said in a warning and checked by nobody.
 
-Random instances, {len(_STEPS)} a schema: {" and ".join(map(str, _STEPS))} random bytes, then a way
-to the end. *strict*: validated by the schema as it was given; *checked*: by the part that is
-enforced. *open*: the walk of this script found no end.
+Random instances, {len(_STEPS)} a schema: {", ".join(map(str, _STEPS))} random bytes, then the way
+to the end that a budget would take. *strict*: validated by the schema as it was given; *checked*:
+by the part that is enforced. *open*: no way to the end was found.
 
 | schemas | valid | open | invalid |
 | --- | ---: | ---: | ---: |
-{walks("strict")}
-{walks("checked")}
+{walks("strict")} |
+{walks("checked")} |
 
-Splitting and compiling takes {1000 * median(ordered):.1f} ms in the median,
-{1000 * ordered[int(0.99 * len(ordered))]:.0f} ms at 99 %, {ordered[-1]:.1f} s at most, once per
-process; other threads go on meanwhile.
+| time, once per process and schema | median | 99 % | most |
+| --- | ---: | ---: | ---: |
+{_times("splitting and compiling", [record.seconds for record in records])}
+{_times("a way to the end", [second for record in records for second in record.closing])}
+
+Other threads go on meanwhile.
 
 What is only checked, in how many schemas:
 
@@ -132,12 +163,18 @@ What is only checked, in how many schemas:
 """
 
 
+def _times(name: str, seconds: list[float]) -> str:
+    ordered = [1000 * second for second in sorted(seconds)]
+    found = median(ordered), ordered[int(0.99 * len(ordered))], ordered[-1]
+    return f"| {name} | " + " | ".join(f"{ms:,.1f} ms" for ms in found) + " |"
+
+
 def main() -> None:
     """Measures all files of a folder and writes the page."""
     if len(sys.argv) != 2:
         raise SystemExit("usage: python -m benchmarks.structures FOLDER")
     files = sorted(Path(sys.argv[1]).glob("*.json"))
-    _PAGE.write_text(page(len(files), *measure(files)), "utf-8")
+    _PAGE.write_text(page([examine(file) for file in files]), "utf-8")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from rich.table import Table
 
 
@@ -22,5 +24,6 @@ def table(title: str | None, *columns: str, numbers: bool = True) -> Table:
     )
     for nth, column in enumerate(columns):
         right = numbers and nth > 0
-        made.add_column(column, justify="right" if right else "left", no_wrap=right)
+        justify: Literal["left", "right"] = "right" if right else "left"
+        made.add_column(column, justify=justify, no_wrap=right, overflow="fold")
     return made

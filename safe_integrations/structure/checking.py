@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from fractions import Fraction
+from functools import cache
 from typing import Any
 
 from safe_integrations.errors import MissingDependencyError
@@ -52,8 +55,22 @@ def _validator(schema: dict[str, Any]) -> Any:
     except ImportError:
         feature = "a schema that can only be checked"
         raise MissingDependencyError(feature, "jsonschema", "structured") from None
-    kind = validator_for(schema, default=Draft202012Validator)
+    kind = _exact(validator_for(schema, default=Draft202012Validator))
     return kind(schema, format_checker=kind.FORMAT_CHECKER, registry=Registry())
+
+
+@cache
+def _exact(kind: Any) -> Any:
+    """A validator that divides as decimals do: by floats, 12.12 is no multiple of 0.01."""
+    from jsonschema.exceptions import ValidationError
+    from jsonschema.validators import extend
+
+    def multiple_of(validator: Any, step: Any, value: Any, schema: Any) -> Iterator[Any]:
+        if validator.is_type(value, "number"):
+            if (Fraction(str(value)) / Fraction(str(step))).denominator != 1:
+                yield ValidationError(f"{value!r} is not a multiple of {step}")
+
+    return extend(kind, {"multipleOf": multiple_of}, format_checker=kind.FORMAT_CHECKER)
 
 
 def _short(text: str) -> str:

@@ -28,7 +28,7 @@ from safe_integrations.errors import (
 from safe_integrations.structure.closing import BYTES, Closing, cut_values
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 ANY_TEXT: Final = "/(?s:.)*/"
 """Any text, as the right side of a Lark rule."""
@@ -39,6 +39,10 @@ _NEVER_FORCE: Final = '\n%llguidance {"no_forcing": true}\n'
 _UNSUPPORTED_OPTION: Final = re.compile(
     r"^[ \t]*[?!]?[\w-]+[ \t]*\[[^\]\n]*\b(stop|max_tokens|temperature)\b[^\]\n]*\][ \t]*:", re.M
 )
+
+_STRING: Final = r'"(?:[^"\\]|\\.)*"'
+_WORDS: Final = 64
+"""Most patterns that are looked at for a way to the end."""
 
 
 class Constraint:
@@ -77,7 +81,9 @@ class Constraint:
         return Cursor(self._matcher(tokens), tokens, _vocabulary_of(tokens)[1], self._closing)
 
     def _closing(self) -> Closing | None:
-        return Closing(self._matcher(BYTES)) if self._closes else None
+        if not self._closes:
+            return None
+        return Closing(self._matcher(BYTES), _names(self._lark), partial(_words, self._lark))
 
     def _matcher(self, tokens: TokenTable) -> LLMatcher:
         matcher = _vocabulary_of(tokens)[0](self._lark)
@@ -175,6 +181,11 @@ class Cursor:
         closing = self._closing()
         return None if closing is None else closing.way(text)
 
+    def ends(self, text: bytes, way: bytes) -> bool:
+        """Whether a text ends the grammar behind another text."""
+        closing = self._closing()
+        return closing is not None and closing.ends(text, way)
+
     def cut(self, text: bytes, spans: Sequence[tuple[int, int]]) -> list[str]:
         """JSON pointers of the values that the budget cut or made up, out of where it wrote."""
         return cut_values(text, spans)
@@ -235,7 +246,8 @@ def refusal(lark: str) -> str | None:
 
 @lru_cache(maxsize=256)
 def _refusal(matcher: type[LLMatcher], lark: str) -> str | None:
-    refused, messages = matcher.validate_grammar_with_warnings(_compiled(lark))
+    grammar = _compiled(lark)
+    refused, messages = matcher.validate_grammar_with_warnings(grammar, limits=_limits())
     if refused:
         return _plain(messages[0])
     if any("no tokenizer" in message for message in messages):
@@ -261,8 +273,42 @@ def _compiled(lark: str) -> str:
     return json.dumps({"grammars": [{"lark_grammar": lark + _NEVER_FORCE}]})
 
 
+def _names(lark: str) -> list[bytes]:
+    """The names of the properties that a grammar requires, with the quote behind each."""
+    lists = re.findall(rf'"required": \[((?:{_STRING}(?:, )?)*)\]', lark)
+    return [name.encode()[1:] for name in dict.fromkeys(re.findall(_STRING, ", ".join(lists)))]
+
+
+def _words(lark: str) -> list[bytes]:
+    """What strings of a grammar may want somewhere: short matches of the patterns in it."""
+    patterns = dict.fromkeys(re.findall(rf'"pattern": ({_STRING})', lark))
+    parts = [part for p in patterns for part in (json.loads(p), *json.loads(p).split("|")[1:])]
+    return [word for word in map(_word, parts[:_WORDS]) if word is not None]
+
+
+@lru_cache(maxsize=256)
+def _word(pattern: str) -> bytes | None:
+    """A short match of a pattern, as the end of a string in JSON."""
+    core = re.sub(r"(?<![\[\\])\^|(?<!\\)\$", "", pattern)
+    rule = "start: %json " + json.dumps({"type": "string", "pattern": f"^(?:{core})$"})
+    try:
+        found = Closing(Constraint(rule, "pattern", pattern)._matcher(BYTES)).way(b"")
+    except InvalidArgumentError:
+        return None
+    return found and found[1:]
+
+
 def _matcher(tokenizer: LLTokenizer, lark: str) -> LLMatcher:
-    return library().LLMatcher(tokenizer, _compiled(lark), log_level=0)
+    return library().LLMatcher(tokenizer, _compiled(lark), log_level=0, limits=_limits())
+
+
+@cache
+def _limits() -> LLParserLimits:
+    """Ten times what the library takes: else a long text by a pattern breaks off."""
+    limits: LLParserLimits = library().LLParserLimits(
+        initial_lexer_fuel=10_000_000, step_lexer_fuel=2_000_000
+    )
+    return limits
 
 
 _Start = Callable[[str], "LLMatcher"]

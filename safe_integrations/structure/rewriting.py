@@ -34,7 +34,7 @@ _IPV4: Final = {"pattern": rf"^(?:{_BYTE}\.){{3}}{_BYTE}/(?:3[0-2]|[12]?[0-9])$"
 _IPV6: Final = {
     "pattern": rf"^{_HEX}{{0,4}}(?::{_HEX}{{0,4}}){{2,7}}/(?:12[0-8]|1[01][0-9]|[1-9]?[0-9])$"
 }
-_FORMATS: Final[dict[str, list[Schema]]] = {
+FORMATS: Final[dict[str, list[Schema]]] = {
     **{name: [{"pattern": pattern}] for name, pattern in _PATTERNS.items()},
     "ipvanyaddress": [{"format": "ipv4"}, {"format": "ipv6"}],
     "ipvanyinterface": [{"format": "ipv4"}, {"format": "ipv6"}, _IPV4, _IPV6],
@@ -111,7 +111,7 @@ def _alone(part: Schema, root: Schema) -> None:
 
 
 def _format(part: Schema, root: Schema) -> None:
-    options = _FORMATS.get(part["format"]) if isinstance(part.get("format"), str) else None
+    options = FORMATS.get(part["format"]) if isinstance(part.get("format"), str) else None
     if options is not None:
         del part["format"]
         also(part, *([{"anyOf": options}] if len(options) > 1 else options))

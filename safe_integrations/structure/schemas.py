@@ -28,8 +28,9 @@ from safe_integrations.errors import (
     UnenforcedSchemaWarning,
 )
 from safe_integrations.structure.checking import complaint, schema_complaint
-from safe_integrations.structure.constraint import refusal
-from safe_integrations.structure.rewriting import SAID, also, rewrite
+from safe_integrations.structure.closing import BYTES
+from safe_integrations.structure.constraint import Constraint, refusal
+from safe_integrations.structure.rewriting import FORMATS, SAID, also, rewrite
 
 _STYLE: Final = {
     "whitespace_flexible": False,
@@ -44,6 +45,9 @@ _UNWRITABLE: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u|\x7f")
 _INTEGER: Final = 2**63 - 1024  # the largest of 64 bits that is a double, as the library wants it
 _NUMBER: Final = 10**17
 _PLACES: Final = 1e-10
+_NUMERIC: Final = {"type", "multipleOf", "minimum", "maximum"}
+_ALIKE: Final = 4
+"""From how many numbers with the same bounds on they are defined once."""
 
 _SCHEMA_KEYS: Final = ("items", "additionalProperties", "additionalItems")
 _SCHEMA_LISTS: Final = ("prefixItems", "anyOf", "oneOf", "allOf", "items")
@@ -56,6 +60,14 @@ _UNKNOWN: Final = {  # keywords that the library does not know -> those that onl
     **dict.fromkeys(("dependencies", "dependentRequired", "dependentSchemas"), ()),
     **dict.fromkeys(("unevaluatedItems", "unevaluatedProperties"), ()),
 }
+_RULES: Final = {
+    *_UNKNOWN,
+    *("type", "enum", "const", "$ref", "allOf", "anyOf", "oneOf", "then", "else"),
+    *("properties", "required", "additionalProperties", "patternProperties"),
+    *("minProperties", "maxProperties", "items", "prefixItems", "additionalItems"),
+    *("minItems", "maxItems", "minLength", "maxLength", "pattern", "format", "multipleOf"),
+    *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minContains", "maxContains"),
+}
 _FORMATS: Final = frozenset(
     ("date", "date-time", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid")
 )
@@ -65,6 +77,13 @@ _CHECKED_FORMATS: Final = frozenset(
     ("idn-email", "idn-hostname", "json-pointer", "regex", "relative-json-pointer")
 )
 """What can be checked; any other format is an annotation, as the standard has it."""
+
+_TOO_LARGE: Final = re.compile("too (large|big)|stack level")
+_WORK: Final = 400_000
+"""Characters of a schema times the keywords that are looked for one by one."""
+
+_NAMED: Final = 10
+"""Keywords that a warning names."""
 
 _HOPELESS: Final = re.compile("^Unsatisfiable|^Invalid type|does not exist|not present in a reg")
 """What the library says of schemas that no answer can be held to, nor be checked against."""
@@ -101,13 +120,24 @@ def json_rule(schema: Any, argument: str, strict: bool | None = None) -> str:
         MissingDependencyError: `llguidance` is not installed, or `jsonschema` where it is needed.
     """
     found = split(schema, argument)
-    if found.checked and strict:
-        at, keyword = found.checked[0]
-        message = f"{keyword} can only be checked on the finished answer; leave out strict to allow"
-        raise InvalidArgumentError(argument, schema, f"cannot be guaranteed at {at}: {message} it")
+    if strict and (found.checked or smallest(found) is None):
+        at, keyword = found.checked[0] if found.checked else ("#", "")
+        reason = f"{keyword} can only be checked on the finished answer"
+        if not found.checked:
+            reason = "no text is known that ends an answer, so it may break off"
+        remedy = f"cannot be guaranteed at {at}: {reason}; leave out strict to allow it"
+        raise InvalidArgumentError(argument, schema, remedy)
     if found.checked and strict is None:
         _warn(found)
     return f"%json {found.enforced}"
+
+
+@lru_cache(maxsize=256)
+def smallest(found: Split) -> str | None:
+    """A short text that follows what is enforced; None where none is known."""
+    constraint = Constraint(f"start: %json {found.enforced}", "schema", found.enforced)
+    text = constraint.cursor(BYTES).closing(b"")
+    return None if text is None else text.decode()
 
 
 def split(schema: Any, argument: str) -> Split:
@@ -131,18 +161,28 @@ def split(schema: Any, argument: str) -> Split:
         text = json.dumps(plain, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidArgumentError(argument, schema, f"pass plain JSON data: {error}") from None
-    try:
-        return _split(text)
-    except _UnusableError as error:
-        at, part, message = error.args
+    found = _split(text)
+    if isinstance(found, _UnusableError):
+        at, part, message = found.args
         given = {key: value for key, value in part.items() if key != "x-guidance"}
-        remedy = f"cannot be guaranteed at {at}: {message}"
-        raise InvalidArgumentError(argument, given, remedy) from None
+        raise InvalidArgumentError(argument, given, f"cannot be guaranteed at {at}: {message}")
+    return found
 
 
 @lru_cache(maxsize=256)
-def _split(text: str) -> Split:
+def _split(text: str) -> Split | _UnusableError:
     """Splits a schema in JSON. Takes seconds for the largest, in which nobody else has to wait."""
+    try:
+        return _made(text, bounded=True)
+    except _UnusableError:
+        pass
+    try:  # what our bounds leave nothing of
+        return _made(text, bounded=False)
+    except _UnusableError as error:
+        return error.with_traceback(None)
+
+
+def _made(text: str, bounded: bool) -> Split:
     schema = json.loads(text)
     checked: list[tuple[str, str]] = []
     for at, part in _parts(schema, "#"):  # a part comes before those inside it
@@ -150,12 +190,17 @@ def _split(text: str) -> Split:
             part["$ref"] = quote(part["$ref"], safe="#/:?&=%~!$'()*+,;@-._")
         rewrite(part, schema)
         checked += [(at, keyword) for keyword in _without_unknown(part)]
-        part.update(_bounds(part))
+        if bounded:
+            _bound(part, '"multipleOf"' in text)
+    if bounded:
+        _share_numbers(schema)
     schema["x-guidance"] = _STYLE
+    repairs = 0
     while (message := _complaint(schema)) is not None:
-        blamed = _blamed(schema, message)
+        repairs += 1
+        blamed = _blamed(schema, message, repairs * len(text) < _WORK)
         if not blamed or _HOPELESS.search(message):
-            at = blamed[0][0] if blamed else "#"
+            at = blamed[-1][0] if blamed else "#"
             raise _UnusableError(at, dict(_parts(schema, "#"))[at], message)
         checked += blamed
         schema = _relaxed(schema, blamed)
@@ -188,28 +233,72 @@ def _without_unknown(part: dict[str, Any]) -> Iterator[str]:
         yield "minProperties"
 
 
-def _bounds(part: dict[str, Any]) -> dict[str, Any]:
-    """What numbers are held to where a schema does not say: else digits need never end.
+def enforced_keywords(schema: dict[str, Any], found: Split) -> dict[str, list[str]]:
+    """By the JSON pointer of every part of a schema: its keywords that the grammar enforces."""
+    return {
+        at: [
+            keyword
+            for keyword in part
+            if keyword in _RULES and (at, keyword) not in found.checked
+            if keyword != "format" or part["format"] in (*_FORMATS, *FORMATS)
+        ]
+        for at, part in _parts(schema, "#")
+    }
+
+
+def _bound(part: dict[str, Any], in_steps: bool) -> None:
+    """Holds numbers to bounds where a schema has none, or wider ones: else digits need never end.
 
     Integers have 64 bits; numbers 17 digits in front of the point and 10 behind it, as a double
-    can tell them apart.
+    can tell them apart. `in_steps`: the schema has a `multipleOf`; the library errs over two that
+    have no small common multiple.
     """
     kinds = part.get("type")
     kinds = kinds if isinstance(kinds, list) else [kinds]
     real = "number" in kinds
-    said = [part.get(key) for key in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")]
+    if not (real or "integer" in kinds) or part.keys() & {"enum", "const"}:
+        return
     most = _NUMBER if real else _INTEGER
-    huge = any(isinstance(bound, int | float) and abs(bound) >= most for bound in said)
-    if huge or not (real or "integer" in kinds) or part.keys() & {"enum", "const"}:
-        return {}
-    bounds: dict[str, Any] = {}
-    if said[:2] == [None, None]:
-        bounds["minimum"] = -most
-    if said[2:] == [None, None]:
-        bounds["maximum"] = most
-    if real and "multipleOf" not in part:
-        bounds["multipleOf"] = _PLACES
-    return bounds
+    if real and not in_steps:
+        part["multipleOf"] = _PLACES
+    step: Any = part.get("multipleOf")
+    for side, sign in (("minimum", -1), ("maximum", 1)):
+        exclusive = f"exclusive{side.capitalize()}"
+        edge: Any = part.get(side) if part.get(exclusive) is True else part.get(exclusive)
+        if (
+            real
+            and exclusive in part
+            and _is_number(edge)
+            and _is_number(step)
+            and (edge == 0 or (step == _PLACES and edge == round(edge) and abs(edge) < 1e5))
+            and (part[exclusive] is True or side not in part)
+        ):
+            del part[exclusive]  # the library takes 0 for more than 0 and less than 1/2
+            part[side] = edge - sign * step
+        said = {n: part[n] for n in (side, exclusive) if _is_number(part.get(n))}
+        if not said or any(sign * bound > most for bound in said.values()):
+            part.update({n: sign * most for n in said or (side,)})
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _share_numbers(schema: dict[str, Any]) -> None:
+    """Numbers with the same bounds become one definition: the library compiles each by itself."""
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for at, part in _parts(schema, "#"):
+        if at != "#" and isinstance(part.get("$id", part.get("id")), str):
+            return  # references inside it mean something else
+        if part.keys() <= _NUMERIC and part.get("type") in ("integer", "number"):
+            alike.setdefault(json.dumps(part, sort_keys=True), []).append(part)
+    many = [parts for parts in alike.values() if len(parts) >= _ALIKE]
+    if many:
+        schema["x-numbers"] = [dict(parts[0]) for parts in many]
+    for nth, parts in enumerate(many):
+        for part in parts:
+            part.clear()
+            part["$ref"] = f"#/x-numbers/{nth}"
 
 
 def _parts(schema: Any, at: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -237,14 +326,18 @@ def _complaint(schema: dict[str, Any]) -> str | None:
     return refusal("start: %json " + json.dumps(schema, ensure_ascii=False))
 
 
-def _blamed(schema: dict[str, Any], message: str) -> list[tuple[str, str]]:
-    """The keywords that the library complains of; by bisection, those inside before others."""
+def _blamed(schema: dict[str, Any], message: str, exactly: bool) -> list[tuple[str, str]]:
+    """The keywords that the library complains of; by bisection, those inside before others.
+
+    Where size is the complaint, or where time is short, all that lie as deep as the one to blame.
+    """
     parts = list(_parts(schema, "#"))
     several = [(at, "oneOf") for at, part in parts if "oneOf" in part]
     if message.startswith("oneOf") and several:  # else it would tell one after the other
         return several
     names = ("$defs", "definitions", "x-guidance", "$schema", "$id", "id")
     picks = [(at, key) for at, part in reversed(parts) for key in part if key not in names]
+    picks.sort(key=lambda pick: (-pick[0].count("/"), pick[1] == "type"))
     low, high = 0, len(picks)  # without picks[:low] it still complains
     while low + 1 < high:
         middle = (low + high) // 2
@@ -252,7 +345,7 @@ def _blamed(schema: dict[str, Any], message: str) -> list[tuple[str, str]]:
             low = middle
         else:
             high = middle
-    return picks[high - 1 : high]
+    return picks[high - 1 : high] if exactly and not _TOO_LARGE.search(message) else picks[:high]
 
 
 def _relaxed(schema: dict[str, Any], picks: list[tuple[str, str]]) -> dict[str, Any]:
@@ -270,7 +363,9 @@ def _relaxed(schema: dict[str, Any], picks: list[tuple[str, str]]) -> dict[str, 
 
 @lru_cache(maxsize=1024)
 def _warn(found: Split) -> None:
-    named = ", ".join(f"{keyword} at {at}" for at, keyword in found.checked)
+    named = ", ".join(f"{keyword} at {at}" for at, keyword in found.checked[:_NAMED])
+    if len(found.checked) > _NAMED:
+        named += f" and {len(found.checked) - _NAMED} more"
     message = f"not enforced, only checked on the finished answer: {named}"
     warnings.warn(message, UnenforcedSchemaWarning, stacklevel=3)
 
