@@ -143,6 +143,10 @@ class LargeModelWarning(UserWarning):
     """A model is about to take much more disk and memory than its file; it says how much."""
 
 
+class UnknownSplittingWarning(UserWarning):
+    """A GGUF file does not say, or not so that we know, how its tokenizer splits text."""
+
+
 class UnenforcedSchemaWarning(UserWarning):
     """Parts of a schema are not enforced, only checked on the finished answer; it names them."""
 

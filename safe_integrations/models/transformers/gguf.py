@@ -28,17 +28,22 @@ from safe_integrations.errors import (
     MissingDependencyError,
     ModelLoadError,
     ModelNotFoundError,
+    UnknownSplittingWarning,
 )
 from safe_integrations.models.quiet import quiet
 from safe_integrations.models.spec import Progress
+from safe_integrations.models.transformers.gguf_tokenizer import read_tokenizer
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Part of every folder's name: raise it when a conversion would come out differently."""
 
 LARGE: Final = 2_000_000_000
 """Bytes of a converted model from which on a `LargeModelWarning` tells what it takes."""
 
 _MANIFEST: Final = "manifest.json"
+_UNKNOWN: Final = "unknown_splitting"
+"""A file in the folder of a model whose text we do not know how to split: the name of the way."""
+
 _patching = threading.Lock()
 
 
@@ -60,6 +65,7 @@ def converted_file(path: Path, on_progress: Progress) -> Path:
 
     Warns:
         LargeModelWarning: The converted model takes more than `LARGE` bytes.
+        UnknownSplittingWarning: The file names a way to split text that we do not know, or none.
     """
     if not path.is_file():
         raise ModelNotFoundError(f"{path}: there is no such GGUF file")
@@ -76,22 +82,15 @@ def converted(
     """
     root = cache_dir() / "gguf"
     folder = root / f"{sha256[:32]}-v{VERSION}"
-    if is_intact(folder):
-        return folder
-    for library in ("filelock", "gguf"):
-        if find_spec(library) is None:
-            raise MissingDependencyError(f"reading {label}", library, "gguf")
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with _locked(root / f"{folder.name}.lock", label, on_progress):
-            if not is_intact(folder):  # another process may have been faster
-                _build(folder, sha256, fetch, label, on_progress)
-    except OSError as error:
-        raise ModelLoadError(
-            f"{label}: cannot be converted in {root}: {error}. Make room there, or set "
-            "SAFE_INTEGRATIONS_CACHE to another folder"
-        ) from error
+    if not is_intact(folder):
+        _build_once(folder, sha256, fetch, label, on_progress)
+    _warn_of_splitting(folder, label)
     return folder
+
+
+def is_converted(where: str) -> bool:
+    """Whether this is a folder that a GGUF file was converted to."""
+    return Path(where).parent == cache_dir() / "gguf"
 
 
 def is_intact(folder: Path) -> bool:
@@ -147,6 +146,25 @@ def _unchanged(path: Path, size: int, mtime_ns: int, sha256: str) -> bool:
     return stat.st_size == size and (stat.st_mtime_ns == mtime_ns or sha256_of(path) == sha256)
 
 
+def _build_once(
+    folder: Path, sha256: str, fetch: Callable[[Path], Path], label: str, on_progress: Progress
+) -> None:
+    root = folder.parent
+    for library in ("filelock", "gguf"):
+        if find_spec(library) is None:
+            raise MissingDependencyError(f"reading {label}", library, "gguf")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _locked(root / f"{folder.name}.lock", label, on_progress):
+            if not is_intact(folder):  # another process may have been faster
+                _build(folder, sha256, fetch, label, on_progress)
+    except OSError as error:
+        raise ModelLoadError(
+            f"{label}: cannot be converted in {root}: {error}. Make room there, or set "
+            "SAFE_INTEGRATIONS_CACHE to another folder"
+        ) from error
+
+
 def _build(
     folder: Path, sha256: str, fetch: Callable[[Path], Path], label: str, on_progress: Progress
 ) -> None:
@@ -180,14 +198,17 @@ def _write_manifest(folder: Path) -> None:
 
 def _convert(gguf: Path, target: Path, label: str, on_progress: Progress) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     with quiet(), _fast_reading(label, on_progress) as read:
         _check_room(sum(int(tensor.n_elements) for tensor in read(gguf).tensors), target, label)
         where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
         try:
             on_progress(f"{label}: converting its tokenizer")
-            AutoTokenizer.from_pretrained(**where, local_files_only=True).save_pretrained(target)
+            tokenizer, unknown = read_tokenizer(gguf)
+            tokenizer.save_pretrained(target)
+            if unknown is not None:
+                (target / _UNKNOWN).write_text(unknown)
             on_progress(f"{label}: converting its weights")
             model = AutoModelForCausalLM.from_pretrained(
                 **where, dtype=torch.float32, local_files_only=True
@@ -196,10 +217,26 @@ def _convert(gguf: Path, target: Path, label: str, on_progress: Progress) -> Non
             if hasattr(model.config, "quantization_config"):
                 del model.config.quantization_config
             model.save_pretrained(target)
+        except ModelLoadError:
+            raise
         except Exception as error:
             raise ModelLoadError(
                 f"{label}: transformers cannot convert this GGUF file: {error}"
             ) from error
+
+
+def _warn_of_splitting(folder: Path, label: str) -> None:
+    if not (folder / _UNKNOWN).is_file():
+        return
+    kind = (folder / _UNKNOWN).read_text()
+    named = f"in a way that we do not know ({kind})" if kind else "in a way that it does not name"
+    warnings.warn(
+        f"{label}: this file splits text into words {named} (tokenizer.ggml.pre). It is split as "
+        "GPT-2 does, so some token ids may differ from those that the model was trained with; the "
+        "model's safetensors come with a tokenizer of their own",
+        UnknownSplittingWarning,
+        stacklevel=3,
+    )
 
 
 def _check_room(numbers: int, target: Path, label: str) -> None:

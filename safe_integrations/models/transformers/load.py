@@ -19,6 +19,7 @@ from safe_integrations.models.rendering import Renderer, template_of
 from safe_integrations.models.spec import LoadedModel, ModelCard, ModelSpec, Progress, name_of
 from safe_integrations.models.tokenizer import build_token_table, end_ids_of, tags_of
 from safe_integrations.models.transformers.fork import check_process
+from safe_integrations.models.transformers.gguf import is_converted
 from safe_integrations.models.transformers.member import Render, TransformersMember
 from safe_integrations.models.transformers.packing import pack
 
@@ -122,9 +123,11 @@ def look_at(spec: ModelSpec, tell: Progress) -> tuple[str, Any, Any, Any]:
 
 
 def _read_tokenizer(where: str, options: dict[str, Any], spec: ModelSpec) -> Any:
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    tokenizer = AutoTokenizer.from_pretrained(where, **options)
+    # For some architectures transformers' classes split text as they please, not as the file says.
+    reader = PreTrainedTokenizerFast if is_converted(where) else AutoTokenizer
+    tokenizer = reader.from_pretrained(where, **options)
     if not spec.trust_remote_code:  # foreign code may want them
         # Python copies of what transformers has built the fast tokenizer from, and does not need
         # again: half a million tuples for Gemma, more memory than the tokenizer itself takes.
