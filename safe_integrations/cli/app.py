@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -20,15 +21,21 @@ from safe_integrations.errors import InvalidArgumentError, SafeError
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """Turns the package's errors into a line on stderr and an exit code."""
+    """Turns warnings, and the package's errors, into a line on stderr; errors into an exit code."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = _show
+            yield
     except SafeError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, InvalidArgumentError) else 1) from None
     except KeyboardInterrupt:
         typer.echo("\nstopped", err=True)
         raise typer.Exit(130) from None
+
+
+def _show(message: Warning | str, *_: object, **__: object) -> None:
+    typer.echo(f"warning: {message}", err=True)
 
 
 class _Group(TyperGroup):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -175,16 +176,29 @@ def test_a_graph_with_a_checkpointer_resumes_a_conversation() -> None:
     assert reused > 20, "the second turn starts from the first one's cache"
 
 
+class City(BaseModel):
+    """A city."""
+
+    name: str
+    country: str
+    coastal: bool
+
+
 @pytest.mark.parametrize("method", ["function_calling", "json_schema"])
 async def test_small_models_give_valid_objects(method: Any) -> None:
-    class City(BaseModel):
-        """A city."""
-
-        name: str
-        country: str
-        coastal: bool
-
     model = ChatSafe(max_tokens=60)
     city = await model.with_structured_output(City, method=method).ainvoke("Paris, France")
     assert isinstance(city, City)
     assert "Paris" in city.name
+
+
+@pytest.mark.parametrize("method", ["function_calling", "json_schema"])
+async def test_objects_grow_while_they_are_written(method: Any) -> None:
+    model = ChatSafe(max_tokens=60)
+    structured = model.with_structured_output(City.model_json_schema(), method=method)
+    growing = [found async for found in structured.astream("Paris, France") if found]
+    assert len(growing) > 1, "rounds are several tokens long"
+    for before, after in pairwise(growing):
+        assert before.keys() <= after.keys()
+        assert all(str(after[key]).startswith(str(before[key])) for key in before)
+    assert "Paris" in City.model_validate(growing[-1]).name

@@ -22,6 +22,7 @@ class TestChatSafeIntegration(ChatModelIntegrationTests):
         # Left alone, 135M parameters repeat themselves for ever and never call a tool.
         return {
             "repetition_penalty": 1.2,
+            "max_tokens": 100,
             "stop": ["\n\n", "\nUser:"],
             "timeout": 300,
             "eager_tools": True,

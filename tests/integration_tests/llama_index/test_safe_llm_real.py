@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from safe_integrations.config import Regex
 from safe_integrations.errors import IncompleteAnswerError
 from safe_integrations.llama_index import (
+    SafeCallError,
     SafeEvent,
     SafeGenerationEnd,
     SafeLLM,
@@ -131,6 +132,22 @@ async def test_structured_output_is_what_was_asked_for(llm: SafeLLM) -> None:
     assert isinstance(response.raw, Captain)
 
 
+async def test_objects_grow_while_they_are_written(llm: SafeLLM) -> None:
+    class Ship(BaseModel):
+        """A ship."""
+
+        captain: str
+        name: str
+
+    llm.max_tokens = 60
+    prompt = PromptTemplate("{text}\n\nWho is the captain, and of which ship?")
+    stream = await llm.astream_structured_predict(Ship, prompt, text=FACTS[0])
+    *growing, last = [found async for found in stream]
+    assert isinstance(last, Ship) and "Lund" in last.captain
+    partial = [found for found in growing if found.captain and found.name != last.name]
+    assert partial and all(last.captain.startswith(found.captain) for found in partial)
+
+
 def test_a_call_that_is_cut_off_is_not_carried_out(llm: SafeLLM) -> None:
     """This very pair executed delete(path='delete') and delete(path=None)."""
     deleted: list[Any] = []
@@ -141,8 +158,8 @@ def test_a_call_that_is_cut_off_is_not_carried_out(llm: SafeLLM) -> None:
         return "gone"
 
     tool = FunctionTool.from_defaults(delete)
-    for max_tokens in range(8, 24, 2):
-        with pytest.raises(IncompleteAnswerError, match="raise max_tokens"):
+    for max_tokens in range(20, 34, 2):
+        with pytest.raises((IncompleteAnswerError, SafeCallError), match="raise max_tokens|needs"):
             llm.predict_and_call(
                 [tool],
                 "Delete the folder /home/me/project/with/a/long/name/to/write/down/tmp.",
