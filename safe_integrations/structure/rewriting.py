@@ -19,11 +19,17 @@ _MANY: Final = 400
 _DEPTH: Final = 4
 """How far references and compositions are followed."""
 
+LOCAL_TIME: Final = "date-time-local"
+"""The format of times that must not have an offset."""
+
 _HEX: Final = "[0-9a-fA-F]"
 _BASE64: Final = "^(?:[{0}]{{4}})*(?:[{0}]{{2}}==|[{0}]{{3}}=)?$"
 _PATTERNS: Final = {
     "base64": _BASE64.format("A-Za-z0-9+/"),
     "base64url": _BASE64.format("A-Za-z0-9_-"),
+    LOCAL_TIME: r"^[1-9]\d{3}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])"
+    r"|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)|02-(?:0[1-9]|[12]\d))"
+    r"T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,6})?$",
     **{
         f"uuid{n}": f"^{_HEX}{{8}}-{_HEX}{{4}}-{n}{_HEX}{{3}}-[89abAB]{_HEX}{{3}}-{_HEX}{{12}}$"
         for n in (1, 3, 4, 5, 6, 7, 8)
