@@ -20,6 +20,8 @@ from typing import Any, Final
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks import forms, vocabularies
+from benchmarks.forms import FormReport
 from safe_integrations.config import Tool
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.messages import Message, Role
@@ -104,6 +106,7 @@ class Found:
         forged: Kinds in which a control token got out of a text. That has to be 0, too.
         end: What stands between a question and the answer.
         start: What of it does not come from the template by itself.
+        calls: How it writes calls of tools.
     """
 
     refused: dict[str, str]
@@ -111,6 +114,7 @@ class Found:
     forged: list[str]
     end: str
     start: Start
+    calls: FormReport
 
 
 def look_at(source: str) -> Found:
@@ -137,7 +141,8 @@ def look_at(source: str) -> Found:
             forged.append(kind)
     asked = tokenizer.decode(render([Message("user", "qaskedq")]))
     end = asked.rpartition("qaskedq")[2]
-    return Found(refused, lost, forged, end, Template(tokenizer, source).start)
+    template = Template(tokenizer, source)
+    return Found(refused, lost, forged, end, template.start, forms.look_at(template.offering))
 
 
 def _missing(prompt: str, messages: Sequence[Message]) -> str:
@@ -186,7 +191,9 @@ def page(found: Mapping[str, Found], version: str) -> str:
     lost = sum(len(f.lost) for f in found.values())
     forged = sum(len(f.forged) for f in found.values())
     lines = [
-        "# Chat templates of real models",
+        "# Real models",
+        "",
+        "## Chat templates",
         "",
         f"The {len(found)} chat templates that llama.cpp keeps for its tests, from the source",
         f"distribution of {version}, measured on {date.today()} with `make templates`. A prompt is",
@@ -201,16 +208,40 @@ def page(found: Mapping[str, Found], version: str) -> str:
         "written because the template stops short of it. Thinking is off unless it is asked for",
         'with `template_args={"enable_thinking": True}`.',
         "",
-        "| template | whole | in front of the answer | of it added | thinking |",
-        "| --- | ---: | --- | --- | --- |",
+        *_about_calls([f.calls for f in found.values()]),
+        "",
+        "| template | whole | in front of the answer | of it added | thinking | form of a call |",
+        "| --- | ---: | --- | --- | --- | --- |",
     ]
     for name, f in found.items():
         number = f"{len(_KINDS) - len(f.refused)} of {len(_KINDS)}"
         added = _code(f.start.header) if f.start.header else ""
-        lines.append(f"| {name} | {number} | {_code(f.end)} | {added} | {_thinking(f.start)} |")
+        cells = (name, number, _code(f.end), added, _thinking(f.start), _form(f.calls))
+        lines.append(f"| {' | '.join(cells)} |")
     reasons = [f"- {name}, {kind}: {why}" for name, f in found.items()
                for kind, why in f.refused.items()]  # fmt: skip
     return "\n".join([*lines, *(["", "Refused:", "", *reasons] if reasons else []), ""])
+
+
+def _about_calls(found: Sequence[FormReport]) -> list[str]:
+    taught = [report for report in found if report.form is not None]
+    whole = sum(report.enforced and report.kept for report in taught)
+    shared = forms.pairs([report.form for report in found])
+    plain = shared.pop("hermes", 0)
+    return [
+        f"{len(taught)} of the templates teach a known form of a call; {whole} of these are",
+        "read, enforced by a grammar, and found again in a conversation that went on. Any two of",
+        f"them share a form as an ensemble: their own in {sum(shared.values())} of {len(found) ** 2}",
+        f"pairs, Hermes JSON in {plain}, in our words where a template does not teach it.",
+    ]
+
+
+def _form(report: FormReport) -> str:
+    if report.form is None:
+        return ""
+    missing = [] if report.enforced else ["not enforced"]
+    missing += [] if report.kept else ["not found again"]
+    return ", ".join([f"`{report.form.name}`", *missing])
 
 
 def _code(text: str) -> str:
@@ -220,8 +251,8 @@ def _code(text: str) -> str:
 
 
 def main(folder: Path) -> None:
-    """Measures, and writes the page."""
-    files = sorted(folder.glob("*.jinja"), key=lambda file: file.stem.lower())
+    """Measures what llama.cpp has in its folder `models`, and writes the page."""
+    files = sorted(folder.glob("templates/*.jinja"), key=lambda file: file.stem.lower())
     version = re.search(r"llama_cpp_python-[0-9.]+[0-9]", str(folder.resolve()))
     found = {}
     for file in files:
@@ -230,7 +261,7 @@ def main(folder: Path) -> None:
             if problem:
                 print(f"{file.stem}: {problem}", file=sys.stderr)
     name = version[0].replace("_", "-") if version else "llama-cpp-python"
-    _PAGE.write_text(page(found, name), "utf-8")
+    _PAGE.write_text(f"{page(found, name)}\n{vocabularies.report(folder)}", "utf-8")
 
 
 if __name__ == "__main__":

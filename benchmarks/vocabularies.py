@@ -1,16 +1,11 @@
 """Are a GGUF file's tokens those of the original? Vocabularies of llama.cpp, into docs/models.md.
 
-    python -m benchmarks.vocabularies llama.cpp/models
-
 llama.cpp keeps vocabularies without weights for its tests (`ggml-vocab-*.gguf`), most of them with
 texts (`.inp`) and the ids that the original tokenizer gives them (`.out`).
 """
 
 from __future__ import annotations
 
-import re
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -30,7 +25,6 @@ from safe_integrations.models.tokenizer import build_token_table
 from safe_integrations.models.transformers.gguf_tokenizer import read_tokenizer
 from safe_integrations.models.transformers.splitting import SPLITTINGS
 
-_PAGE: Final = Path(__file__).parent.parent / "docs" / "models.md"
 _HEADING: Final = "## Vocabularies"
 _SEPARATOR: Final = "\n__ggml_vocab_test__\n"
 
@@ -197,24 +191,3 @@ def _row(one: Found) -> str:
     bytes_ = f"{one.exact} of {one.texts}"
     cells = (name, one.kind, prompts, answers, bytes_, "; ".join(remarks))
     return f"| {' | '.join(cells)} |"
-
-
-def write_section(page: Path, section: str) -> None:
-    """Puts a section into a page, in the place of the one with the same heading."""
-    heading = section.partition("\n")[0]
-    text = page.read_text("utf-8") if page.is_file() else "# Real models\n"
-    before, found, rest = f"{text.rstrip()}\n".partition(f"\n{heading}\n")
-    behind = re.search(r"^## ", rest, re.MULTILINE) if found else None
-    after = f"\n{rest[behind.start() :]}" if behind else ""
-    page.write_text(f"{before.rstrip()}\n\n{section.rstrip()}\n{after}", "utf-8")
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Looks at all vocabularies of a folder and writes the section."""
-    if len(arguments) != 1:
-        raise SystemExit("usage: python -m benchmarks.vocabularies FOLDER")
-    write_section(_PAGE, report(Path(arguments[0])))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -9,6 +9,8 @@ from time import monotonic
 from typing import Annotated, Any, Final
 
 from pydantic import Field, PydanticUserError, TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core.core_schema import DatetimeSchema
 
 from safe_integrations.adapters.answer import Begun
 from safe_integrations.config import (
@@ -28,6 +30,7 @@ from safe_integrations.messages import Message
 from safe_integrations.report.tracing import GenerationSpan
 from safe_integrations.safe_engine import SafeEngine as SafeEngine
 from safe_integrations.structure.closed import closed
+from safe_integrations.structure.rewriting import LOCAL_TIME
 
 _ENSEMBLE: Final = frozenset(EnsembleConfig.model_fields)
 _GENERATION: Final = frozenset(GenerationConfig.model_fields)
@@ -268,7 +271,16 @@ def read_format(given: Any, as_schema: Callable[[type], dict[str, Any]]) -> Any:
     )
 
 
-def schema_of(kind: type) -> dict[str, Any]:
+class _Schemas(GenerateJsonSchema):
+    """As pydantic's, but times that must not have an offset are told from those that must."""
+
+    def datetime_schema(self, schema: DatetimeSchema) -> JsonSchemaValue:
+        if schema.get("tz_constraint") == "naive":
+            return {"type": "string", "format": LOCAL_TIME}
+        return super().datetime_schema(schema)
+
+
+def schema_of(kind: Any) -> dict[str, Any]:
     """The JSON schema of a pydantic model, a TypedDict, a dataclass or the like.
 
     Raises:
@@ -276,6 +288,8 @@ def schema_of(kind: type) -> dict[str, Any]:
             `TypedDict` of `typing_extensions`.
     """
     try:
-        return TypeAdapter(kind).json_schema()
+        describe = getattr(kind, "model_json_schema", None) or TypeAdapter(kind).json_schema
+        schema: dict[str, Any] = describe(schema_generator=_Schemas)
+        return schema
     except PydanticUserError as error:
         raise InvalidArgumentError("schema", kind, error.message) from None

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import TypeAdapter
-from pydantic.errors import PydanticUserError
 from rich.text import Text
 
 from safe_integrations.cli import options as o
@@ -95,14 +93,16 @@ def _show(
 
 
 def _read(source: str) -> dict[str, Any]:
+    from safe_integrations.adapters.request import schema_of
+
     module, colon, name = source.rpartition(":")
     if not colon or Path(source).exists():
         return o.read_schema("source", Path(source))
     sys.path.insert(0, "")  # where the user stands, as with python -m
     try:
         kind = getattr(importlib.import_module(module), name)
-        return TypeAdapter(kind).json_schema()
-    except (ImportError, AttributeError, PydanticUserError) as error:
+        return schema_of(kind)
+    except (ImportError, AttributeError) as error:
         raise InvalidArgumentError("source", source, f"it has no JSON schema: {error}") from None
     finally:
         sys.path.remove("")

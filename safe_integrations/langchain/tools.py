@@ -14,6 +14,7 @@ from langchain_core.utils.function_calling import convert_to_json_schema, conver
 
 from safe_integrations.adapters.request import openai_function, schema_of
 from safe_integrations.errors import InvalidArgumentError
+from safe_integrations.structure.rewriting import LOCAL_TIME
 
 AnyTool = Mapping[str, Any] | type | Callable[..., Any] | BaseTool
 
@@ -38,7 +39,7 @@ def openai_tool(tool: AnyTool, strict: bool | None = None) -> dict[str, Any]:
         given = {k: v for k, v in given.items() if k != "type"}
     elif isinstance(tool, Mapping):
         given = _function(tool)
-    elif _in_a_circle(whole := _schema(tool)):
+    elif _in_a_circle(whole := _schema(tool)) or LOCAL_TIME in json.dumps(whole):
         named = {"name": tool.name} if isinstance(tool, BaseTool) else {}
         given = {**_function(_unfolded(whole)), **named}
     if given is not None and strict is not None:  # it goes over what the schema says
@@ -69,7 +70,7 @@ def json_schema(given: Any, strict: bool | None = None) -> dict[str, Any]:
         parts = ("parameters", "schema", "input_schema")
         schema = next((function[part] for part in parts if part in function), function)
     elif hasattr(given, "model_json_schema"):
-        schema = given.model_json_schema()
+        schema = schema_of(given)
     else:
         try:
             return convert_to_json_schema(given, strict=strict)
@@ -92,14 +93,16 @@ def _schema(tool: AnyTool) -> dict[str, Any]:
             parse_docstring=True,
             error_on_invalid_docstring=False,
         ).tool_call_schema
-    made: dict[str, Any] = getattr(kind, "model_json_schema", dict)()
-    return made
+    return schema_of(kind) if hasattr(kind, "model_json_schema") else {}
 
 
 def _unfolded(schema: dict[str, Any]) -> dict[str, Any]:
     """A schema that is a reference to one of its definitions, as that definition."""
     root = schema.get("$ref", "").removeprefix("#/$defs/")
-    return {**{k: v for k, v in schema.items() if k != "$ref"}, **schema["$defs"].get(root, {})}
+    return {
+        **{k: v for k, v in schema.items() if k != "$ref"},
+        **schema.get("$defs", {}).get(root, {}),
+    }
 
 
 def _function(given: Mapping[str, Any]) -> Mapping[str, Any]:

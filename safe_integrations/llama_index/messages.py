@@ -18,7 +18,7 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.tools import BaseTool
 from pydantic import BaseModel
 
-from safe_integrations.adapters.request import openai_function
+from safe_integrations.adapters.request import openai_function, schema_of
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.messages import Message, Role
 
@@ -56,6 +56,13 @@ def tool_spec(tool: object) -> dict[str, Any]:
             "tools", tool, 'pass tools of LlamaIndex, or {"type": "function", "function": {...}}'
         )
     spec: dict[str, Any] = tool.metadata.to_openai_tool(skip_length_check=True)
+    if tool.metadata.fn_schema is not None:
+        parameters = spec["function"]["parameters"]
+        parameters |= {
+            key: part
+            for key, part in schema_of(tool.metadata.fn_schema).items()
+            if key in parameters
+        }
     return spec
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import cache
+from math import isinf
 from typing import Any
 
 from safe_integrations.errors import MissingDependencyError
@@ -67,7 +68,7 @@ def _exact(kind: Any) -> Any:
 
     def multiple_of(validator: Any, step: Any, value: Any, schema: Any) -> Iterator[Any]:
         if validator.is_type(value, "number"):
-            if (Fraction(str(value)) / Fraction(str(step))).denominator != 1:
+            if isinf(value) or (Fraction(str(value)) / Fraction(str(step))).denominator != 1:
                 yield ValidationError(f"{value!r} is not a multiple of {step}")
 
     return extend(kind, {"multipleOf": multiple_of}, format_checker=kind.FORMAT_CHECKER)

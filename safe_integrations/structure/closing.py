@@ -38,10 +38,13 @@ _DIGITS: Final = frozenset("0123456789")
 _CIRCLE: Final = 1 << 10
 _SUSPECT: Final = 1 << 6
 """How often a place is met before a search is given up: the second inside a string, in the first
-search, where a pattern may want something."""
+search, where a pattern may want something. From then on brackets are characters of a string."""
 
 _PATIENCE: Final = (_CIRCLE, 1, 0, 2, 4, 8, 16)
 """How often a place is met before something else is tried there, search by search."""
+
+_TRIES: Final = 8
+"""How often at a place something that a pattern may want is tried, from then on."""
 
 _Met = Counter[bytes]
 """How often a place was met."""
@@ -85,9 +88,9 @@ class Closing:
         if not self._go_to(text):
             return False
         if not way:
-            return self._matcher.is_accepting()
+            return bool(self._matcher.is_accepting())
         taken = self._matcher.validate_tokens([*way, BYTES.end_id])
-        return taken > len(way) and not self._lost()
+        return bool(taken > len(way)) and not self._lost()
 
     def _go_to(self, text: bytes) -> bool:
         """Moves the matcher; False where the text leaves the grammar."""
@@ -130,14 +133,16 @@ class Closing:
             return b""
         in_text = sum(map(len, order)) > _FEW
         here = met[in_text]
-        if order[0][0] in (b'"' if in_text else b"]}"):
+        first, count = order[0][0], here[place]
+        if first in (b'"' if in_text else b"]}"):
+            here[place] += 1
             met[True].clear()
-            return order[0][0]
-        count = here[place]
+            in_circle = count > _SUSPECT and any(b'"' in kind for kind in order)
+            return b'"' if in_circle else first
         wanted: Sequence[bytes] = ()
         if not in_text:
             wanted = [name for name in self._names if any(name[:1] in kind for kind in order)]
-        elif in_text and count == patience:
+        elif in_text and patience <= count < patience + _TRIES:
             wanted = self._words()
         for text in wanted:
             if self._fits(text):

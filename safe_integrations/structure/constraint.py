@@ -26,6 +26,7 @@ from safe_integrations.errors import (
     MissingDependencyError,
 )
 from safe_integrations.structure.closing import BYTES, Closing, cut_values
+from safe_integrations.structure.hints import wanted, words
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -39,10 +40,6 @@ _NEVER_FORCE: Final = '\n%llguidance {"no_forcing": true}\n'
 _UNSUPPORTED_OPTION: Final = re.compile(
     r"^[ \t]*[?!]?[\w-]+[ \t]*\[[^\]\n]*\b(stop|max_tokens|temperature)\b[^\]\n]*\][ \t]*:", re.M
 )
-
-_STRING: Final = r'"(?:[^"\\]|\\.)*"'
-_WORDS: Final = 64
-"""Most patterns that are looked at for a way to the end."""
 
 
 class Constraint:
@@ -92,8 +89,9 @@ class Constraint:
     def _closing(self) -> Closing | None:
         if not self._closes:
             return None
-        words = partial(_words, self._lark)
-        return Closing(self._matcher(BYTES), _names(self._lark), words, self._ends)
+        names, patterns = wanted(self._lark)
+        find = partial(words, patterns, _in_bytes)
+        return Closing(self._matcher(BYTES), names, find, self._ends)
 
     def _matcher(self, tokens: TokenTable) -> LLMatcher:
         matcher = _vocabulary_of(tokens)[0](self._lark)
@@ -283,29 +281,9 @@ def _compiled(lark: str) -> str:
     return json.dumps({"grammars": [{"lark_grammar": lark + _NEVER_FORCE}]})
 
 
-def _names(lark: str) -> list[bytes]:
-    """The names of the properties that a grammar requires, with the quote behind each."""
-    lists = re.findall(rf'"required": \[((?:{_STRING}(?:, )?)*)\]', lark)
-    return [name.encode()[1:] for name in dict.fromkeys(re.findall(_STRING, ", ".join(lists)))]
-
-
-def _words(lark: str) -> list[bytes]:
-    """What strings of a grammar may want somewhere: short matches of the patterns in it."""
-    patterns = dict.fromkeys(re.findall(rf'"pattern": ({_STRING})', lark))
-    parts = [part for p in patterns for part in (json.loads(p), *json.loads(p).split("|")[1:])]
-    return [word for word in map(_word, parts[:_WORDS]) if word is not None]
-
-
-@lru_cache(maxsize=256)
-def _word(pattern: str) -> bytes | None:
-    """A short match of a pattern, as the end of a string in JSON."""
-    core = re.sub(r"(?<![\[\\])\^|(?<!\\)\$", "", pattern)
-    rule = "start: %json " + json.dumps({"type": "string", "pattern": f"^(?:{core})$"})
-    try:
-        found = Closing(Constraint(rule, "pattern", pattern)._matcher(BYTES)).way(b"")
-    except InvalidArgumentError:
-        return None
-    return found and found[1:]
+def _in_bytes(lark: str) -> LLMatcher | None:
+    """The parser at the beginning of a grammar, over `BYTES`; None where it is refused."""
+    return None if refusal(lark) else _vocabulary_of(BYTES)[0](lark)
 
 
 def _matcher(tokenizer: LLTokenizer, lark: str) -> LLMatcher:

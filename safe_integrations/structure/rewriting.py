@@ -19,11 +19,17 @@ _MANY: Final = 400
 _DEPTH: Final = 4
 """How far references and compositions are followed."""
 
+LOCAL_TIME: Final = "date-time-local"
+"""The format of times that must not have an offset."""
+
 _HEX: Final = "[0-9a-fA-F]"
 _BASE64: Final = "^(?:[{0}]{{4}})*(?:[{0}]{{2}}==|[{0}]{{3}}=)?$"
 _PATTERNS: Final = {
     "base64": _BASE64.format("A-Za-z0-9+/"),
     "base64url": _BASE64.format("A-Za-z0-9_-"),
+    LOCAL_TIME: r"^[1-9]\d{3}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])"
+    r"|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)|02-(?:0[1-9]|[12]\d))"
+    r"T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,6})?$",
     **{
         f"uuid{n}": f"^{_HEX}{{8}}-{_HEX}{{4}}-{n}{_HEX}{{3}}-[89abAB]{_HEX}{{3}}-{_HEX}{{12}}$"
         for n in (1, 3, 4, 5, 6, 7, 8)
@@ -46,6 +52,9 @@ FORMATS: Final[dict[str, list[Schema]]] = {
 }
 """Formats of pydantic's, in what the library knows; of networks pydantic wants yet more."""
 
+
+_CLASS: Final = re.compile(r"\\.|\[\^?(?:[^]\\]|\\.)*\]", re.S)
+"""A class of characters in a pattern, or an escape outside one."""
 
 SAID: Final = {"title", "description", "$comment", "default", "examples"}
 """Keywords that rule nothing."""
@@ -74,6 +83,23 @@ def rewrite(part: Schema, root: Schema) -> None:
         return
     for step in (_alone, _format, _dependencies, _names, _unique, _without, _one_of, _count):
         step(part, root)
+    if isinstance(part.get("pattern"), str):
+        part["pattern"] = _CLASS.sub(_plain_class, part["pattern"])
+    if "patternProperties" in part:
+        rules = part["patternProperties"]
+        part["patternProperties"] = {_CLASS.sub(_plain_class, key): rules[key] for key in rules}
+
+
+def _plain_class(match: re.Match[str]) -> str:
+    r"""A class that means the same to the library: `[` is a character in it, no class inside it.
+
+    `[^...]` leaves out the backspace, too: where a class has all control characters, the library
+    lets quote and backslash be written, escaped, whether or not the class has them.
+    """
+    if match[0][0] == "\\":
+        return match[0]
+    inside = re.sub(r"(\\.)|\[", lambda m: m[1] or r"\[", match[0][1:-1], flags=re.S)
+    return f"[{inside}\\x08]" if len(inside) > 1 and inside[0] == "^" else f"[{inside}]"
 
 
 def also(part: Schema, *more: Any) -> None:

@@ -349,8 +349,7 @@ def _blamed(schema: dict[str, Any], message: str, exactly: bool) -> list[tuple[s
     several = [(at, "oneOf") for at, part in parts if "oneOf" in part]
     if message.startswith("oneOf") and several:  # else it would tell one after the other
         return several
-    names = ("$defs", "definitions", "x-guidance", "$schema", "$id", "id")
-    picks = [(at, key) for at, part in reversed(parts) for key in part if key not in names]
+    picks = [(at, key) for at, part in reversed(parts) for key in part if key in _RULES]
     picks.sort(key=lambda pick: (-pick[0].count("/"), pick[1] == "type"))
     low, high = 0, len(picks)  # without picks[:low] it still complains
     while low + 1 < high:

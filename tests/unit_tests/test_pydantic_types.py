@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import collections
+import collections.abc
+import dataclasses
 import datetime
 import decimal
 import enum
 import fractions
+import importlib
 import ipaddress
 import json
+import os
 import pathlib
 import re
 import typing
 import uuid
+import zoneinfo
 from typing import Annotated, Any, NotRequired
 
 import annotated_types
@@ -20,8 +25,9 @@ import pydantic
 import pytest
 from langchain_core.exceptions import OutputParserException
 from llama_index.core.prompts import PromptTemplate
-from pydantic import BaseModel, Field, create_model
-from typing_extensions import NamedTuple, TypedDict
+from pydantic import BaseModel, Field, RootModel, create_model
+from pydantic.color import Color
+from typing_extensions import NamedTuple, TypeAliasType, TypedDict
 
 from safe_integrations.langchain import ChatSafe
 from safe_integrations.llama_index import SafeLLM
@@ -68,6 +74,36 @@ class Tree(BaseModel):
     parts: list[Tree] = []
 
 
+class Size(enum.StrEnum):
+    BIG = "big"
+
+
+class Bits(enum.IntFlag):
+    A = 1
+    B = 2
+
+
+@dataclasses.dataclass
+class Part:
+    x: int
+    y: str = "a"
+
+
+T = typing.TypeVar("T")
+
+
+class Box(BaseModel, typing.Generic[T]):
+    v: T
+
+
+class Numbers(RootModel[list[int]]):
+    """A list by a name."""
+
+
+Nested = TypeAliasType("Nested", "list[Nested] | int")
+UserId = typing.NewType("UserId", int)
+
+
 UUIDS = {n: f"12345678-1234-{n}234-8234-123456789abc" for n in (1, 3, 4, 5, 6, 7, 8)}
 
 STANDARD: list[tuple[Any, Any]] = [
@@ -92,6 +128,15 @@ STANDARD: list[tuple[Any, Any]] = [
     *((ipaddress.IPv4Interface, "10.0.0.1/8"), (ipaddress.IPv6Interface, "::1/128")),
     (Annotated[Cat | Dog, Field(discriminator="kind")], {"kind": "dog", "name": "Rex"}),
     (Annotated[dict[str, int], Field(min_length=1, max_length=2)], {"a": 1}),
+    *((Size, "big"), (Bits, 1), (Part, {"x": 1}), (Box[int], {"v": 1}), (Numbers, [1])),
+    *((Nested, [1, [2]]), (UserId, 1), (zoneinfo.ZoneInfo, "Europe/Berlin"), (object, 1)),
+    *((collections.abc.Set[int], [1]), (collections.abc.MutableSet[int], [1]), (tuple, [1])),
+    *((list, [1]), (dict, {"a": 1}), (set, [1]), (typing.Literal[True], True)),
+    *((os.PathLike[str], "a"), (typing.Hashable, "a"), (pathlib.PureWindowsPath, "a")),
+    *((datetime.datetime, "2000-01-01T00:00:00+02:00"), (datetime.timedelta, "P1W")),
+    (Annotated[datetime.date, Field(gt=datetime.date(2000, 1, 1))], "2001-01-01"),
+    (Annotated[decimal.Decimal, Field(max_digits=5, decimal_places=2, gt=0)], "1.25"),
+    (Annotated[int, annotated_types.Interval(gt=0, le=5)], 3),
     (Annotated[str, Field(pattern="^a", min_length=2)], "ab"),
     (Annotated[list[int], annotated_types.Len(1, 2)], [1]),
     (Annotated[float, Field(allow_inf_nan=True, default=float("inf"))], 1.5),
@@ -157,7 +202,30 @@ EXTRA: list[tuple[Any, Any]] = [
         (pydantic.condate(gt=datetime.date(2000, 1, 1)), "2001-01-01"),
     ),
     (pydantic.OnErrorOmit[int], 3),
+    *((pydantic.PositiveFloat, 0.5), (pydantic.NegativeFloat, -0.5)),
+    *((pydantic.NonNegativeInt, 0), (pydantic.NonPositiveInt, 0)),
+    *((pydantic.NaiveDatetime, "2000-01-31T00:00:00"), (Color, "red")),
+    *((pydantic.SerializeAsAny[Part], {"x": 1}), (pydantic.SkipValidation[int], 1)),
+    (Annotated[str, pydantic.EncodedStr(encoder=pydantic.Base64Encoder)], "YWI="),
+    (Annotated[pydantic.AnyUrl, pydantic.UrlConstraints(max_length=20)], "a://b"),
 ]
+MORE: list[tuple[str, Any]] = [
+    *(("color.Color", "red"), ("coordinate.Latitude", 1.5), ("country.CountryAlpha2", "DE")),
+    *(("country.CountryShortName", "Germany"), ("currency_code.ISO4217", "EUR")),
+    *(("domain.DomainStr", "a.org"), ("epoch.Integer", 3), ("epoch.Number", 3)),
+    *(("isbn.ISBN", "9780306406157"), ("language_code.LanguageAlpha2", "de")),
+    *(
+        ("mac_address.MacAddress", "00:00:5e:00:53:01"),
+        ("payment.PaymentCardNumber", "4242" * 4),
+    ),
+    *(
+        ("pendulum_dt.DateTime", "2000-01-01T00:00:00Z"),
+        ("phone_numbers.PhoneNumber", "+4930123456"),
+    ),
+    *(("script_code.ISO_15924", "Latn"), ("semantic_version.SemanticVersion", "1.2.3")),
+    *(("timezone_name.TimeZoneName", "Europe/Berlin"), ("ulid.ULID", "01BTGNYV6HRNK8K8VKZASZCFPE")),
+]
+"""Of pydantic-extra-types."""
 CASES = STANDARD + NETWORK + EXTRA
 
 
@@ -178,6 +246,23 @@ def test_a_field_of_every_type_is_written_and_read(case: tuple[Any, Any]) -> Non
         assert same(got, model(x=value)), method
     llm = SafeLLM(drafter=ScriptedMember("drafter", [], follows(call.encode())))
     assert same(llm.structured_predict(model, PromptTemplate("x")), model(x=value))
+
+
+@pytest.mark.parametrize("case", [("EmailStr", "a@b.org"), ("NameEmail", "Ann <a@b.org>")], ids=str)
+def test_addresses_of_mail(case: tuple[str, Any]) -> None:
+    pytest.importorskip("email_validator")
+    test_a_field_of_every_type_is_written_and_read((getattr(pydantic, case[0]), case[1]))
+
+
+@pytest.mark.parametrize("case", MORE, ids=str)
+def test_more_types(case: tuple[str, Any]) -> None:
+    module, _, name = case[0].partition(".")
+    pytest.importorskip("pydantic_extra_types")
+    try:
+        kind = getattr(importlib.import_module(f"pydantic_extra_types.{module}"), name)
+    except (ImportError, RuntimeError) as error:  # of what a type is made with
+        pytest.skip(str(error))
+    test_a_field_of_every_type_is_written_and_read((kind, case[1]))
 
 
 def same(got: Any, wanted: Any) -> bool:

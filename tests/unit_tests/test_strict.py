@@ -25,6 +25,9 @@ from safe_integrations.errors import (
 )
 from safe_integrations.langchain import ChatSafe
 from safe_integrations.llama_index import SafeLLM
+from safe_integrations.models import inspection
+from safe_integrations.models.inspection import ModelReport
+from safe_integrations.models.spec import ModelSpec, Progress
 from safe_integrations.safe_engine import SafeEngine
 from safe_integrations.structure import constraint as constraints
 from safe_integrations.structure.schemas import split, violation
@@ -89,6 +92,15 @@ def test_strict_refuses_before_any_work() -> None:
     tool = Tool(name="f", parameters=SCHEMA, strict=True)
     with pytest.raises(InvalidArgumentError, match="uniqueItems"):
         constraint_for(GenerationConfig(tools=(tool,)))
+
+
+def test_strict_refuses_what_no_end_is_known_of() -> None:
+    """Random texts of it end, but not one that is written byte by byte."""
+    patterns = ["^[a-z ]*cat[a-z ]*$", "^[a-z ]*dog[a-z ]*$"]
+    schema = {"type": "string", "allOf": [{"pattern": pattern} for pattern in patterns]}
+    assert told(schema, None) == []
+    with pytest.raises(InvalidArgumentError, match="no text is known that ends an answer"):
+        told(schema, True)
 
 
 def test_what_forbids_everything_is_not_taken_for_what_says_nothing() -> None:
@@ -268,16 +280,49 @@ def test_the_command_line_checks_or_refuses(schema_file: Path) -> None:
     assert "uniqueItems can only be checked" in refused.stderr
 
 
+@pytest.fixture
+def two_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose tokens are known, and one that is not there."""
+
+    def inspect(spec: ModelSpec, tell: Progress) -> ModelReport:
+        if spec.source == "missing":
+            return ModelReport(spec.source, problem="it is not there")
+        return ModelReport(spec.source, tokens=member("").tokens)
+
+    monkeypatch.setattr(inspection, "inspect_model", inspect)
+
+
+@pytest.mark.usefixtures("two_models")
 def test_the_schema_command_tells_what_is_enforced(schema_file: Path) -> None:
-    shown = CliRunner().invoke(app, ["schema", str(schema_file)])
-    assert "uniqueItems at #/properties/tags" in shown.stdout
     for source in (str(schema_file), f"{__name__}:Tags"):
-        shown = CliRunner().invoke(app, ["schema", source, "--json"])
+        options = ("--json", "--drafter", "here", "--verifier", "there")
+        shown = CliRunner().invoke(app, ["schema", source, *options])
         document = json.loads(shown.stdout)
         assert document["checked"] == [{"at": "#/properties/tags", "keyword": "uniqueItems"}]
         assert document["enforced"]["properties"]["tags"]["type"] == "array"
+        assert document["smallest"] == '{"tags": []}'
+        told = [(m["name"], m["role"], m["tokens"]) for m in document["models"]]
+        assert told == [("here", "drafter", 13), ("there", "verifier", 13)]
     wrong = CliRunner().invoke(app, ["schema", "json:nothing"])
     assert wrong.exit_code == 2 and "it has no JSON schema" in wrong.stderr
+
+
+@pytest.mark.usefixtures("two_models")
+def test_the_schema_command_shows_tables_that_fit(schema_file: Path) -> None:
+    part = {"type": "string", "format": "colour", "title": "T", "minLength": 2, "not": {"enum": []}}
+    schema_file.write_text(json.dumps({"properties": {"a long name of a property" * 3: part}}))
+    shown = CliRunner().invoke(app, ["schema", str(schema_file), "--drafter", "here"])
+    words = shown.stdout.split()
+    assert words.count("type,") == 1 and "minLength" in words and "not" in words
+    assert "format" not in words and "title" not in words
+    assert "here" in words and max(map(len, shown.stdout.splitlines())) <= 80
+
+
+@pytest.mark.usefixtures("two_models")
+def test_the_schema_command_without_models(schema_file: Path) -> None:
+    shown = CliRunner().invoke(app, ["schema", str(schema_file), "--drafter", "missing"])
+    assert shown.exit_code == 1
+    assert '{"tags": []}' in shown.stdout and "it is not there" in shown.stdout
 
 
 # Compiled once

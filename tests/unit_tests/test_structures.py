@@ -11,7 +11,10 @@ import pytest
 
 from benchmarks.walks import Walks
 from safe_integrations.errors import InvalidArgumentError
-from safe_integrations.structure.schemas import json_rule, split
+from safe_integrations.structure import schemas
+from safe_integrations.structure.closing import BYTES
+from safe_integrations.structure.constraint import Constraint
+from safe_integrations.structure.schemas import json_rule, split, violation
 from tests.structures import SCHEMAS
 
 pytest.importorskip("llguidance")
@@ -70,3 +73,107 @@ def without_our_bounds(part: dict[str, Any]) -> dict[str, Any]:
 
 
 LENIENT = {"lenient": True, "coerce_one_of": True}
+
+
+def takes(schema: Any, value: str) -> bool:
+    """Whether a grammar allows a text as a whole answer."""
+    found = split(schema, "schema")
+    assert not found.checked
+    cursor = Constraint(f"start: %json {found.enforced}", "schema", schema).cursor(BYTES)
+    return cursor.complete(list(value.encode()))
+
+
+NUMBER = {"type": "number"}
+INTEGER = {"type": "integer"}
+STEP = {"multipleOf": 3}
+
+
+@pytest.mark.parametrize(
+    ("schema", "taken", "refused"),
+    [
+        ({**NUMBER, "minimum": 0.5}, ["0.5", "1", "12.25"], ["0.4", "-1", "9" * 18]),
+        ({**NUMBER, "maximum": -0.5}, ["-0.5", "-7"], ["0", "-0.4", "-" + "9" * 18]),
+        ({**NUMBER, "maximum": 1e20}, ["3.5"], ["9" * 18, "0." + "3" * 11]),
+        ({**INTEGER, "maximum": -3}, ["-3", "-44"], ["-2", "-" + "9" * 20]),
+        ({**INTEGER, "minimum": -(2**63), "maximum": 2**64}, ["5", "-5"], ["9" * 20]),
+        ({"allOf": [NUMBER, STEP]}, ["9", "-3"], ["1.1047205888", "22222222222222221.1047205888"]),
+        ({**NUMBER, "minimum": 1 / 3, "maximum": 1 / 3}, [str(1 / 3)], ["0.3"]),
+        ({**NUMBER, "exclusiveMinimum": 0, "maximum": 0.5}, ["0.01", "0.5"], ["0", "0.0"]),
+        ({**NUMBER, "exclusiveMaximum": 0, "minimum": -0.5}, ["-0.01"], ["0", "-0", "-0.6"]),
+        (
+            {**NUMBER, "exclusiveMinimum": 0, "maximum": 0.5, "multipleOf": 0.01},
+            ["0.01", "0.5"],
+            ["0", "0.005"],
+        ),
+        ({"anyOf": [{**INTEGER, "minimum": n} for n in range(6)]}, ["0", "7"], ["-1", "9" * 20]),
+        ({"type": "array", "prefixItems": [INTEGER] * 6}, ["[1, 2]"], ["[" + "9" * 20 + "]"]),
+        ({"type": "string", "pattern": r"^[[a-z]*]$"}, ['"[[ab]"', '"a]"'], ['"a"']),
+        ({"type": "string", "pattern": r'^[^"]+$'}, ['"a"'], [r'"\""', r'"a\"b"']),
+        ({"type": "string", "pattern": r"^[^/\\]+$"}, ['"a b"'], [r'"\\"', '"/"', r'"a\\n"']),
+        (
+            {"patternProperties": {r"^[^\\]$": True}, "additionalProperties": False},
+            ['{"a": 1}'],
+            [r'{"\\": 1}'],
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_written_and_what_is_not(schema: Any, taken: list[str], refused: list[str]) -> None:
+    """Bounds where a schema has none, or wider ones; and what the library would let through."""
+    assert [takes(schema, value) for value in taken] == [True] * len(taken)
+    assert [takes(schema, value) for value in refused] == [False] * len(refused)
+
+
+def test_decimals_are_checked_as_decimals() -> None:
+    """By floats, 618234.2 is no multiple of 0.01."""
+    schema = {"not": {"const": 1}, "multipleOf": 0.01}
+    assert violation(schema, 618234.2) is None
+    assert "12.125 is not a multiple of 0.01" in str(violation(schema, 12.125))
+    assert violation(schema, float("inf")) is not None
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every grammar that the library is asked about."""
+    asked: list[str] = []
+    ask = schemas.refusal
+    monkeypatch.setattr(schemas, "refusal", lambda lark: asked.append(lark) or ask(lark))
+    return asked
+
+
+def test_a_schema_is_not_repaired_for_ever(compiled: list[str]) -> None:
+    """One keyword after the other was looked for: 33 s for one real schema."""
+    word = {"type": "string", "pattern": "^(?!no)[a-z]+$"}
+    schema = {"type": "object", "properties": {f"word {n}": word for n in range(1000)}}
+    found = split(schema, "schema")
+    assert len(compiled) < 150
+    assert {keyword for _, keyword in found.checked} == {"pattern"}
+    assert len(found.checked) == 1000
+
+
+def test_what_is_too_large_keeps_what_lies_above(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def small(lark: str) -> str | None:
+        sizes.append(len(lark))
+        return "schema too large" if len(lark) > 5000 else None
+
+    monkeypatch.setattr(schemas, "refusal", small)
+    schema: dict[str, Any] = {"type": "string"}
+    for n in range(4):
+        schema = {"type": "object", "properties": {f"{n} {m}": schema for m in range(5)}}
+    schema["required"] = ["3 0"]
+    found = split(schema, "schema")
+    assert len(sizes) < 20 and 2000 < sizes[-1] <= 5000
+    enforced = json.loads(found.enforced)
+    assert enforced["required"] == ["3 0"] and enforced["properties"]["3 4"]["type"] == "object"
+
+
+def test_a_refusal_is_remembered(compiled: list[str]) -> None:
+    schema = {"type": "object", "properties": {"once": {"type": "strange"}}}
+    asked = []
+    for _ in range(2):
+        with pytest.raises(InvalidArgumentError, match="#/properties/once: Invalid type: strange"):
+            split(schema, "schema")
+        asked.append(len(compiled))
+    assert 0 < asked[0] == asked[1]
