@@ -82,7 +82,11 @@ class Chunks:
                 output_tokens=end.tokens,
                 total_tokens=end.prompt_tokens + end.tokens,
                 input_token_details=InputTokenDetails(cache_read=end.cached_tokens),
-                output_token_details=OutputTokenDetails(reasoning=end.reasoning_tokens),
+                **(
+                    {"output_token_details": OutputTokenDetails(reasoning=end.reasoning_tokens)}
+                    if end.reasoning_tokens
+                    else {}
+                ),
             ),
             "response_metadata": {
                 "model_name": self._model_name,

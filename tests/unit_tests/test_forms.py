@@ -548,8 +548,10 @@ def test_both_frameworks_read_the_agreed_form(form: str, choice: str) -> None:
 
 @pytest.mark.parametrize("form", ["function-xml", "kimi", "gemma", "lfm"])
 def test_a_call_that_max_tokens_closes_is_never_carried_out(form: str) -> None:
-    text = FORMS[form].write([OSLO])
-    member, length = script(form, [OSLO]), len(text.partition("Oslo")[0]) + 2
+    name, arguments = OSLO
+    call = (name, {**arguments, "to": "Oslo " * 20})
+    text = FORMS[form].write([call])
+    member, length = script(form, [call]), len(text.partition("Oslo")[0]) + 52
     tools = [tool_signature(BOOK)]
     way = constraint(form, "book_trip").cursor(BYTES).closing(text[:length].encode())
     assert way is not None
@@ -558,7 +560,7 @@ def test_a_call_that_max_tokens_closes_is_never_carried_out(form: str) -> None:
     assert answer.tool_calls == []
     assert len(answer.invalid_tool_calls) == 1
     told = answer.response_metadata["closed"]["text"]
-    assert json.loads(told)["to"].startswith("Os")
+    assert json.loads(told)["to"].startswith("Oslo Oslo")
 
 
 def sum_of(chunks: Iterable[Any]) -> Any:
