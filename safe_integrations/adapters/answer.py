@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -183,7 +183,7 @@ class Answer:
 
     def _delta(self, pieces: Sequence[str | ToolCallDelta], end: Finished | None) -> Delta:
         text = "".join(piece for piece in pieces if isinstance(piece, str))
-        calls = tuple(piece for piece in pieces if isinstance(piece, ToolCallDelta))
+        calls = _one_each(piece for piece in pieces if isinstance(piece, ToolCallDelta))
         for call in calls:
             call_id = self._ids.setdefault(call.number, call.id or "")
             self._written[call_id] = self._written.get(call_id, "") + call.arguments
@@ -225,6 +225,16 @@ class Answer:
             if isinstance(piece, ToolCallDelta) and piece.number == number:
                 arguments += piece.arguments
         return Closed(at, cut, self._options.on_length, arguments or self._text)
+
+
+def _one_each(pieces: Iterable[ToolCallDelta]) -> tuple[ToolCallDelta, ...]:
+    """Pieces of one call as one piece: LangChain adds up one for each call at a time."""
+    joined: dict[int, ToolCallDelta] = {}
+    for piece in pieces:
+        before = joined.get(piece.number)
+        arguments = piece.arguments if before is None else before.arguments + piece.arguments
+        joined[piece.number] = replace(before or piece, arguments=arguments)
+    return tuple(joined.values())
 
 
 def _is_closed(text: str) -> bool:
