@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from safe_integrations.engine.tokens import END
-from safe_integrations.testing import Script
+from safe_integrations.testing import Script, ScriptedMember
 
 PATH = "/home/me/project/tmp"
 CALL = f'<tool_call>\n{{"name": "delete", "arguments": {{"path": "{PATH}"}}}}\n</tool_call>'
@@ -31,6 +31,36 @@ def doubtful(script: Script) -> Script:
         return rest | dict(script(written))
 
     return doubts
+
+
+MERGED = [
+    b'": "/',
+    b'": "',
+    b'tmp"}',
+    b'/tmp"}}',
+    b'"}}\n',
+    b'"}',
+    b"}}",
+    b' "/home/me',
+    b"e/pro",
+    b"tool",
+]
+"""Tokens that reach over the quotes of the path, and over its end."""
+
+
+def merging() -> list[ScriptedMember]:
+    """Two models that write the call in long tokens, each in its own."""
+
+    def script(words: list[bytes]) -> Script:
+        def longest(written: bytes) -> Mapping[bytes, float]:
+            rest = CALL.encode()[len(written) :]
+            fitting = [w for w in [*words, rest[:1]] if w and rest.startswith(w)]
+            return {max(fitting, key=len, default=END): 0.9}
+
+        return doubtful(longest)
+
+    halves = MERGED[::2] + [b"me"], MERGED[1::2]
+    return [ScriptedMember(f"m{len(words)}", words, script(words)) for words in halves]
 
 
 def left(stop: str) -> str:

@@ -76,18 +76,16 @@ class Chunks:
         )
 
     def _last(self, end: End) -> dict[str, Any]:
+        usage = UsageMetadata(
+            input_tokens=end.prompt_tokens,
+            output_tokens=end.tokens,
+            total_tokens=end.prompt_tokens + end.tokens,
+            input_token_details=InputTokenDetails(cache_read=end.cached_tokens),
+        )
+        if end.reasoning_tokens:
+            usage["output_token_details"] = OutputTokenDetails(reasoning=end.reasoning_tokens)
         return {
-            "usage_metadata": UsageMetadata(
-                input_tokens=end.prompt_tokens,
-                output_tokens=end.tokens,
-                total_tokens=end.prompt_tokens + end.tokens,
-                input_token_details=InputTokenDetails(cache_read=end.cached_tokens),
-                **(
-                    {"output_token_details": OutputTokenDetails(reasoning=end.reasoning_tokens)}
-                    if end.reasoning_tokens
-                    else {}
-                ),
-            ),
+            "usage_metadata": usage,
             "response_metadata": {
                 "model_name": self._model_name,
                 "model_provider": PROVIDER,

@@ -87,10 +87,11 @@ class Closing:
         """Whether a text ends the grammar behind another text: much cheaper than a search."""
         if not self._go_to(text):
             return False
-        if not way:
-            return bool(self._matcher.is_accepting())
-        taken = self._matcher.validate_tokens([*way, BYTES.end_id])
-        return bool(taken > len(way)) and not self._lost()
+        if way:
+            taken: int = self._matcher.validate_tokens([*way, BYTES.end_id])
+            return taken > len(way) and not self._lost()
+        accepting: bool = self._matcher.is_accepting()
+        return accepting
 
     def _go_to(self, text: bytes) -> bool:
         """Moves the matcher; False where the text leaves the grammar."""

@@ -201,7 +201,7 @@ def test_at_every_budget_it_closes_as_the_oracle_does(data: st.DataObject) -> No
         closes(members, config, limits, texts, data.draw(st.integers(1, 16)))
 
 
-@settings(ci, max_examples=100)
+@settings(ci, max_examples=60)
 @given(st.data())
 def test_in_every_window_it_closes_as_the_oracle_does(data: st.DataObject) -> None:
     """A verifier's window that fills up is a budget as well."""

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from functools import cache
 from random import Random
 from typing import Any
 
 import jsonschema
 import pytest
+from cases import chance
 
 from benchmarks.walks import Walks
+from safe_integrations.calls.grammar import constraint_for
+from safe_integrations.config import EnsembleConfig, GenerationConfig, JsonSchema
+from safe_integrations.engine.closing import find_way
+from safe_integrations.engine.tokens import END
 from safe_integrations.errors import InvalidArgumentError
+from safe_integrations.safe_engine import SafeEngine
 from safe_integrations.structure import schemas
 from safe_integrations.structure.closing import BYTES
 from safe_integrations.structure.constraint import Constraint
 from safe_integrations.structure.schemas import json_rule, split, violation
+from safe_integrations.testing import Script, ScriptedMember
 from tests.structures import SCHEMAS
 
 pytest.importorskip("llguidance")
@@ -51,6 +60,54 @@ def test_random_instances_are_valid(name: str) -> None:
         text = walks.instance(steps, Random(f"{name} {steps}"))
         assert text is not None
         rule.validate(json.loads(text))
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.filterwarnings("ignore::safe_integrations.errors.UnenforcedSchemaWarning")
+def test_at_any_budget_and_in_any_window_it_is_valid(name: str) -> None:
+    """Whatever models babble, and whatever the lookahead."""
+    schema, is_enforced = SCHEMAS[name]
+    random = Random(name)
+    options = GenerationConfig(
+        response_format=JsonSchema(schema=schema),
+        temperature=random.choice([0, 1.5]),
+        seed=random.randrange(2**32),
+    )
+    constraint = constraint_for(options)
+    assert constraint is not None
+    way = find_way(constraint.cursor(DRAFTER.tokens), DRAFTER.tokens, b"")
+    assert way is not None
+    tight = random.random() < 0.5
+    VERIFIER.context_window = 1 + len(way.text) + random.randrange(12) if tight else 4096
+    budget = len(way.ids) + random.randrange(12)
+    config = EnsembleConfig(mode=random.choice(["safe", "every-token"]), lookahead=16)
+    results = [
+        SafeEngine(DRAFTER, [VERIFIER], made).complete(
+            "x", options.model_copy(update={"max_tokens": budget})
+        )
+        for made in (config, config.model_copy(update={"lookahead": 1}))
+    ]
+    assert results[0].pieces == results[1].pieces
+    assert results[0].statistics.tokens <= budget
+    assert (results[0].finish_reason == "length") == bool(results[0].statistics.closed)
+    enforced = json.loads(split(schema, "schema").enforced)
+    validator(schema if is_enforced else enforced).validate(json.loads(results[0].text))
+
+
+def babbling(seed: int, words: list[bytes]) -> Script:
+    """A model that has an opinion on every token, and none that lasts."""
+    letters = [bytes([b]) for b in range(32, 127)] + [b"\xc3", b"\xa9"]
+
+    @cache
+    def script(text: bytes) -> Mapping[bytes, float]:
+        return {t: chance(seed, text, t) ** 4 for t in [*letters, *words, END]}
+
+    return script
+
+
+WORDS = [b'": "', b'", "', b'"}', b"]}", b"12", b'a"', b'{"v": ', b"null", b"\xc3\xa9"]
+DRAFTER = ScriptedMember("drafter", WORDS, babbling(1, WORDS))
+VERIFIER = ScriptedMember("verifier", WORDS[5:], babbling(2, WORDS[5:]))
 
 
 @pytest.mark.parametrize("name", [name for name, (_, whole) in SCHEMAS.items() if not whole])

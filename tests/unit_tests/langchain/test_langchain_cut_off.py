@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.langchain import ChatSafe
-from tests.cut_off import CALL, LENGTHS, PATH, SMALLEST, STOPS, WHOLE, left
+from tests.cut_off import CALL, LENGTHS, PATH, SMALLEST, STOPS, WHOLE, left, merging
 
 pytest.importorskip("llguidance")
 
@@ -78,6 +78,25 @@ def test_a_call_that_max_tokens_cuts_is_no_call(way: str, choice: str) -> None:
             "length" if length <= len(CALL) else "tool_calls"
         )
         assert not whole or not message.invalid_tool_calls
+
+
+def test_tokens_that_reach_over_a_quote_are_no_way_out() -> None:
+    """Carried out with the whole path or not at all, also where a model's tokens merge."""
+    for members in (merging(), merging()[::-1]):
+        model = ChatSafe(drafter=members[0], verifiers=members[1:])
+        bound, done = model.bind_tools([delete], tool_choice="any"), []
+        for length in range(1, len(CALL)):
+            deleted.clear()
+            try:
+                message = bound.invoke("x", max_tokens=length)
+            except InvalidArgumentError:
+                continue
+            for call in message.tool_calls:
+                delete.invoke(call)
+            done.append([*deleted])
+        whole = done.index([PATH])
+        assert done == [[]] * whole + [[PATH]] * (len(done) - whole)
+        assert 5 < whole < len(done)
 
 
 @pytest.mark.parametrize("way", ["invoke", "astream"])

@@ -18,7 +18,7 @@ from scripted_llms import says
 
 from safe_integrations.errors import IncompleteAnswerError
 from safe_integrations.llama_index import SafeCallError, SafeLLM
-from tests.cut_off import CALL, LENGTHS, PATH, SMALLEST, STOPS, WHOLE, left
+from tests.cut_off import CALL, LENGTHS, PATH, SMALLEST, STOPS, WHOLE, left, merging
 
 pytest.importorskip("llguidance")
 
@@ -124,6 +124,24 @@ def test_predict_and_call_carries_out_whole_calls_only(tool_required: bool, erro
         else:
             assert CALL.startswith(run().response)
         assert deleted == ([PATH] if whole else []), length
+
+
+def test_tokens_that_reach_over_a_quote_are_no_way_out() -> None:
+    """Carried out with the whole path or not at all, also where a model's tokens merge."""
+    for members in (merging(), merging()[::-1]):
+        llm, done = SafeLLM(drafter=members[0], verifiers=members[1:]), []
+        for length in range(1, len(CALL)):
+            deleted.clear()
+            try:
+                llm.predict_and_call([TOOL], "x", tool_required=True, max_tokens=length)
+            except SafeCallError:
+                continue  # not even the smallest call fits
+            except IncompleteAnswerError:
+                assert deleted == []
+            done.append([*deleted])
+        whole = done.index([PATH])
+        assert done == [[]] * whole + [[PATH]] * (len(done) - whole)
+        assert 5 < whole < len(done)
 
 
 @pytest.mark.parametrize("way", ["predict_and_call", "apredict_and_call"])
