@@ -11,6 +11,8 @@ import re
 from itertools import combinations, permutations
 from typing import Any, Final
 
+from safe_integrations.structure.classes import LOCAL_TIME
+
 Schema = dict[str, Any]
 
 _MANY: Final = 400
@@ -18,9 +20,6 @@ _MANY: Final = 400
 
 _DEPTH: Final = 4
 """How far references and compositions are followed."""
-
-LOCAL_TIME: Final = "date-time-local"
-"""The format of times that must not have an offset."""
 
 _HEX: Final = "[0-9a-fA-F]"
 _BASE64: Final = "^(?:[{0}]{{4}})*(?:[{0}]{{2}}==|[{0}]{{3}}=)?$"
