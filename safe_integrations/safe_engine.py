@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
-from safe_integrations.engine.closing import Ways
+from safe_integrations.engine.closing import Window, find_way
 from safe_integrations.engine.events import Event
 from safe_integrations.engine.loop import write
-from safe_integrations.engine.model import Limits, Member, never
+from safe_integrations.engine.model import Cursor, Limits, Member, never
 from safe_integrations.errors import ContextWindowError, InvalidArgumentError
 from safe_integrations.messages import as_messages
 from safe_integrations.models.load import ModelSource, load_member, with_defaults
@@ -91,15 +91,7 @@ class SafeEngine:
             if len(prompt) >= member.context_window:
                 raise ContextWindowError(member.name, len(prompt), member.context_window)
         if cursors[0] is not None:
-            room = self.drafter.context_window - len(prompts[0])
-            needed = Ways(cursors[0], self.drafter.tokens, room).smallest
-            if needed > options.max_tokens:
-                remedy = f"an answer of this form needs at least {needed}"
-                raise InvalidArgumentError("max_tokens", options.max_tokens, remedy)
-            if needed > room:
-                raise ContextWindowError(
-                    self.drafter.name, len(prompts[0]), self.drafter.context_window
-                )
+            _check_room(members, prompts, cursors[0], options)
         return write(members, prompts, cursors, self.config, options, self.weights, cancel)
 
     def complete(self, messages: object, options: GenerationConfig | None = None) -> Result:
@@ -117,6 +109,28 @@ class _Renamed:
         self.render = member.render
         self.start = member.start
         self.limits = member.limits
+
+
+def _check_room(
+    members: Sequence[Member],
+    prompts: Sequence[Sequence[int]],
+    cursor: Cursor,
+    options: GenerationConfig,
+) -> None:
+    """Refuses budgets and windows that cannot hold the smallest answer that is known."""
+    tokens = members[0].tokens
+    way = find_way(cursor, tokens, b"")
+    if way is None:
+        return
+    needed = len(way.ids)
+    if needed > options.max_tokens:
+        remedy = f"an answer of this form needs at least {needed}"
+        raise InvalidArgumentError("max_tokens", options.max_tokens, remedy)
+    for nth, (member, prompt) in enumerate(zip(members, prompts, strict=True)):
+        room = member.context_window - len(prompt)
+        fits = Window(member.tokens, room, tokens).holds(b"", 0, way) if nth else needed <= room
+        if not fits:
+            raise ContextWindowError(member.name, len(prompt), member.context_window)
 
 
 def _check_limits(

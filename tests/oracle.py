@@ -14,7 +14,7 @@ It uses the protocol of a member (`render`, `start`, `score`, `close`), a token 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import fsum, inf, prod
 from os.path import commonprefix
@@ -28,6 +28,9 @@ from safe_integrations.messages import as_messages
 
 BEST = b']}",20134567891-:TZ/.@ntf[{ax'
 """Bytes that lead out of a structure, the best first; then all others by their value."""
+
+Way = tuple[bytes, list[int]]
+"""A text that ends a choice, and its tokens, with END."""
 
 RIGHT_CONTEXT = 48
 """Bytes after which a token counts as settled even where no boundary is hard."""
@@ -221,44 +224,78 @@ class Oracle:
 
     # The budget
 
-    def smallest(self) -> int:
-        """Tokens of the shortest way through the choices from the beginning, END included."""
-        return len(self._way([])[1])
+    def smallest(self) -> tuple[bytes, int]:
+        """The shortest way through the choices that is known, and its tokens, END included."""
+        text, ids = self._search(b"")
+        return text, len(ids)
 
-    def _way(self, ids: Sequence[int]) -> tuple[bytes, list[int]]:
-        """The way to the end behind some tokens: its text, and its tokens with END.
+    def _way(self, ids: Sequence[int]) -> Way:
+        """The way to the end behind some tokens: the first that fits of all that are tried."""
+        tried = list(self._ways(ids))
+        return next((way for way in tried if self._holds(ids, way)), tried[0])
 
-        A token that is the next one of the way before leaves the rest of that way. Else the text
-        is looked for byte by byte, and tokenised if it is not the same as before.
-        """
-        text, before = self._text(ids), None
+    def _ways(self, ids: Sequence[int]) -> Iterator[Way]:
+        """What is left of the way behind the token before, or all of it if it still ends a choice;
+        else the best way from here, and what is left of the best way from the token before."""
+        text = self._text(ids)
+        assert self.choices is not None
         if ids:
-            before = self._way(ids[:-1])
-            if before[1][0] == ids[-1]:
-                return before[0][len(self._symbol(ids[-1])) :], before[1][1:]
+            out, tokens = self._way(ids[:-1])
+            last = self._symbol(ids[-1])
+            if tokens[0] == ids[-1]:
+                yield out[len(last) :], tokens[1:]
+            elif out.startswith(last):
+                yield self._tokens(out[len(last) :])
+            elif text + out in self.choices:
+                yield out, tokens
+        yield self._search(text)
+        if ids:
+            out, tokens = self._search(text[: -len(last)])
+            if tokens[0] == ids[-1]:
+                yield out[len(last) :], tokens[1:]
+
+    def _search(self, text: bytes) -> Way:
+        """Byte by byte, the best first."""
         out = b""
         assert self.choices is not None
         while text + out not in self.choices:
             ahead = [c for c in self.choices if c.startswith(text + out)]
             at = len(text + out)
             out += bytes([min((c[at] for c in ahead), key=lambda b: (BEST.find(b) % 256, b))])
-        if before is not None and before[0] == out:
-            return before
+        return self._tokens(out)
+
+    def _tokens(self, text: bytes) -> Way:
         vocabulary = self.vocabularies[0]
-        return out, [*vocabulary.encode(out), vocabulary.table.end_id]
+        return text, [*vocabulary.encode(text), vocabulary.table.end_id]
+
+    def _holds(self, ids: Sequence[int], way: Way) -> bool:
+        """Whether there is room for a way: in the budget, and in every verifier's window."""
+        text, fits = self._text(ids), [len(ids) + len(way[1]) <= self.budget]
+        for nth, vocabulary in list(enumerate(self.vocabularies))[1:]:
+            if self.shares[nth]:
+                needed = len(ids) + len(way[1]) - 1
+            else:  # what may yet be tokenised otherwise may become as many tokens as bytes
+                settled, needed, rest = vocabulary.settled_until(text) if text else 0, 0, len(text)
+                for token in vocabulary.encode(text):
+                    if len(text) - rest + len(vocabulary.symbols[token] or b"") <= settled:
+                        rest -= len(vocabulary.symbols[token] or b"")
+                        needed += 1
+                needed += rest + len(way[0])
+            fits.append(needed <= self.rooms[nth])
+        return all(fits)
 
     def _within(self, ids: Sequence[int], new: Sequence[int]) -> bool:
         """Whether the way to the end fits behind new tokens."""
         if self.choices is None or self._symbol(new[0]) == END:
             return True
-        after = [*ids, *new]
-        return len(after) + len(self._way(after)[1]) <= self.budget
+        return self._holds([*ids, *new], self._way([*ids, *new]))
 
     def _closing(self, ids: Sequence[int]) -> tuple[int, str]:
         """The first token of the way to the end, and whether the choices forced it anyway."""
-        token = self._way(ids)[1][0]
         assert self.choices is not None
         text = self._text(ids)
+        direct = self._search(text)
+        token = (direct if self._holds(ids, direct) else self._way(ids))[1][0]
         ahead = [choice for choice in self.choices if choice.startswith(text)]
         if self._symbol(token) == END:
             return token, "forced" if ahead == [text] else "closed"
@@ -273,16 +310,18 @@ class Oracle:
             return
         forced = self._forced(self.ids)
         if forced:
-            fits = self._within(self.ids, forced[:1])
-            return self._accept(*((forced[0], "forced") if fits else self._closing(self.ids)))
+            if not self._within(self.ids, forced[:1]):
+                return self._close(forced[0])
+            return self._accept(forced[0], "forced")
         if self.config.mode == "every-token":
             expected = self._ask(0, self.ids)
             if not self._within(self.ids, [expected.best]):
-                return self._accept(*self._closing(self.ids))
+                return self._close(expected.best)
             self._ensemble(expected.best, [expected, *self._after(self._text(self.ids))])
             return
-        if not self._within(self.ids, [self._ask(0, self.ids).best]):
-            return self._accept(*self._closing(self.ids))
+        best = self._ask(0, self.ids).best
+        if not self._within(self.ids, [best]):
+            return self._close(best)
         draft, expected = self._draft()
         if expected is None:
             self.out.finish_reason = "length"
@@ -426,6 +465,12 @@ class Oracle:
     def _accept(self, token_id: int, verdict: str) -> None:
         self._put([token_id], self._symbol(token_id), self._symbol(token_id), verdict)
 
+    def _close(self, wanted: int) -> None:
+        """Writes the way to the end in the place of a token that does not fit."""
+        token, verdict = self._closing(self.ids)
+        proposed = wanted if verdict == "closed" else token
+        self._put([token], self._symbol(proposed), self._symbol(token), verdict)
+
     def _put(self, ids: list[int], proposed: bytes, written: bytes, verdict: str) -> None:
         start = len(self._text(self.ids))
         self.out.judged.append(Judged(start, proposed, written, verdict))
@@ -453,13 +498,13 @@ class Oracle:
         out.tokens = sum(len(self._text(self.ids[:i])) < seen for i in range(len(self.ids)))
         if stop is None and out.finish_reason == "stop":
             out.tokens += 1
-        if stop is None and any(j.verdict == "closed" for j in out.judged):
-            out.finish_reason = "length"
         out.judged = [
             j
             for j in out.judged
             if j.start < len(out.data) or (j.start == len(out.data) and j.written == END)
         ]
+        if any(j.verdict == "closed" for j in out.judged):
+            out.finish_reason = "length"
         return out
 
     def _ask(self, nth: int, ids: Sequence[int]) -> Expectation:

@@ -43,4 +43,4 @@ def ensemble_always(
         (expected,) = model.score(model.segments.ids, count)
         distributions.append(model.shaped(expected, count))
     draft.write(last.id, last.token)
-    return [*pieces, draft.within_budget(judge.ensemble(last, distributions))], overflow
+    return [*pieces, draft.within_budget(last, judge.ensemble(last, distributions))], overflow

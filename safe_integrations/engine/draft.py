@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from safe_integrations.engine.closing import Ways
+from safe_integrations.engine.closing import Ways, Window
 from safe_integrations.engine.events import Piece, Verdict
 from safe_integrations.engine.model import Distribution
 from safe_integrations.engine.tokens import END
@@ -21,14 +21,14 @@ class Step:
         id: Its id.
         token: Its bytes, or END.
         expected: What the drafter expected there; None where nothing else was allowed.
-        closed: Whether it was written to end within the budget.
+        instead_of: What the drafter wanted, where it was written to end within the budget.
     """
 
     start: int
     id: int
     token: bytes
     expected: Distribution | None
-    closed: bool = False
+    instead_of: bytes | None = None
 
 
 class Draft:
@@ -36,6 +36,7 @@ class Draft:
 
     Args:
         drafter: The model that writes; its view grows and shrinks with the text.
+        verifiers: The others, whose windows must hold the text as well.
         budget: Most tokens of the answer, in the drafter's tokens.
 
     Attributes:
@@ -43,13 +44,14 @@ class Draft:
         steps: The draft: tokens that have not been judged yet.
     """
 
-    def __init__(self, drafter: View, budget: int) -> None:
+    def __init__(self, drafter: View, verifiers: Sequence[View], budget: int) -> None:
         self.text = bytearray()
         self.steps: list[Step] = []
         self._view = drafter.segments
         self._tokens = drafter.tokens
         self._budget = budget
-        self._ways = Ways(drafter.cursor, drafter.tokens, budget)
+        windows = [Window(model.tokens, model.room, drafter.tokens) for model in verifiers]
+        self._ways = Ways(drafter.cursor, drafter.tokens, budget, windows)
         self._unchanged = 0
 
     @property
@@ -78,23 +80,25 @@ class Draft:
         Returns:
             The bytes of what was written, or END.
         """
-        closed = False
-        if token_id != self._tokens.end_id and not self._ways.fit(self.ids, [token_id]):
-            token_id, closed = self._ways.first(self.ids)
-            expected = None
+        instead_of = None
+        text = bytes(self.text)
+        if token_id != self._tokens.end_id and not self._ways.fit(text, self.ids, [token_id]):
+            wanted = self._tokens.symbol(token_id)
+            token_id, closed = self._ways.first(text, self.ids)
+            instead_of, expected = wanted if closed else None, None
         token = self._tokens.symbol(token_id)
-        self.steps.append(Step(len(self.text), token_id, token, expected, closed))
+        self.steps.append(Step(len(self.text), token_id, token, expected, instead_of))
         self.write(token_id, token)
         return token
 
-    def within_budget(self, piece: Piece) -> Piece:
-        """A verdict, or what must be written in its place to end within the budget."""
-        if piece.written in (piece.proposed, END):
+    def within_budget(self, step: Step, piece: Piece) -> Piece:
+        """The verdict on a step, or what must be written instead to end within the budget."""
+        if piece.written in (step.token, END):
             return piece
-        ids = self.ids[: self._count(piece.start)]
-        if self._ways.fit(ids, self._tokens.pieces(piece.written)):
+        text, ids = bytes(self.text[: piece.start]), self.ids[: self._count(piece.start)]
+        if self._ways.fit(text, ids, self._tokens.pieces(piece.written)):
             return piece
-        token = self._tokens.symbol(self._ways.first(ids)[0])
+        token = self._tokens.symbol(self._ways.first(text, ids)[0])
         end = piece.start + (0 if token == END else len(token))
         return replace(piece, end=end, written=token, verdict=Verdict.CLOSED, candidates=())
 
@@ -103,6 +107,10 @@ class Draft:
         step = self.steps.pop()
         self.cut(step.start)
         return step
+
+    def differs(self, pieces: Sequence[Piece]) -> bool:
+        """Whether the last verdict writes something else than stands in the draft."""
+        return bool(pieces) and pieces[-1].written != self.steps[len(pieces) - 1].token
 
     def keep(self, count: int) -> None:
         """The first tokens of the draft are judged, and stand."""

@@ -82,8 +82,8 @@ class Piece:
         start: Offset in the answer, in bytes.
         end: Where it ends, in bytes.
         written: Its bytes, or END.
-        proposed: The drafter's token for this place. Differs from `written` when CHANGED, and at
-            times when CLOSED.
+        proposed: The drafter's token for this place. Differs from `written` when CHANGED, and
+            mostly when CLOSED.
         verdict: Why it stands.
         votes: One per model, drafter first. Empty where nobody was asked.
         candidates: Best first. Empty where nothing was merged.
@@ -107,7 +107,7 @@ class Piece:
 
     @property
     def replaces(self) -> bool:
-        """Whether something else than the drafted token was written."""
+        """Whether something else was written than the drafter wanted."""
         return self.written != self.proposed
 
 

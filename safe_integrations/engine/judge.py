@@ -72,7 +72,7 @@ class Judge:
         `opinions` are None where it is not safe to ask (Eq. 1), or nobody is there to be asked.
         """
         if step.expected is None:
-            return _kept(step, Verdict.CLOSED if step.closed else Verdict.FORCED)
+            return _kept(step, Verdict.FORCED if step.instead_of is None else Verdict.CLOSED)
         if opinions is None:
             return _kept(step, Verdict.UNSAFE if self._models[1:] else Verdict.UNVERIFIED)
         own, distributions = [step.id], [step.expected]
@@ -127,4 +127,4 @@ class Judge:
 
 def _kept(step: Step, verdict: Verdict, votes: tuple[Vote, ...] = ()) -> Piece:
     end = step.start + (0 if step.token == END else len(step.token))
-    return Piece(step.start, end, step.token, step.token, verdict, votes)
+    return Piece(step.start, end, step.token, step.instead_of or step.token, verdict, votes)

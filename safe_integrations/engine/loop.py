@@ -93,7 +93,7 @@ class _Loop:
     ) -> None:
         seed = secrets.randbits(64) if options.seed is None else options.seed
         self.models, self.verifiers = models, models[1:]
-        self.draft = Draft(models[0], min(options.max_tokens, models[0].room))
+        self.draft = Draft(models[0], models[1:], min(options.max_tokens, models[0].room))
         self.drafter = Drafter(models[0], self.draft, config, options, seed)
         self.judge = Judge(models, config, weights, options, seed)
         self.stream = TextStream(options.stop)
@@ -118,7 +118,7 @@ class _Loop:
             pieces, overflow = self.walk()
 
             # Accept what stands; roll back to the first token that does not.
-            changed = bool(pieces) and pieces[-1].replaces
+            changed = self.draft.differs(pieces)
             dropped = overflow
             if changed:
                 dropped += self.draft.replace(pieces[-1])
@@ -156,8 +156,8 @@ class _Loop:
         pieces: list[Piece] = []
         for step in steps:
             piece = self.judge.judge(step, opinions.get(step.start))
-            pieces.append(self.draft.within_budget(piece))
-            if pieces[-1].replaces:
+            pieces.append(self.draft.within_budget(step, piece))
+            if self.draft.differs(pieces):
                 break
         return pieces, overflow
 
@@ -247,10 +247,11 @@ class _Loop:
         s.tokens = self.draft.tokens_before(self.stream.read if stopped_at is None else stopped_at)
         if reason == "stop" and stopped_at is None:
             s.tokens += 1  # END
-        cursor = self.models[0].cursor
-        if cursor is not None and self.closed and stopped_at is None:
-            reason, s.closed_at = "length", self.closed[0][0]
-            s.cut = cursor.cut(bytes(self.draft.text), self.closed)
+        cursor, shown = self.models[0].cursor, self.stream.shown
+        closed = [span for span in self.closed if span[0] < shown or stopped_at is None]
+        if cursor is not None and closed:
+            reason, s.closed_at = "length", closed[0][0]
+            s.cut = cursor.cut(bytes(self.draft.text[:shown]), closed)
         return Finished(reason, self.stream.shown, s)
 
 

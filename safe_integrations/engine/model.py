@@ -181,6 +181,10 @@ class Cursor(Protocol):
         """A short text that ends the grammar behind a text; None where none is known."""
         ...
 
+    def ends(self, text: bytes, way: bytes) -> bool:
+        """Whether a text ends the grammar behind another text; cheap."""
+        ...
+
     def cut(self, text: bytes, spans: Sequence[tuple[int, int]]) -> list[str]:
         """Which values of a whole answer are not what the models wrote.
 

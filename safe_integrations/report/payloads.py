@@ -75,12 +75,13 @@ def round_of(event: Verified) -> list[list[Any]]:
     Messages are kept in checkpoints and sent to tracers, so every byte counts.
 
     Returns:
-        For tokens in a row with one verdict `[verdict, token, token, ...]`; for an ensembled piece
-        the values of its fields, those of its votes (without the model) and of its candidates.
+        For tokens in a row that are the drafter's, with one verdict, `[verdict, token, ...]`; for
+        any other piece the values of its fields, those of its votes (without the model) and of its
+        candidates.
     """
     entries: list[list[Any]] = []
     for piece in event.pieces:
-        if piece.ensembled:
+        if piece.ensembled or piece.replaces:
             row = dict(zip(_hints(Piece), dump(piece, rows=True), strict=True))
             row["votes"] = [vote[1:] for vote in row["votes"]]
             entries.append(list(row.values()))

@@ -14,12 +14,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from os.path import commonprefix
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from safe_integrations.engine.tokens import END, TokenTable
+from safe_integrations.engine.tokens import END, TokenTable, common_prefix
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -81,9 +80,18 @@ class Closing:
             self._ways[text] = next((way for way in ways if way is not None), None)
         return self._ways[text]
 
+    def ends(self, text: bytes, way: bytes) -> bool:
+        """Whether a text ends the grammar behind another text: much cheaper than a search."""
+        if not self._go_to(text):
+            return False
+        if not way:
+            return self._matcher.is_accepting()
+        taken = self._matcher.validate_tokens([*way, BYTES.end_id])
+        return taken > len(way) and not self._lost()
+
     def _go_to(self, text: bytes) -> bool:
         """Moves the matcher; False where the text leaves the grammar."""
-        shared = len(commonprefix([self._text, text]))
+        shared = common_prefix(self._text, text)
         self._matcher.rollback(len(self._text) - shared)
         taken = self._matcher.try_consume_tokens(list(text[shared:]))
         self._text = text[: shared + taken]

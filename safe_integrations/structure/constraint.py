@@ -179,6 +179,11 @@ class Cursor:
         closing = self._closing()
         return None if closing is None else closing.way(text)
 
+    def ends(self, text: bytes, way: bytes) -> bool:
+        """Whether a text ends the grammar behind another text."""
+        closing = self._closing()
+        return closing is not None and closing.ends(text, way)
+
     def cut(self, text: bytes, spans: Sequence[tuple[int, int]]) -> list[str]:
         """JSON pointers of the values that the budget cut or made up, out of where it wrote."""
         return cut_values(text, spans)

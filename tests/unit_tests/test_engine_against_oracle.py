@@ -21,7 +21,7 @@ from safe_integrations.engine.events import (
     Verified,
 )
 from safe_integrations.engine.tokens import END
-from safe_integrations.errors import InvalidArgumentError
+from safe_integrations.errors import ContextWindowError, InvalidArgumentError
 from safe_integrations.report.result import Result
 from safe_integrations.testing import ScriptedMember
 
@@ -53,20 +53,25 @@ def run(
 
 def accounts_balance(events: list[Event]) -> None:
     """Every drafted token is judged and kept, dropped, or still pending; statistics agree."""
-    folded, pending = Statistics(), 0
+    folded, draft = Statistics(), list[bytes]()
     for event in events:
         folded.add(event)
         if isinstance(event, Drafted):
-            available = pending + len(event.tokens)
+            draft += event.tokens
         elif isinstance(event, Verified):
-            now = [p.verdict for p in event.pieces]
-            rejected = sum(piece.replaces for piece in event.pieces)
-            assert available == len(now) - rejected + event.dropped + event.pending
+            judged = len(event.pieces)
+            stand = [p.written == t for p, t in zip(event.pieces, draft, strict=False)]
+            assert False not in stand[:-1], "nothing is judged behind a rejected token"
+            rejected = stand.count(False)
+            assert len(draft) == judged - rejected + event.dropped + event.pending
             assert rejected <= min(1, event.dropped)
-            told = [piece.replaces for piece in event.pieces]
-            assert True not in told[:-1], "nothing is judged behind a changed token"
-            assert all(p.replaces for p in event.pieces if p.verdict is Verdict.CHANGED)
-            pending = event.pending
+            kept_or_closed = {p.verdict for p in event.pieces if not p.replaces}
+            assert Verdict.CHANGED not in kept_or_closed
+            assert {p.verdict for p in event.pieces if p.replaces} <= {
+                Verdict.CHANGED,
+                Verdict.CLOSED,
+            }
+            draft = draft[judged : judged + event.pending]
     told = events[-1]
     assert isinstance(told, Finished)
     assert counts(told.statistics) == counts(folded)
@@ -173,7 +178,7 @@ def test_under_a_constraint_it_writes_what_the_oracle_writes(data: st.DataObject
     )
     config = data.draw(configs(len(world.vocabularies)))
     members = [ready_for(m, texts) for m in world.members()]
-    smallest = smallest_of(members, config, limits)
+    _, smallest = smallest_of(members, config, limits)
     limits = limits.model_copy(update={"max_tokens": smallest + limits.max_tokens - 1})
     check(world, config, limits, data.draw(st.integers(1, 16)), members)
 
@@ -188,26 +193,57 @@ def test_at_every_budget_it_closes_as_the_oracle_does(data: st.DataObject) -> No
     mode = data.draw(st.sampled_from(["safe", "safe", "every-token", "drafter-only"]))
     config = data.draw(configs(len(world.vocabularies), mode=mode))
     members = [ready_for(m, texts) for m in world.members()]
-    smallest = smallest_of(members, config, form)
+    _, smallest = smallest_of(members, config, form)
     with pytest.raises(InvalidArgumentError, match=f"needs at least {smallest}"):
         engine_of(members, config).generate("Go.", form.model_copy(update={"max_tokens": 0}))
     for budget in range(smallest, smallest + 6):
         limits = form.model_copy(update={"max_tokens": budget})
-        outcome = expected(members, config, limits)
-        for lookahead in {config.lookahead, data.draw(st.integers(1, 16))}:
-            result, text = run(members, config.model_copy(update={"lookahead": lookahead}), limits)
-            assert_same(outcome, result, text)
-            assert result.text in texts and result.statistics.tokens <= budget
-            closed = [piece.start for piece in result.pieces if piece.verdict is Verdict.CLOSED]
-            assert result.statistics.closed_at == (closed[0] if closed else None)
-            assert (result.finish_reason == "length") == bool(closed)
+        closes(members, config, limits, texts, data.draw(st.integers(1, 16)))
+
+
+@settings(ci, max_examples=100)
+@given(st.data())
+def test_in_every_window_it_closes_as_the_oracle_does(data: st.DataObject) -> None:
+    """A verifier's window that fills up is a budget as well."""
+    world = data.draw(worlds(models=st.integers(2, 3), length=(6, 16)))
+    texts = data.draw(choices(world.plan.decode()))
+    limits = GenerationConfig(response_format=Choice(options=tuple(texts)))
+    mode = data.draw(st.sampled_from(["safe", "safe", "every-token"]))
+    config = data.draw(configs(len(world.vocabularies), mode=mode))
+    members = [ready_for(m, texts) for m in world.members()]
+    way, smallest = smallest_of(members, config, limits)
+    narrow = members[data.draw(st.integers(1, len(members) - 1))]
+    needed = smallest - 1 if narrow.tokens.same_tokens(members[0].tokens) else len(way)
+    narrow.context_window = needed  # the prompt is one token
+    with pytest.raises(ContextWindowError, match=narrow.name):
+        engine_of(members, config).generate("Go.", limits)
+    for room in range(needed, needed + 6):
+        narrow.context_window = 1 + room
+        closes(members, config, limits, texts, data.draw(st.integers(1, 16)))
+
+
+def closes(
+    members: list[ScriptedMember],
+    config: EnsembleConfig,
+    limits: GenerationConfig,
+    texts: list[str],
+    other: int,
+) -> None:
+    """A whole choice is written, as the oracle does; it tells what the budget wrote of it."""
+    outcome = expected(members, config, limits)
+    for lookahead in {config.lookahead, other}:
+        result, text = run(members, config.model_copy(update={"lookahead": lookahead}), limits)
+        assert_same(outcome, result, text)
+        assert result.text in texts and result.statistics.tokens <= limits.max_tokens
+        closed = [piece.start for piece in result.pieces if piece.verdict is Verdict.CLOSED]
+        assert result.statistics.closed_at == (closed[0] if closed else None)
+        assert (result.finish_reason == "length") == bool(closed)
 
 
 def smallest_of(
     members: list[ScriptedMember], config: EnsembleConfig, options: GenerationConfig
-) -> int:
-    oracle = Oracle(members, config, options)
-    return oracle.smallest()
+) -> tuple[bytes, int]:
+    return Oracle(members, config, options).smallest()
 
 
 @st.composite
