@@ -142,18 +142,18 @@ measured on {date.today()} with {os.cpu_count()} cores, by `make structures MASK
 
 What llguidance drops when it is lenient is said in a warning and checked by nobody.
 
-Random answers, {len(_STEPS)} a schema: {", ".join(map(str, _STEPS))} random bytes, then the way to
-the end that is taken where `max_tokens` leaves no more room. *strict*: validated by the schema as it
-was given; *checked*: by the part that is enforced. *open*: no way to the end was found.
+Random answers, {len(_STEPS)} a schema: {", ".join(map(str, _STEPS))} random bytes, then the way
+to the end that is taken where `max_tokens` leaves no more room. *strict*: validated by the schema
+as it was given; *checked*: by the part that is enforced. *open*: no way to the end was found.
 
 | schemas | valid | open | invalid |
 | --- | ---: | ---: | ---: |
 {walks("strict")} |
 {walks("checked")} |
 
-jsonschema checks; whether a number is a multiple of another is computed exactly, for by floats 12.12
-is no multiple of 0.01. {fates["endless"]} more schemas are enforced as a whole, but no answer of at
-most 16,384 bytes was found that ends: `strict=True` refuses these, too.
+jsonschema checks; whether a number is a multiple of another is computed exactly, for by floats
+618234.2 is no multiple of 0.01. {fates["endless"]} more schemas are enforced as a whole, but no
+answer of at most 16,384 bytes was found that ends: `strict=True` refuses these, too.
 
 | time, once per process and schema | median | 99 % | most |
 | --- | ---: | ---: | ---: |
