@@ -83,9 +83,9 @@ class Window:
 class Ways:
     """The way to the end behind every token of an answer.
 
-    One is looked for where the answer has left the way before it. It need not be the shortest: where
-    it has become too long for the room that is left, another one is looked for. All that is decided
-    depends on the tokens before a place only, never on how far was drafted.
+    One is looked for where the answer has left the way before it. It need not be the shortest:
+    where it has become too long for the room that is left, another one is looked for. All that is
+    decided depends on the tokens before a place only, never on how far was drafted.
 
     Args:
         cursor: The drafter's way through the grammar; None where any text will do.

@@ -85,8 +85,9 @@ class Closing:
         if not self._go_to(text):
             return False
         if not way:
-            return self._matcher.is_accepting()
-        taken = self._matcher.validate_tokens([*way, BYTES.end_id])
+            accepting: bool = self._matcher.is_accepting()
+            return accepting
+        taken: int = self._matcher.validate_tokens([*way, BYTES.end_id])
         return taken > len(way) and not self._lost()
 
     def _go_to(self, text: bytes) -> bool:
