@@ -8,9 +8,7 @@ from math import inf
 from time import monotonic
 from typing import Annotated, Any, Final
 
-from pydantic import Field, PydanticUserError, TypeAdapter
-from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
-from pydantic_core.core_schema import DatetimeSchema
+from pydantic import Field
 
 from safe_integrations.adapters.answer import Begun
 from safe_integrations.config import (
@@ -29,8 +27,9 @@ from safe_integrations.errors import GenerationCancelled, InvalidArgumentError, 
 from safe_integrations.messages import Message
 from safe_integrations.report.tracing import GenerationSpan
 from safe_integrations.safe_engine import SafeEngine as SafeEngine
+from safe_integrations.structure.classes import LOCAL_TIME as LOCAL_TIME
+from safe_integrations.structure.classes import schema_of as schema_of
 from safe_integrations.structure.closed import closed
-from safe_integrations.structure.rewriting import LOCAL_TIME
 
 _ENSEMBLE: Final = frozenset(EnsembleConfig.model_fields)
 _GENERATION: Final = frozenset(GenerationConfig.model_fields)
@@ -269,27 +268,3 @@ def read_format(given: Any, as_schema: Callable[[type], dict[str, Any]]) -> Any:
         'pass a pydantic class, {"type": "json_schema", "json_schema": {"schema": {...}}}, '
         '{"type": "json_object"}, or a JsonSchema, Regex, Grammar or Choice',
     )
-
-
-class _Schemas(GenerateJsonSchema):
-    """As pydantic's, but times that must not have an offset are told from those that must."""
-
-    def datetime_schema(self, schema: DatetimeSchema) -> JsonSchemaValue:
-        if schema.get("tz_constraint") == "naive":
-            return {"type": "string", "format": LOCAL_TIME}
-        return super().datetime_schema(schema)
-
-
-def schema_of(kind: Any) -> dict[str, Any]:
-    """The JSON schema of a pydantic model, a TypedDict, a dataclass or the like.
-
-    Raises:
-        InvalidArgumentError: Pydantic cannot describe it; before Python 3.12 it needs the
-            `TypedDict` of `typing_extensions`.
-    """
-    try:
-        describe = getattr(kind, "model_json_schema", None) or TypeAdapter(kind).json_schema
-        schema: dict[str, Any] = describe(schema_generator=_Schemas)
-        return schema
-    except PydanticUserError as error:
-        raise InvalidArgumentError("schema", kind, error.message) from None

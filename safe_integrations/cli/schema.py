@@ -93,7 +93,7 @@ def _show(
 
 
 def _read(source: str) -> dict[str, Any]:
-    from safe_integrations.adapters.request import schema_of
+    from safe_integrations.structure.classes import schema_of
 
     module, colon, name = source.rpartition(":")
     if not colon or Path(source).exists():

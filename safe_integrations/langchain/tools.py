@@ -12,9 +12,8 @@ from typing import Any, cast
 from langchain_core.tools import BaseTool, StructuredTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 
-from safe_integrations.adapters.request import openai_function, schema_of
+from safe_integrations.adapters.request import LOCAL_TIME, openai_function, schema_of
 from safe_integrations.errors import InvalidArgumentError
-from safe_integrations.structure.rewriting import LOCAL_TIME
 
 AnyTool = Mapping[str, Any] | type | Callable[..., Any] | BaseTool
 

@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-from itertools import combinations, permutations
+from itertools import combinations
 from typing import Any, Final
+
+from safe_integrations.structure.classes import LOCAL_TIME
 
 Schema = dict[str, Any]
 
-_MANY: Final = 400
-"""Alternatives that one keyword may become."""
-
 _DEPTH: Final = 4
 """How far references and compositions are followed."""
-
-LOCAL_TIME: Final = "date-time-local"
-"""The format of times that must not have an offset."""
 
 _HEX: Final = "[0-9a-fA-F]"
 _BASE64: Final = "^(?:[{0}]{{4}})*(?:[{0}]{{2}}==|[{0}]{{3}}=)?$"
@@ -63,7 +59,6 @@ _NAMES: Final[dict[type, str]] = {
     **{type(None): "null", bool: "boolean", int: "integer", float: "number"},
     **{str: "string", list: "array", dict: "object"},
 }
-_TYPES: Final = set(_NAMES.values())
 _FORMS: Final[dict[str, Any]] = {
     **dict.fromkeys(("required", "allOf", "anyOf", "oneOf", "enum"), list),
     **dict.fromkeys(("properties", "patternProperties"), dict),
@@ -81,7 +76,7 @@ def rewrite(part: Schema, root: Schema) -> None:
     """Says one part of a schema, but not the parts inside it, in what the grammar knows."""
     if not well_formed(part):
         return
-    for step in (_alone, _format, _dependencies, _names, _unique, _without, _one_of, _count):
+    for step in (_format, _dependencies, _names, _one_of):
         step(part, root)
     if isinstance(part.get("pattern"), str):
         part["pattern"] = _CLASS.sub(_plain_class, part["pattern"])
@@ -116,24 +111,6 @@ def _lacks(*names: str) -> Schema:
     """No object that has all of these."""
     options: list[Schema] = [{"properties": {name: False}} for name in names]
     return options[0] if len(options) == 1 else {"anyOf": options}
-
-
-def _alone(part: Schema, root: Schema) -> None:
-    """A reference stands alone where it can: the library does not follow a circle otherwise."""
-    rules = part.get("allOf", [])
-    if (
-        len(rules) == 1
-        and isinstance(rules[0], dict)
-        and rules[0].keys() == {"$ref"}
-        and "$ref" not in part
-    ):
-        if set(part) <= {"allOf", "type"}:
-            part.update(rules[0])
-            del part["allOf"]
-    target = resolved(part, root)
-    if part.keys() == {"$ref", "type"} and isinstance(target, dict):
-        if target.get("type") == part["type"]:
-            del part["type"]
 
 
 def _format(part: Schema, root: Schema) -> None:
@@ -192,37 +169,6 @@ def _names(part: Schema, root: Schema) -> None:
         part["properties"] = {n: named.get(n, rest) if ok else False for n, ok in fits.items()}
 
 
-def _unique(part: Schema, root: Schema) -> None:
-    """Items that differ: where there are few, all the ways to write them."""
-    if part.get("uniqueItems") is False or part.get("maxItems", 2) in (0, 1):
-        part.pop("uniqueItems", None)
-    if "uniqueItems" not in part or part.get("type") != "array" or "prefixItems" in part:
-        return
-    items = resolved(part.get("items", True), root)
-    values = literals(items, root) if isinstance(items, dict) else None
-    if values is None or len(values) > 5 or set(items) - {"enum", "const", "type", *SAID}:
-        return
-    if not (_kinds(items, values) or set()) <= (_kinds({**items}, None) or _TYPES):
-        return
-    counts = range(part.get("minItems", 0), min(len(values), part.get("maxItems", _MANY)) + 1)
-    ways = [list(way) for n in counts for way in permutations(values, n)]
-    if ways and len(ways) <= _MANY:
-        for keyword in ("uniqueItems", "items", "minItems", "maxItems", "type"):
-            part.pop(keyword, None)
-        also(part, {"enum": ways})
-
-
-def _without(part: Schema, root: Schema) -> None:
-    """`not` of what an object has."""
-    rule = resolved(part.get("not"), root)
-    if not isinstance(rule, dict) or part.get("type") != "object":
-        return
-    options = rule["anyOf"] if set(rule) == {"anyOf"} else [rule]
-    if options and all(_only_required(option) for option in options):
-        del part["not"]
-        also(part, *(_lacks(*option["required"]) for option in options))
-
-
 def _one_of(part: Schema, root: Schema) -> None:
     """One of several that exclude each other is any of them."""
     options = part.get("oneOf", [])
@@ -238,28 +184,6 @@ def _one_of(part: Schema, root: Schema) -> None:
         ]
     del part["oneOf"]
     also(part, {"anyOf": options})
-
-
-def _count(part: Schema, root: Schema) -> None:
-    """How many properties: which of them, where no others can be there."""
-    named = part.get("properties")
-    if part.get("additionalProperties") is not False or not isinstance(named, dict):
-        return
-    if part.get("patternProperties") or part.get("type") != "object":
-        return
-    names = [name for name, schema in named.items() if schema is not False]
-    needed = set(part.get("required", ()))
-    least, most = part.get("minProperties", 0), part.get("maxProperties", len(names))
-    more = list(combinations([n for n in names if n not in needed], max(0, least - len(needed))))
-    less = list(combinations([n for n in names if n not in needed], max(0, len(names) - most)))
-    if not (0 < len(more) * len(less) <= 50):
-        return
-    part.pop("minProperties", None)
-    part.pop("maxProperties", None)
-    if more != [()]:
-        also(part, {"anyOf": [{"required": list(some)} for some in more]})
-    if less != [()]:
-        also(part, {"anyOf": [{"properties": dict.fromkeys(some, False)} for some in less]})
 
 
 def resolved(part: Any, root: Schema) -> Any:
@@ -350,13 +274,7 @@ def _kinds(part: Schema, values: list[Any] | None) -> set[str] | None:
 
 def _only_required(part: Any) -> bool:
     return (
-        isinstance(part, dict)
-        and bool(part.get("required"))
-        and not set(part)
-        - {
-            "required",
-            *SAID,
-        }
+        isinstance(part, dict) and bool(part.get("required")) and set(part) <= {"required", *SAID}
     )
 
 
