@@ -15,7 +15,8 @@ from itertools import product
 from os.path import commonprefix
 from typing import Any, Final
 
-Turn = dict[str, Any]
+from safe_integrations.models.shapes import Turn
+
 Render = Callable[[list[Turn], bool, Mapping[str, Any]], str | None]
 """Renders turns, with the beginning of an answer or without; None where the template refuses."""
 

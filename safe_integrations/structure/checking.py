@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import cache
-from math import isinf
+from math import inf
 from typing import Any
 
 from safe_integrations.errors import MissingDependencyError
@@ -68,7 +68,10 @@ def _exact(kind: Any) -> Any:
 
     def multiple_of(validator: Any, step: Any, value: Any, schema: Any) -> Iterator[Any]:
         if validator.is_type(value, "number"):
-            if isinf(value) or (Fraction(str(value)) / Fraction(str(step))).denominator != 1:
+            if (
+                value in (inf, -inf)
+                or (Fraction(str(value)) / Fraction(str(step))).denominator != 1
+            ):
                 yield ValidationError(f"{value!r} is not a multiple of {step}")
 
     return extend(kind, {"multipleOf": multiple_of}, format_checker=kind.FORMAT_CHECKER)

@@ -33,7 +33,6 @@ _FEW: Final = 24
 """A place with more choices lies in the text of a string: there a quote leads out."""
 
 _KINDS: Final = tuple(map(re.compile, (b"[0-9]", b"[a-z]", b"[A-Z]", b"[ -~]", b"[^ -~]")))
-_LONGEST: Final = 1 << 14  # bytes; 99 of 100 real schemas can be closed in 547
 _DIGITS: Final = frozenset("0123456789")
 _CIRCLE: Final = 1 << 10
 _SUSPECT: Final = 1 << 6
@@ -57,7 +56,11 @@ class Closing:
         matcher: The library's parser at the beginning of the grammar, over `BYTES`.
         names: What has to be written where there is a choice of names, with the quote behind it.
         words: Makes what strings may want somewhere, with the quote behind it.
+<<<<<<< .merge_file_XPKvyL
         ends: Texts that lead towards the end wherever they may follow.
+=======
+        longest: Bytes that a way has at most.
+>>>>>>> .merge_file_TofXpV
     """
 
     def __init__(
@@ -65,12 +68,20 @@ class Closing:
         matcher: LLMatcher,
         names: Sequence[bytes] = (),
         words: Callable[[], Sequence[bytes]] = tuple,
+<<<<<<< .merge_file_XPKvyL
         ends: Sequence[bytes] = (),
+=======
+        longest: int = 1 << 14,
+>>>>>>> .merge_file_TofXpV
     ) -> None:
         self._start = matcher
         self._names = names
         self._words = cache(words)
+<<<<<<< .merge_file_XPKvyL
         self._ends = ends
+=======
+        self._longest = longest
+>>>>>>> .merge_file_TofXpV
         self._matcher = matcher.deep_copy()
         self._text = b""
         self._ways: dict[bytes, bytes | None] = {}
@@ -113,9 +124,14 @@ class Closing:
         if not self._go_to(text):
             return None
         way, met = bytearray(), (_Met(), _Met())
+<<<<<<< .merge_file_XPKvyL
         while not (found := self._matcher.is_accepting()) and len(way) < _LONGEST:
             step = next(filter(self._leads_on, self._ends), b"")
             step = step or self._matcher.compute_ff_bytes() or self._choose(met, patience)
+=======
+        while not (found := self._matcher.is_accepting()) and len(way) < self._longest:
+            step = self._matcher.compute_ff_bytes() or self._choose(met, patience)
+>>>>>>> .merge_file_TofXpV
             if not step or self._matcher.try_consume_tokens(list(step)) < len(step):
                 break
             way += step
@@ -141,12 +157,13 @@ class Closing:
             in_circle = count > _SUSPECT and any(b'"' in kind for kind in order)
             return b'"' if in_circle else first
         wanted: Sequence[bytes] = ()
-        if not in_text:
+        if not in_text and count < patience * _TRIES:
             wanted = [name for name in self._names if any(name[:1] in kind for kind in order)]
         elif in_text and patience <= count < patience + _TRIES:
             wanted = self._words()
         for text in wanted:
             if self._fits(text):
+                here[place] += 1
                 return text
         suspect = in_text and patience == _CIRCLE and count > _SUSPECT and self._words()
         if suspect or count >= _CIRCLE:

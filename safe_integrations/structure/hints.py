@@ -18,6 +18,8 @@ _PATTERNS: Final = 64
 _PARTS: Final = 16
 """Most patterns, and parts of each, that are looked at."""
 
+_LONGEST: Final = 256  # bytes
+
 _ANCHOR: Final = re.compile(r"(?<![\[\\])\^|(?<!\\)\$")
 _REPETITION: Final = re.compile(r"[*+}]\??(?:\)[*+?]*)*")
 
@@ -71,7 +73,7 @@ def _words(pattern: str, start: Start) -> list[bytes]:
         rule = json.dumps({"type": "string", "pattern": f"^(?:{part})$"})
         matcher = start(f"start: %json {rule}")
         if matcher is not None:
-            way = Closing(matcher, words=partial(list, found)).way(b"")
+            way = Closing(matcher, words=partial(list, found), longest=_LONGEST).way(b"")
             if way is not None and way[1:] not in found:
                 found.insert(0, way[1:])
     return found

@@ -76,7 +76,7 @@ def rewrite(part: Schema, root: Schema) -> None:
     """Says one part of a schema, but not the parts inside it, in what the grammar knows."""
     if not well_formed(part):
         return
-    for step in (_format, _dependencies, _names, _one_of):
+    for step in (_alone, _format, _dependencies, _names, _one_of):
         step(part, root)
     if isinstance(part.get("pattern"), str):
         part["pattern"] = _CLASS.sub(_plain_class, part["pattern"])
@@ -94,7 +94,9 @@ def _plain_class(match: re.Match[str]) -> str:
     if match[0][0] == "\\":
         return match[0]
     inside = re.sub(r"(\\.)|\[", lambda m: m[1] or r"\[", match[0][1:-1], flags=re.S)
-    return f"[{inside}\\x08]" if len(inside) > 1 and inside[0] == "^" else f"[{inside}]"
+    if len(inside) > 1:  # `-` is itself at the beginning
+        inside = re.sub(r"^\^(-?)", lambda m: r"^\x08" + (r"\-" if m[1] else ""), inside)
+    return f"[{inside}]"
 
 
 def also(part: Schema, *more: Any) -> None:
@@ -111,6 +113,14 @@ def _lacks(*names: str) -> Schema:
     """No object that has all of these."""
     options: list[Schema] = [{"properties": {name: False}} for name in names]
     return options[0] if len(options) == 1 else {"anyOf": options}
+
+
+def _alone(part: Schema, root: Schema) -> None:
+    """A reference stands alone where it can: the library does not follow a circle otherwise."""
+    target = resolved(part, root)
+    if part.keys() == {"$ref", "type"} and isinstance(target, dict):
+        if target.get("type") == part["type"]:
+            del part["type"]
 
 
 def _format(part: Schema, root: Schema) -> None:

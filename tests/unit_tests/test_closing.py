@@ -361,6 +361,41 @@ ENDS: dict[str, tuple[dict[str, Any], bytes | None]] = {
         },
         b'{"name": ""}',
     ),
+    "a name that leads in circles": (
+        {
+            "$ref": "#/$defs/node",
+            "$defs": {
+                "node": {
+                    "type": "object",
+                    "properties": {
+                        "cases": {
+                            "type": "array",
+                            "items": {
+                                "anyOf": [
+                                    {
+                                        "type": "object",
+                                        "properties": {"cases": {"$ref": "#/$defs/node"}},
+                                        "required": ["cases"],
+                                        "additionalProperties": False,
+                                    },
+                                    {
+                                        "type": "object",
+                                        "properties": {"at": {"type": "string"}},
+                                        "required": ["at"],
+                                        "additionalProperties": False,
+                                    },
+                                ]
+                            },
+                            "minItems": 1,
+                        }
+                    },
+                    "required": ["cases"],
+                }
+            },
+        },
+        None,
+    ),
+    "brackets in a string": ({"type": "string", "pattern": r"^[.{}\]-]+$"}, None),
     "a long one": (
         {
             "type": "object",

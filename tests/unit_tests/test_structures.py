@@ -164,6 +164,8 @@ STEP = {"multipleOf": 3}
         ),
         ({"anyOf": [{**INTEGER, "minimum": n} for n in range(6)]}, ["0", "7"], ["-1", "9" * 20]),
         ({"type": "array", "prefixItems": [INTEGER] * 6}, ["[1, 2]"], ["[" + "9" * 20 + "]"]),
+        ({"type": "string", "pattern": r"^[^\s-]+$"}, ['"ab"'], ['"a b"', '"-"', r'"\b"']),
+        ({"type": "string", "pattern": r"^[^-a]+$"}, ['"b"'], ['"a"', '"-"']),
         ({"type": "string", "pattern": r"^[[a-z]*]$"}, ['"[[ab]"', '"a]"'], ['"a"']),
         ({"type": "string", "pattern": r'^[^"]+$'}, ['"a"'], [r'"\""', r'"a\"b"']),
         ({"type": "string", "pattern": r"^[^/\\]+$"}, ['"a b"'], [r'"\\"', '"/"', r'"a\\n"']),
