@@ -40,7 +40,7 @@ format: $(STAMP)
 # The long comparisons with transformers and with the oracle; results in docs/evaluation.md.
 eval: $(STAMP)
 	SAFE_EVAL_SELF=20 SAFE_EVAL_SELF_TOKENS=100 SAFE_EVAL_ORACLE=20 SAFE_EVAL_ORACLE_TOKENS=32 \
-	SAFE_EVAL_LOOKAHEAD=40 SAFE_EVAL_LOOKAHEAD_TOKENS=64 SAFE_EVAL_SCHEMAS=200 \
+	SAFE_EVAL_LOOKAHEAD=40 SAFE_EVAL_LOOKAHEAD_TOKENS=64 SAFE_EVAL_SCHEMAS=100 \
 	$(BIN)/pytest --timeout=0 -q tests/integration_tests/test_real_models.py \
 		tests/integration_tests/test_structure.py
 

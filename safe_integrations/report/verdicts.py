@@ -144,4 +144,5 @@ def why_closed(cut: Sequence[str]) -> str:
         cut: JSON pointers of the values that max_tokens has cut (`Statistics.cut`).
     """
     values = f" (it cut {', '.join(pointer or 'the whole' for pointer in cut)})" if cut else ""
-    return f"cut off because max_tokens ran out{values}: raise max_tokens"
+    remedy = "raise max_tokens, or shorten the prompt where a context window is full"
+    return f"cut off because max_tokens ran out{values}: {remedy}"

@@ -56,11 +56,8 @@ class Closing:
         matcher: The library's parser at the beginning of the grammar, over `BYTES`.
         names: What has to be written where there is a choice of names, with the quote behind it.
         words: Makes what strings may want somewhere, with the quote behind it.
-<<<<<<< .merge_file_XPKvyL
         ends: Texts that lead towards the end wherever they may follow.
-=======
         longest: Bytes that a way has at most.
->>>>>>> .merge_file_TofXpV
     """
 
     def __init__(
@@ -68,20 +65,14 @@ class Closing:
         matcher: LLMatcher,
         names: Sequence[bytes] = (),
         words: Callable[[], Sequence[bytes]] = tuple,
-<<<<<<< .merge_file_XPKvyL
         ends: Sequence[bytes] = (),
-=======
         longest: int = 1 << 14,
->>>>>>> .merge_file_TofXpV
     ) -> None:
         self._start = matcher
         self._names = names
         self._words = cache(words)
-<<<<<<< .merge_file_XPKvyL
         self._ends = ends
-=======
         self._longest = longest
->>>>>>> .merge_file_TofXpV
         self._matcher = matcher.deep_copy()
         self._text = b""
         self._ways: dict[bytes, bytes | None] = {}
@@ -124,14 +115,9 @@ class Closing:
         if not self._go_to(text):
             return None
         way, met = bytearray(), (_Met(), _Met())
-<<<<<<< .merge_file_XPKvyL
-        while not (found := self._matcher.is_accepting()) and len(way) < _LONGEST:
+        while not (found := self._matcher.is_accepting()) and len(way) < self._longest:
             step = next(filter(self._leads_on, self._ends), b"")
             step = step or self._matcher.compute_ff_bytes() or self._choose(met, patience)
-=======
-        while not (found := self._matcher.is_accepting()) and len(way) < self._longest:
-            step = self._matcher.compute_ff_bytes() or self._choose(met, patience)
->>>>>>> .merge_file_TofXpV
             if not step or self._matcher.try_consume_tokens(list(step)) < len(step):
                 break
             way += step
