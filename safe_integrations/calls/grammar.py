@@ -29,6 +29,7 @@ from safe_integrations.calls.parameters import (
     shared,
     text_rule,
 )
+from safe_integrations.calls.places import places_of
 from safe_integrations.config import (
     Choice,
     GenerationConfig,
@@ -65,7 +66,7 @@ def constraint_for(options: GenerationConfig, form: Form = HERMES) -> Constraint
             )
         several = options.parallel_tool_calls and options.tool_choice == "required"
         lark = "start: calls\n" + _calls(form, wanted, several)
-        return Constraint(lark, "tools", tools, ends=form.ends)
+        return Constraint(lark, "tools", tools, ends=form.ends, places=partial(places_of, form))
     if response_format is None:
         if not wanted or find_spec("llguidance") is None:
             return None
@@ -82,7 +83,7 @@ def constraint_for(options: GenerationConfig, form: Form = HERMES) -> Constraint
         return Constraint(f"start: {answer}", "response_format", response_format)
     calls = _calls(form, wanted, options.parallel_tool_calls, forced=False)
     lark = f"start: calls | {literal(form.says)} answer\n{calls}answer: {answer}\n"
-    return Constraint(lark, "tools", tools, ends=form.ends)
+    return Constraint(lark, "tools", tools, ends=form.ends, places=partial(places_of, form))
 
 
 def _callable_tools(tools: Sequence[Tool], choice: str) -> Sequence[Tool]:

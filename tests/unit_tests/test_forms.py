@@ -561,6 +561,27 @@ def test_a_call_that_max_tokens_closes_is_never_carried_out(form: str) -> None:
     assert json.loads(told)["to"].startswith("Os")
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_what_was_cut_of_a_call_is_named(form: str) -> None:
+    ours = (
+        "book_trip",
+        {"to": "Oslo", "days": 17, "quiet": True, "note": "née", "with": [{"name": "Xi"}]},
+    )
+    text = FORMS[form].write([ours]).encode()
+    for part, pointer in (
+        (b"trip", "/name"),
+        (b"Os", "/arguments/to"),
+        (b"7", "/arguments/days"),
+        ("ée".encode(), "/arguments/note"),
+        (b"Xi", "/arguments/with/0/name"),
+    ):
+        start = text.rindex(part)
+        cut = constraint(form).cursor(BYTES).cut(text, [(start, start + len(part))])
+        if form == "gemma" and "with" in pointer:
+            pointer = "/arguments/with"
+        assert cut == [pointer]
+
+
 def sum_of(chunks: Iterable[Any]) -> Any:
     first, *rest = chunks
     for chunk in rest:
