@@ -99,7 +99,7 @@ class Form:
         """What leads out of free text, of slots, and of a section."""
         _, between, after = self.around_value
         line = "\n" if between.endswith("\n") else ""
-        found = [QUOTE] if self.kind == "gemma" else [line + after.strip()]
+        found = [{"gemma": QUOTE, "python": "'"}.get(self.kind, line + after.strip())]
         for text in (*self.around, self.around_calls[1]):
             found += [text.partition(slot)[2] for slot in SLOTS if slot in text]
         last = self.around_calls[1]
