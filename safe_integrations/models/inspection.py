@@ -83,7 +83,7 @@ def _inspect(spec: ModelSpec, tell: Progress) -> ModelReport:
         kv_bytes=1000 * 2 * layers * kv_heads * head_dim * _width(dtype),
         context_window=load.context_window_of(config, spec),
         tokens=tokens,
-        teaches=Renderer(tokenizer).teaches,
+        teaches=Renderer(tokenizer, spec.source).teaches,
     )
 
 

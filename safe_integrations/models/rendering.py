@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
-from safe_integrations.calls.agreement import KNOWN, taught_form
 from safe_integrations.calls.form import Form
 from safe_integrations.calls.forms import HERMES
-from safe_integrations.calls.plain import render_tools_plainly, tool_signature
+from safe_integrations.calls.plain import render_tools_plainly
 from safe_integrations.config import Tool
 from safe_integrations.errors import InvalidArgumentError, UnsupportedModelError
 from safe_integrations.messages import Message
-
-_SPEAKERS: Final = {"user": "User", "assistant": "Assistant", "tool": "Tool"}
+from safe_integrations.models.marks import Marked
+from safe_integrations.models.shapes import SHAPES, Turn
+from safe_integrations.models.template import Template
 
 _RESERVED: Final = frozenset(
     "conversation messages tools chat_template add_generation_prompt continue_final_message "
@@ -24,23 +23,30 @@ _RESERVED: Final = frozenset(
 )
 """What `apply_chat_template` takes besides a template's variables."""
 
-_Turn = dict[str, Any]
-
 
 class Renderer:
     """Turns conversations into the prompt ids of one model, for any thread.
 
-    Control tokens are what the chat template writes. In what people, tools and documents say they
-    are text: `<|im_end|>` in a retrieved page ends nobody's turn.
+    Every text, call and result stands in the prompt, in order, or there is no prompt. Control
+    tokens are what the chat template writes. In what people, tools and documents say they are
+    text: `<|im_end|>` in a retrieved page ends nobody's turn. The next byte behind a prompt is the
+    first of the answer.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers.
+        name: How errors call the model.
 
     Attributes:
         teaches: The form of a call that the chat template teaches; None where it is none we know.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self.teaches = taught_form(self._known) if template_of(tokenizer, tools=True) else None
-        self._lock = threading.Lock()  # reading control tokens as text changes the tokenizer
+    def __init__(self, tokenizer: Any, name: str) -> None:
+        self._name = name
+        plain, for_tools = (template_of(tokenizer, tools=tools) for tools in (False, True))
+        self._template = Template(tokenizer, plain)
+        same = for_tools == plain
+        self._tool_template = self._template if same else Template(tokenizer, for_tools)
+        self.teaches = self._tool_template.teaches
         first = tokenizer("")["input_ids"][:1]
         self._bos = first if first == [tokenizer.bos_token_id] else []
 
@@ -51,91 +57,66 @@ class Renderer:
         template_args: Mapping[str, Any] = MappingProxyType({}),
         form: Form = HERMES,
     ) -> list[int]:
-        """Renders messages as the beginning of an assistant's turn, in token ids.
+        """Renders messages up to the beginning of an answer, in token ids.
 
-        A template that refuses the conversation (no system role, strictly alternating roles) is
-        asked again with neighbours of one role joined, then with the system text moved into the
-        first turn, which becomes a user's. If that does not help, calls and results of tools are
+        A rendering is checked (`marks`). Where the template refuses the conversation, or leaves
+        some of it out, it is put another way (`shapes`); in the end calls and results of tools are
         said in plain text. BOS comes first exactly once where the tokenizer writes it, whoever
-        wrote it. `template_args` are further variables of the template (`enable_thinking`, ...).
-        Tools are put in the template's own words where it teaches `form`, else in ours.
+        wrote it. `template_args` are further variables of the template. With `enable_thinking` the
+        model is told to think, and the prompt ends where the template ends it. Tools are put in
+        the template's own words where it teaches `form`, else in ours.
 
         Raises:
-            InvalidArgumentError: The template refuses the conversation in any shape, or
-                `template_args` holds something that is no variable of a template.
+            InvalidArgumentError: The template refuses the conversation in every shape, or leaves
+                some of it out, or `template_args` holds what is no variable of a template.
         """
         for name in _RESERVED & template_args.keys():
             remedy = "that is no variable of a chat template; leave it out"
             raise InvalidArgumentError(f"template_args[{name!r}]", template_args[name], remedy)
-        with self._lock:
-            ids = self._ids(messages, tools, template_args, form)
-        return ids if ids[:1] == self._bos else [*self._bos, *ids]
+        refused: Exception | None = None
+        lost: str | None = None
+        for template, plainly in self._ways(messages, tools, form):
+            start, thinks = template.start, bool(template_args.get("enable_thinking"))
+            args = {**(start.on if thinks else start.off), **template_args}
+            marked = Marked(messages, tools, args, template.control, template.thought)
+            turns = _turns(messages, tools, plainly, form)
+            marked_turns = _turns(marked.messages, marked.tools, plainly, form)
+            offered, marked_offer = ((), ()) if plainly else (tools, marked.tools)
+            tried: list[list[Turn]] = []
+            for put in SHAPES:
+                shape = put(turns)
+                if shape in tried:
+                    continue
+                tried.append(shape)
+                marked_shape = put(marked_turns)
+                try:
+                    text = template.render(shape, offered, args)
+                    marked_text = template.render(marked_shape, marked_offer, marked.args)
+                except Exception as error:  # a template may raise whatever it likes
+                    refused = refused or error
+                    continue
+                reading = marked.read(text, marked_text, marked_shape, marked_offer)
+                if reading.lost is None:
+                    ends = thinks or (tools and form.says)  # which the model writes, or a call
+                    prompt = reading.prompt if ends else start.completed(reading.prompt)
+                    ids = template.encode(prompt, reading.places)
+                    return ids if ids[:1] == self._bos else [*self._bos, *ids]
+                lost = lost or reading.lost
+        why = f"leaves out {lost}" if lost else f"refuses this conversation: {refused}"
+        remedy = f"the chat template of {self._name} {why}"
+        raise InvalidArgumentError("messages", [m.role for m in messages], remedy) from refused
 
-    def _ids(
-        self,
-        messages: Sequence[Message],
-        tools: Sequence[Tool],
-        args: Mapping[str, Any],
-        form: Form,
-    ) -> list[int]:
-        plain_tools = render_tools_plainly(messages, tools, form)
-        if template_of(self._tokenizer) is None:
-            ids: list[int] = self._tokenizer(
-                plain(plain_tools), add_special_tokens=False, split_special_tokens=True
-            )["input_ids"]
-            return ids
-        refusal: Exception | None = None
-        for shape, more in self._shapes(messages, plain_tools, tools, form):
-            try:
-                ids = self._tokenizer.apply_chat_template(
-                    shape,
-                    add_generation_prompt=True,
-                    sanitize_control_tokens=True,
-                    return_dict=False,
-                    **more,
-                    **args,
-                )
-            except Exception as error:  # a template may raise whatever it likes
-                refusal = refusal or error
-            else:
-                return ids
-        raise InvalidArgumentError(
-            "messages",
-            [m.role for m in messages],
-            f"the model's chat template refuses this conversation: {refusal}",
-        ) from refusal
-
-    def _shapes(
-        self,
-        messages: Sequence[Message],
-        plain_tools: Sequence[Message],
-        tools: Sequence[Tool],
-        form: Form,
-    ) -> Iterator[tuple[list[_Turn], dict[str, Any]]]:
-        """Ways to put a conversation, and what to give the template besides."""
-        in_use = any(m.role == "tool" or m.extra.get("tool_calls") for m in messages)
-        in_own_words = self.teaches is form or not (in_use or tools)
-        if in_own_words:
-            signatures = [tool_signature(tool) for tool in tools]
-            # of several templates, the one that renders calls is taken where there are `tools`
-            several = isinstance(self._tokenizer.chat_template, dict)
-            more = {"tools": signatures} if tools or (several and in_use) else {}
-            yield from ((shape, more) for shape in _shapes(messages))
-        if in_use or tools:
-            yield from ((shape, {}) for shape in _shapes(plain_tools))
-
-    def _known(self, turns: list[_Turn], generation: bool) -> str | None:
-        """Turns with the known tool, as text."""
-        try:
-            text: str = self._tokenizer.apply_chat_template(
-                turns,
-                tools=[tool_signature(KNOWN)],
-                add_generation_prompt=generation,
-                tokenize=False,
-            )
-        except Exception:  # a template may raise whatever it likes, and there may be none
-            return None
-        return text
+    def _ways(
+        self, messages: Sequence[Message], tools: Sequence[Tool], form: Form
+    ) -> Iterator[tuple[Template, bool]]:
+        """Templates to try, and whether calls and results are said plainly in them."""
+        used = any(m.role == "tool" or m.extra.get("tool_calls") for m in messages)
+        if not (tools or used):
+            yield self._template, False
+            return
+        if self.teaches is form:
+            yield self._tool_template, False
+        yield self._template, True
 
 
 def template_of(tokenizer: Any, *, tools: bool = False) -> str | None:
@@ -156,38 +137,9 @@ def template_of(tokenizer: Any, *, tools: bool = False) -> str | None:
     return template
 
 
-def plain(messages: Sequence[Message]) -> str:
-    """The rendering for base models: system text first, then `User:` and `Assistant:` turns."""
-    parts = [m.content for m in messages if m.role == "system"]
-    parts += [f"{_SPEAKERS[m.role]}:\n{m.content}" for m in messages if m.role != "system"]
-    return "\n\n".join([*parts, "Assistant:\n"])
-
-
-def _shapes(messages: Sequence[Message]) -> list[list[_Turn]]:
-    turns = [{**m.extra, "role": m.role, "content": m.content} for m in messages]
-    return [turns, _joined(turns), _joined(_user_first(turns))]
-
-
-def _joined(turns: list[_Turn]) -> list[_Turn]:
-    """Neighbours of one role made one turn; those that are more than text and a name stay alone."""
-    joined: list[_Turn] = []
-    for turn in turns:
-        last = joined[-1] if joined else None
-        texts = last is not None and {*last, *turn} <= {"role", "content", "name"}
-        if last is not None and texts and last["role"] == turn["role"]:
-            shared = {key: value for key, value in last.items() if turn.get(key) == value}
-            joined[-1] = shared | {"content": f"{last['content']}\n\n{turn['content']}"}
-        else:
-            joined.append(turn)
-    return joined
-
-
-def _user_first(turns: list[_Turn]) -> list[_Turn]:
-    """The system text at the beginning of a user's turn, which comes first, empty if need be."""
-    system = "\n\n".join(turn["content"] for turn in turns if turn["role"] == "system")
-    rest = [turn for turn in turns if turn["role"] != "system"]
-    if not rest or rest[0]["role"] != "user":
-        return [{"role": "user", "content": system}, *rest]
-    if not system:
-        return rest
-    return [rest[0] | {"content": f"{system}\n\n{rest[0]['content']}"}, *rest[1:]]
+def _turns(
+    messages: Sequence[Message], tools: Sequence[Tool], plainly: bool, form: Form
+) -> list[Turn]:
+    if plainly:
+        messages = render_tools_plainly(messages, tools, form)
+    return [{**m.extra, "role": m.role, "content": m.content} for m in messages]

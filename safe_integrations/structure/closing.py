@@ -85,7 +85,7 @@ class Closing:
         if not self._go_to(text):
             return False
         if not way:
-            return self._matcher.is_accepting()
+            return bool(self._matcher.is_accepting())
         taken = self._matcher.validate_tokens([*way, BYTES.end_id])
         return taken > len(way) and not self._lost()
 

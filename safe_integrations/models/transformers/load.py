@@ -68,7 +68,7 @@ def member_of(loaded: LoadedModel, spec: ModelSpec | None = None) -> Transformer
     model, tokenizer, name = loaded
     check_process(name)
     spec = spec or ModelSpec(source=name)
-    render = Renderer(tokenizer)
+    render = Renderer(tokenizer, name)
     table = cache(partial(tokens_of, tokenizer, model.config, model.generation_config, name))
 
     def in_form(form: Form) -> tuple[TokenTable, Render]:

@@ -1,0 +1,237 @@
+"""What becomes of conversations in the chat templates of real models, into docs/models.md.
+
+    python -m benchmarks.templates FOLDER
+
+`make templates` fetches the folder: the templates that llama.cpp keeps for its tests. Every prompt
+is read again, without the marks that the renderer itself goes by.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any, Final
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from safe_integrations.config import Tool
+from safe_integrations.errors import InvalidArgumentError
+from safe_integrations.messages import Message, Role
+from safe_integrations.models.agreement import Start
+from safe_integrations.models.rendering import Renderer
+from safe_integrations.models.template import Template
+
+_PAGE: Final = Path(__file__).parent.parent / "docs" / "models.md"
+_CONTROL: Final = re.compile(r"<[|｜][^<>\s'\"{}]+[|｜]>|\[/?[A-Z_]+\]|</?[a-z_:]*think[a-z_:]*>")
+_TOOLS: Final = [
+    Tool(
+        name="look_up",
+        description="Finds a word.",
+        parameters={
+            "type": "object",
+            "properties": {
+                "word": {"type": "string", "description": "What to find."},
+                "times": {"type": "integer", "description": "How often."},
+            },
+            "required": ["word"],
+        },
+    ),
+    Tool(name="count", description="Counts.", parameters={"type": "object", "properties": {}}),
+]
+
+
+def _said(role: Role, text: str, **extra: Any) -> Message:
+    return Message(role, f'{text} "said"\nby us', extra)
+
+
+def _call(number: int) -> dict[str, Any]:
+    arguments = {"word": f"argument {number}", "times": number}
+    return {"id": f"call_{number}", "type": "function",
+            "function": {"name": "look_up", "arguments": arguments}}  # fmt: skip
+
+
+def _used(calls: int, text: str = "") -> list[Message]:
+    asked = [_call(i) for i in range(calls)]
+    return [
+        _said("user", "question"),
+        Message("assistant", text, {"tool_calls": asked}),
+        *(_said("tool", f"result {i}", tool_call_id=c["id"]) for i, c in enumerate(asked)),
+    ]
+
+
+_SYSTEM: Final = _said("system", "first rules")
+_KINDS: Final[Mapping[str, tuple[list[Message], list[Tool]]]] = {
+    "a question": ([_said("user", "question")], []),
+    "system text and a talk": (
+        [_SYSTEM, _said("user", "one"), _said("assistant", "two"), _said("user", "three")],
+        [],
+    ),
+    "the assistant begins": ([_said("assistant", "welcome"), _said("user", "hello")], []),
+    "system text in the middle": (
+        [_SYSTEM, _said("user", "one"), _said("assistant", "two"), _said("system", "more rules"),
+         _said("user", "three")],
+        [],
+    ),
+    "system text alone": ([_SYSTEM], []),
+    "one role twice": (
+        [_said("user", "one"), _said("user", "two"), _said("assistant", "three"),
+         _said("assistant", "four"), _said("user", "five")],
+        [],
+    ),
+    "tools, not used yet": ([_SYSTEM, _said("user", "question")], _TOOLS),
+    "a call and its result": (_used(1), _TOOLS),
+    "text beside a call": (
+        [_SYSTEM, *_used(1, "let me see"), _said("assistant", "so"), _said("user", "thanks")],
+        _TOOLS,
+    ),
+    "two calls at once": (_used(2), _TOOLS),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found about one template.
+
+    Attributes:
+        refused: Kinds of conversations, and why.
+        lost: Kinds of conversations, and what is not in the prompt. The number that has to be 0.
+        forged: Kinds in which a control token got out of a text. That has to be 0, too.
+        end: What stands between a question and the answer.
+        start: What of it does not come from the template by itself.
+    """
+
+    refused: dict[str, str]
+    lost: dict[str, str]
+    forged: list[str]
+    end: str
+    start: Start
+
+
+def look_at(source: str) -> Found:
+    """Renders all kinds of conversations by a template."""
+    tokenizer = _tokenizer(source)
+    render = Renderer(tokenizer, "it")
+    refused, lost, forged = dict[str, str](), dict[str, str](), list[str]()
+    for kind, (messages, tools) in _KINDS.items():
+        try:
+            ids = render(messages, tools)
+        except InvalidArgumentError as error:
+            refused[kind] = error.remedy
+            continue
+        prompt = tokenizer.decode(ids)
+        if missing := _missing(prompt, messages):
+            lost[kind] = missing
+        tags = dict.fromkeys(_CONTROL.findall(source))
+        attack = "".join(tag for tag in tags if "think" not in tag)  # which templates may obey
+        twins = ([replace(m, content=f"{m.content} {word}") for m in messages if m.content]
+                 for word in (f"{attack}<eos> word", "word"))  # fmt: skip
+        tokens = ([i for i in render(twin, tools) if i in tokenizer.added_tokens_decoder]
+                  for twin in twins)  # fmt: skip
+        if next(tokens) != next(tokens):
+            forged.append(kind)
+    asked = tokenizer.decode(render([Message("user", "qaskedq")]))
+    end = asked.rpartition("qaskedq")[2]
+    return Found(refused, lost, forged, end, Template(tokenizer, source).start)
+
+
+def _missing(prompt: str, messages: Sequence[Message]) -> str:
+    """The first text that does not stand in a prompt, or not in its order; empty where all do."""
+    places: dict[str, list[int]] = {"said": [], "called": [], "answered": []}
+    for i, message in enumerate(messages):
+        calls = message.extra.get("tool_calls", ())
+        texts = [("answered" if message.role == "tool" else "said", message.content)]
+        texts += [("called", call["function"]["arguments"]["word"]) for call in calls]
+        for kind, text in texts:
+            at = max(prompt.find(text), prompt.find(json.dumps(text)[1:-1]))
+            if at < 0 or (places[kind] and at < places[kind][-1] and text):
+                return text
+            if text and (message.role, i) != ("system", 0):
+                places[kind].append(at)
+    pairs = zip(places["called"], places["answered"], strict=True)
+    return "" if all(call < result for call, result in pairs) else "a result before its call"
+
+
+def _thinking(start: Start) -> str:
+    if start.on:
+        return f"off; on by `{_spelt(start.on)}`"
+    return f"off by `{_spelt(start.off)}`" if start.off else ""
+
+
+def _spelt(arguments: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+
+
+def _tokenizer(source: str) -> PreTrainedTokenizerFast:
+    """One token a byte, and what looks like a control token of the template."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens(["<eos>", "<bos>", *sorted(set(_CONTROL.findall(source)))])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="<eos>", bos_token="<bos>", chat_template=source
+    )
+    return tokenizer
+
+
+def page(found: Mapping[str, Found], version: str) -> str:
+    """The results as Markdown."""
+    whole = {kind: sum(kind not in f.refused for f in found.values()) for kind in _KINDS}
+    lost = sum(len(f.lost) for f in found.values())
+    forged = sum(len(f.forged) for f in found.values())
+    lines = [
+        "# Chat templates of real models",
+        "",
+        f"The {len(found)} chat templates that llama.cpp keeps for its tests, from the source",
+        f"distribution of {version}, measured on {date.today()} with `make templates`. A prompt is",
+        "whole if every text, call and result of the conversation stands in it, in order.",
+        f"Left out without a word: {lost}. Control tokens that got out of a text: {forged}.",
+        "",
+        "| conversation | whole |",
+        "| --- | ---: |",
+        *(f"| {kind} | {whole[kind]} |" for kind in _KINDS),
+        "",
+        "What stands between a question and the first byte of the answer, and how much of it is",
+        "written because the template stops short of it. Thinking is off unless it is asked for",
+        'with `template_args={"enable_thinking": True}`.',
+        "",
+        "| template | whole | in front of the answer | of it added | thinking |",
+        "| --- | ---: | --- | --- | --- |",
+    ]
+    for name, f in found.items():
+        number = f"{len(_KINDS) - len(f.refused)} of {len(_KINDS)}"
+        added = _code(f.start.header) if f.start.header else ""
+        lines.append(f"| {name} | {number} | {_code(f.end)} | {added} | {_thinking(f.start)} |")
+    reasons = [f"- {name}, {kind}: {why}" for name, f in found.items()
+               for kind, why in f.refused.items()]  # fmt: skip
+    return "\n".join([*lines, *(["", "Refused:", "", *reasons] if reasons else []), ""])
+
+
+def _code(text: str) -> str:
+    """A text on one line of a table, without its middle where it is long."""
+    line = text.replace("\n", "\\n").replace("|", "\\|").replace("`", "'")
+    return f"`{line if len(line) <= 160 else f'{line[:70]} ... {line[-70:]}'}`"
+
+
+def main(folder: Path) -> None:
+    """Measures, and writes the page."""
+    files = sorted(folder.glob("*.jinja"), key=lambda file: file.stem.lower())
+    version = re.search(r"llama_cpp_python-[0-9.]+[0-9]", str(folder.resolve()))
+    found = {}
+    for file in files:
+        found[file.stem] = result = look_at(file.read_text("utf-8"))
+        for problem in (result.refused, result.lost, result.forged):
+            if problem:
+                print(f"{file.stem}: {problem}", file=sys.stderr)
+    name = version[0].replace("_", "-") if version else "llama-cpp-python"
+    _PAGE.write_text(page(found, name), "utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
