@@ -14,12 +14,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks import forms
+from benchmarks.forms import FormReport
+from safe_integrations.calls.forms import HERMES
 from safe_integrations.config import Tool
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.messages import Message, Role
@@ -104,6 +108,7 @@ class Found:
         forged: Kinds in which a control token got out of a text. That has to be 0, too.
         end: What stands between a question and the answer.
         start: What of it does not come from the template by itself.
+        calls: How it writes calls of tools.
     """
 
     refused: dict[str, str]
@@ -111,12 +116,14 @@ class Found:
     forged: list[str]
     end: str
     start: Start
+    calls: FormReport
 
 
 def look_at(source: str) -> Found:
     """Renders all kinds of conversations by a template."""
     tokenizer = _tokenizer(source)
-    render = Renderer(tokenizer, "it")
+    renderer = Renderer(tokenizer, "it")
+    render = partial(renderer, form=renderer.teaches or HERMES)
     refused, lost, forged = dict[str, str](), dict[str, str](), list[str]()
     for kind, (messages, tools) in _KINDS.items():
         try:
@@ -137,7 +144,9 @@ def look_at(source: str) -> Found:
             forged.append(kind)
     asked = tokenizer.decode(render([Message("user", "qaskedq")]))
     end = asked.rpartition("qaskedq")[2]
-    return Found(refused, lost, forged, end, Template(tokenizer, source).start)
+    template = Template(tokenizer, source)
+    calls = forms.look_at(template.offering)
+    return Found(refused, lost, forged, end, template.start, calls)
 
 
 def _missing(prompt: str, messages: Sequence[Message]) -> str:
@@ -197,17 +206,20 @@ def page(found: Mapping[str, Found], version: str) -> str:
         "| --- | ---: |",
         *(f"| {kind} | {whole[kind]} |" for kind in _KINDS),
         "",
+        *forms.lines([f.calls for f in found.values()]),
+        "",
         "What stands between a question and the first byte of the answer, and how much of it is",
         "written because the template stops short of it. Thinking is off unless it is asked for",
         'with `template_args={"enable_thinking": True}`.',
         "",
-        "| template | whole | in front of the answer | of it added | thinking |",
-        "| --- | ---: | --- | --- | --- |",
+        "| template | whole | in front of the answer | of it added | thinking | calls |",
+        "| --- | ---: | --- | --- | --- | --- |",
     ]
     for name, f in found.items():
         number = f"{len(_KINDS) - len(f.refused)} of {len(_KINDS)}"
         added = _code(f.start.header) if f.start.header else ""
-        lines.append(f"| {name} | {number} | {_code(f.end)} | {added} | {_thinking(f.start)} |")
+        lines.append(f"| {name} | {number} | {_code(f.end)} | {added} | {_thinking(f.start)} "
+                     f"| {f.calls.form.name if f.calls.form else ''} |")  # fmt: skip
     reasons = [f"- {name}, {kind}: {why}" for name, f in found.items()
                for kind, why in f.refused.items()]  # fmt: skip
     return "\n".join([*lines, *(["", "Refused:", "", *reasons] if reasons else []), ""])

@@ -47,8 +47,8 @@ class Form:
         comma: What stands between two parameters.
         joint: What stands between two calls.
         section: What stands around $CALLS.
-        alone: Whether a call can only be the whole answer.
-        says: What stands before an answer that is text.
+        alone: Whether an answer is either text or calls: one, or a section of them.
+        says: What stands before an answer that is text, where a model begins with a header.
         loose: Whether models leave out line feeds of the form as they like.
     """
 

@@ -116,7 +116,7 @@ def _possible_calls(form: Form, tools: Sequence[Tool], several: bool) -> str:
         start = "calls* text\ntext: TEXT" if several else "calls | TEXT"
         opening = f"TEXT {opening}"
     lazy = "" if form.alone else "[lazy]"
-    calls = _behind_openings(form, tools, several and not form.alone, forced=False)
+    calls = _behind_openings(form, tools, several, forced=False)
     return f"start: {start}\nTEXT: {free}\nopening{lazy}: {opening}\n{calls}"
 
 
@@ -124,11 +124,10 @@ def _behind_openings(form: Form, tools: Sequence[Tool], several: bool, forced: b
     before, after = (literal(text, form.loose) for text in form.around_calls)
     joint = literal(form.joint, form.loose)
     again = f"({joint} call)*" if form.section else f"({joint} opening call)*"
+    if not several or (form.alone and not form.section):
+        again = ""
     names = " | ".join(f"call_{i}" for i in range(len(tools)))
-    rules = [
-        f"calls: opening {before} call {again if several and not form.alone else ''} {after}",
-        f"call: {names}",
-    ]
+    rules = [f"calls: opening {before} call {again} {after}", f"call: {names}"]
     for i, tool in enumerate(tools):
         first, between, last = form.around
         head = literal(first + tool.name + between, form.loose)

@@ -97,8 +97,9 @@ class Renderer:
                     continue
                 reading = marked.read(text, marked_text, marked_shape, marked_offer)
                 if reading.lost is None:
-                    ends = thinks or (tools and form.says)  # which the model writes, or a call
-                    prompt = reading.prompt if ends else start.completed(reading.prompt)
+                    prompt = reading.prompt if thinks else start.completed(reading.prompt)
+                    if offered:  # the model says whether it calls or talks
+                        prompt = prompt.removesuffix(form.says)
                     ids = template.encode(prompt, reading.places)
                     return ids if ids[:1] == self._bos else [*self._bos, *ids]
                 lost = lost or reading.lost

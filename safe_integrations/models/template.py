@@ -42,10 +42,11 @@ class Template:
     @cached_property
     def teaches(self) -> Form | None:
         """The form of a call that it teaches; None where it is none we know."""
-        if self._source is None:
-            return None
-        offered = {"tools": [tool_signature(KNOWN)]}
-        return taught_form(lambda turns, generation: self._probed(turns, generation, offered))
+        return None if self._source is None else taught_form(self.offering)
+
+    def offering(self, turns: list[Turn], generation: bool) -> str | None:
+        """Renders turns where the tool `KNOWN` is offered; None where the template refuses."""
+        return self._probed(turns, generation, {"tools": [tool_signature(KNOWN)]})
 
     @cached_property
     def start(self) -> Start:
