@@ -57,6 +57,22 @@ def pairs(forms: Sequence[Form | None]) -> dict[str, int]:
     return found
 
 
+def lines(found: Sequence[FormReport]) -> list[str]:
+    """The numbers in Markdown."""
+    forms = [report.form for report in found]
+    names = {form.name for form in forms if form}
+    own = sum(one is not None and one is other for one, other in product(forms, repeat=2))
+    kept = sum(report.kept for report in found)
+    enforced = sum(report.enforced for report in found)
+    return [
+        f"{sum(map(bool, forms))} templates teach one of {len(names)} forms of a tool call that we",
+        f"know. {kept} calls of the past are read again in a conversation that went on, and",
+        f"{enforced} are to the letter what the grammar allows. All {len(forms) ** 2:,} pairs,",
+        f"in either order, agree on one form: {own} on that of both templates, the others on",
+        "Hermes JSON.",
+    ]
+
+
 def _turns(arguments: Any) -> list[dict[str, Any]]:
     call = {"name": KNOWN.name, "arguments": arguments}
     calls = [{"id": "call00000", "type": "function", "function": call}]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from safe_integrations.calls.forms import FORMS
+
 PARAMETERS = "{% for k, v in f.arguments.items() %}%s{% endfor %}"
 VALUE = "{{ v if v is string else v | tojson }}"
 PYTHON = "{{ v | string }}"
@@ -38,6 +40,15 @@ DSML = (
 HY = (
     "<arg_key:opensource>{{ k }}</arg_key:opensource>\n"
     f"<arg_value:opensource>{VALUE}</arg_value:opensource>\n"
+)
+COHERE = (
+    "<|START_ACTION|>[\n    "
+    + calls(
+        '{"tool_call_id": "{{ loop.index0 }}", "tool_name": "{{ f.name }}", '
+        '"parameters": {{ f.arguments | tojson }}}',
+        ",\\n    ",
+    )
+    + "\n]<|END_ACTION|>"
 )
 TAUGHT = {
     "hermes": calls(f"<tool_call>\n{JSON}\n</tool_call>", "\\n"),
@@ -80,13 +91,12 @@ TAUGHT = {
     "apriel": f"\n<tool_calls>[{calls(JSON, ', ')}]</tool_calls>",
     "minimax-1": "<tool_calls>\n" + calls(JSON, "\\n") + "\n</tool_calls>",
     "nemotron": f"<TOOLCALL>[{calls(JSON, ', ')}]</TOOLCALL>",
-    "cohere": "<|START_ACTION|>[\n    "
+    **dict.fromkeys(("cohere", "cohere-2"), COHERE),
+    "solar": "<|tool_calls|>"
     + calls(
-        '{"tool_call_id": "{{ loop.index0 }}", "tool_name": "{{ f.name }}", '
-        '"parameters": {{ f.arguments | tojson }}}',
-        ",\\n    ",
-    )
-    + "\n]<|END_ACTION|>",
+        "<|tool_call:begin|>{{ c.id }}<|tool_call:name|>{{ f.name }}"
+        "<|tool_call:args|>{{ f.arguments | tojson }}<|tool_call:end|>"
+    ),
     "apertus": "<|tools_prefix|>["
     + calls('{"{{ f.name }}": {{ f.arguments | tojson }}}', ", ")
     + "]<|tools_suffix|>",
@@ -137,7 +147,8 @@ def template(form: str | None, end: str = "<|im_end|>") -> str:
     said = (
         body
         if form is None
-        else f"{{% if m.tool_calls %}}{body}{{% else %}}{{{{ m.content }}}}{{% endif %}}"
+        else f"{{% if m.tool_calls %}}{body}{{% else %}}"
+        f"{{{{ '{FORMS[form].says}' if m.role == 'assistant' }}}}{{{{ m.content }}}}{{% endif %}}"
     )
     head = "{% if tools %}Tools: {{ tools | tojson }}{% endif %}" if form else ""
     return (

@@ -40,6 +40,7 @@ KNOWN: Final = Tool(
 
 ARGUMENTS: Final = {"about": 'a "b" c', "most": 3, "within": {"x": [1, "y"]}, "exact": True}
 
+_SAID: Final = "qvsaid"
 _ASKED: Final = {"role": "user", "content": "qvasked"}
 
 
@@ -92,19 +93,33 @@ def taught_form(render: Rendered) -> Form | None:
         text = render([_ASKED, turn], False)
         if text is not None and _ASKED["content"] in text:
             asked = render([_ASKED], True) or ""
+            said = render([_ASKED, {"role": "assistant", "content": _SAID}], False) or ""
             behind = text.rpartition(_ASKED["content"])[2]
             answer = text[len(commonprefix([text, asked])) :]
-            if found := _read(behind, answer):
+            if found := _read(behind, answer, said):
                 return found
     return None
 
 
-def _read(behind: str, answer: str) -> Form | None:
-    """The form of the known call in a text, which is an answer from some place on."""
-    found = [form for form in FORMS.values() if _reads(form, answer if form.alone else behind)]
+def _read(behind: str, answer: str, said: str) -> Form | None:
+    """The form of the known call in a text, which is an answer from some place on.
+
+    Args:
+        behind: What follows the user's words.
+        answer: The answer that is the call.
+        said: A conversation with an answer that is text.
+    """
+    forms = [form for form in FORMS.values() if not form.says or form.says + _SAID in said]
+    found = [form for form in forms if _reads(form, _answer(form, behind, answer))]
     spelled = "".join(behind.split())
     exact = (form for form in found if _spelling(form) in spelled)
     return next(exact, found[0] if found else None)
+
+
+def _answer(form: Form, behind: str, answer: str) -> str:
+    if form.says:  # what stands before it may be the beginning of a thought
+        return behind[max(0, behind.find(form.opening)) :]
+    return answer if form.alone else behind
 
 
 def _reads(form: Form, text: str) -> bool:

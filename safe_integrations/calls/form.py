@@ -47,8 +47,8 @@ class Form:
         comma: What stands between two parameters.
         joint: What stands between two calls.
         section: What stands around $CALLS.
-        alone: Whether a call can only be the whole answer.
-        says: What stands before an answer that is text.
+        alone: Whether an answer is either text or calls: one, or a section of them.
+        says: What stands before an answer that is text, where a model begins with a header.
         loose: Whether models leave out line feeds of the form as they like.
     """
 
@@ -99,7 +99,7 @@ class Form:
         """What leads out of free text, of slots, and of a section."""
         _, between, after = self.around_value
         line = "\n" if between.endswith("\n") else ""
-        found = [QUOTE] if self.kind == "gemma" else [line + after.strip()]
+        found = [{"gemma": QUOTE, "python": "'"}.get(self.kind, line + after.strip())]
         for text in (*self.around, self.around_calls[1]):
             found += [text.partition(slot)[2] for slot in SLOTS if slot in text]
         last = self.around_calls[1]

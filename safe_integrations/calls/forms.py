@@ -26,6 +26,18 @@ def _dsml(name: str, tag: str) -> Form:
     )
 
 
+def _cohere(name: str, says: str) -> Form:
+    return Form(
+        name,
+        "<|START_ACTION|>",
+        '{"tool_call_id": "{index}", "tool_name": "$NAME", "parameters": $ARGS}',
+        joint=",\n    ",
+        section="[\n    $CALLS\n]<|END_ACTION|>",
+        alone=True,
+        says=says,
+    )
+
+
 HERMES: Final = Form("hermes", "<tool_call>", f"\n{_JSON}\n</tool_call>", joint="\n")
 """What all members can be taught in words, too."""
 
@@ -90,13 +102,8 @@ _ALL: Final = (
     Form("apriel", "<tool_calls>", _JSON, joint=", ", section="[$CALLS]</tool_calls>"),
     Form("minimax-1", "<tool_calls>", _JSON, joint="\n", section="\n$CALLS\n</tool_calls>"),
     Form("nemotron", "<TOOLCALL>", _JSON, joint=", ", section="[$CALLS]</TOOLCALL>"),
-    Form(  # Command R7B
-        "cohere",
-        "<|START_ACTION|>",
-        '{"tool_call_id": "{index}", "tool_name": "$NAME", "parameters": $ARGS}',
-        joint=",\n    ",
-        section="[\n    $CALLS\n]<|END_ACTION|>",
-    ),
+    _cohere("cohere", "<|START_RESPONSE|>"),  # Command R7B
+    _cohere("cohere-2", "<|START_TEXT|>"),
     Form(
         "apertus",
         "<|tools_prefix|>",
@@ -128,6 +135,15 @@ _ALL: Final = (
         "<|tool_call_begin|>functions.$NAME:{index}<|tool_call_argument_begin|>$ARGS<|tool_call_end|>",
         "json",
         section="$CALLS<|tool_calls_section_end|>",
+    ),
+    Form(
+        "solar",
+        "<|tool_calls|>",
+        "<|tool_call:begin|>{id}<|tool_call:name|>$NAME<|tool_call:args|>$ARGS<|tool_call:end|>",
+        "json",
+        section="$CALLS",
+        alone=True,
+        says="<|content|>",
     ),
     Form("llama", '{"name": "', '$NAME", "parameters": $ARGS}', alone=True),  # Llama 3
     Form(

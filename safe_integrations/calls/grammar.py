@@ -29,6 +29,7 @@ from safe_integrations.calls.parameters import (
     shared,
     text_rule,
 )
+from safe_integrations.calls.places import places_of
 from safe_integrations.config import (
     Choice,
     GenerationConfig,
@@ -65,7 +66,7 @@ def constraint_for(options: GenerationConfig, form: Form = HERMES) -> Constraint
             )
         several = options.parallel_tool_calls and options.tool_choice == "required"
         lark = "start: calls\n" + _calls(form, wanted, several)
-        return Constraint(lark, "tools", tools, ends=form.ends)
+        return Constraint(lark, "tools", tools, ends=form.ends, places=partial(places_of, form))
     if response_format is None:
         if not wanted or find_spec("llguidance") is None:
             return None
@@ -82,7 +83,7 @@ def constraint_for(options: GenerationConfig, form: Form = HERMES) -> Constraint
         return Constraint(f"start: {answer}", "response_format", response_format)
     calls = _calls(form, wanted, options.parallel_tool_calls, forced=False)
     lark = f"start: calls | {literal(form.says)} answer\n{calls}answer: {answer}\n"
-    return Constraint(lark, "tools", tools, ends=form.ends)
+    return Constraint(lark, "tools", tools, ends=form.ends, places=partial(places_of, form))
 
 
 def _callable_tools(tools: Sequence[Tool], choice: str) -> Sequence[Tool]:
@@ -115,7 +116,7 @@ def _possible_calls(form: Form, tools: Sequence[Tool], several: bool) -> str:
         start = "calls* text\ntext: TEXT" if several else "calls | TEXT"
         opening = f"TEXT {opening}"
     lazy = "" if form.alone else "[lazy]"
-    calls = _behind_openings(form, tools, several and not form.alone, forced=False)
+    calls = _behind_openings(form, tools, several, forced=False)
     return f"start: {start}\nTEXT: {free}\nopening{lazy}: {opening}\n{calls}"
 
 
@@ -123,11 +124,10 @@ def _behind_openings(form: Form, tools: Sequence[Tool], several: bool, forced: b
     before, after = (literal(text, form.loose) for text in form.around_calls)
     joint = literal(form.joint, form.loose)
     again = f"({joint} call)*" if form.section else f"({joint} opening call)*"
+    if not several or (form.alone and not form.section):
+        again = ""
     names = " | ".join(f"call_{i}" for i in range(len(tools)))
-    rules = [
-        f"calls: opening {before} call {again if several and not form.alone else ''} {after}",
-        f"call: {names}",
-    ]
+    rules = [f"calls: opening {before} call {again} {after}", f"call: {names}"]
     for i, tool in enumerate(tools):
         first, between, last = form.around
         head = literal(first + tool.name + between, form.loose)

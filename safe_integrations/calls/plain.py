@@ -10,7 +10,6 @@ models have agreed on, and a result is said by the user:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -91,19 +90,6 @@ def render_tools_plainly(
         plain.append(Message(role, content, extra))
         after_result = role == "user" and (after_result or message.role == "tool")
     return _with_prompt(plain, plain_tool_prompt(tools, form)) if tools else plain
-
-
-def template_supports_tools(chat_template: str | None) -> bool:
-    """Whether a chat template renders both tools and the turns that use them."""
-    if not chat_template or not re.search(r"tool_calls|[\"'](?:tool|ipython)[\"']", chat_template):
-        return False
-    try:
-        from jinja2 import Environment, TemplateError, meta
-
-        parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(chat_template)
-        return "tools" in meta.find_undeclared_variables(parsed)
-    except (ImportError, TemplateError):  # a tag that only transformers knows
-        return re.search(r"\btools\b", chat_template) is not None
 
 
 def _with_prompt(messages: list[Message], prompt: str) -> list[Message]:

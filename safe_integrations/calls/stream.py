@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from safe_integrations.calls.bare import begins_call, calls_of, may_be_calls
@@ -238,7 +238,7 @@ class ToolCallStream:
         """Parameters one by one, and what ends the call.
 
         Raises:
-            ValueError: Something is none, or is there twice.
+            ValueError: Something is none.
             CutOffError: The answer ends before.
         """
         source, arguments = self._source, dict[str, Any]()
@@ -257,8 +257,6 @@ class ToolCallStream:
             yield from source.skip()
             key = yield from source.word(KEY)
             said = yield from source.expect(between)
-            if key in arguments:
-                raise BrokenCallError(f"{key} is there twice")
             value, written = yield from self._read_value(form, draft, key, said)
             self._add(draft, f"{', ' if arguments else ''}{dumps(key)}: {written}")
             arguments[key] = value
@@ -305,8 +303,12 @@ class ToolCallStream:
         )
 
     def _tell(self, call_id: str | None, name: str | None, arguments: str) -> None:
-        number = len(self._calls) + len(self._invalid)
-        self._pieces.append(ToolCallDelta(number, call_id, name, arguments))
+        piece = ToolCallDelta(len(self._calls) + len(self._invalid), call_id, name, arguments)
+        last = self._pieces[-1] if self._pieces else ""
+        if isinstance(last, ToolCallDelta) and last.number == piece.number:
+            piece = replace(last, arguments=last.arguments + arguments)
+            self._pieces.pop()
+        self._pieces.append(piece)
 
     def _say(self, text: str) -> None:
         if text:

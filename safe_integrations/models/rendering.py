@@ -7,7 +7,6 @@ from copy import copy
 from types import MappingProxyType
 from typing import Any, Final
 
-from safe_integrations.calls.agreement import taught_form
 from safe_integrations.calls.form import Form
 from safe_integrations.calls.forms import HERMES
 from safe_integrations.calls.plain import render_tools_plainly
@@ -50,7 +49,7 @@ class Renderer:
         self._template = Template(tokenizer, plain)
         same = for_tools == plain
         self._tool_template = self._template if same else Template(tokenizer, for_tools)
-        self.teaches = None if for_tools is None else taught_form(self._tool_template.offering)
+        self.teaches = self._tool_template.teaches
         first = tokenizer("")["input_ids"][:1]
         self._bos = first if first == [tokenizer.bos_token_id] else []
 
@@ -144,6 +143,8 @@ class Renderer:
                 reading = marked.read(text, marked_text, marked_shape, marked_offer)
                 if reading.lost is None:
                     prompt = reading.prompt if thinks else start.completed(reading.prompt)
+                    if offered:  # the model says whether it calls or talks
+                        prompt = prompt.removesuffix(self._form.says)
                     ids = template.encode(prompt, reading.places)
                     return template, ids if ids[:1] == self._bos else [*self._bos, *ids]
                 lost = lost or reading.lost

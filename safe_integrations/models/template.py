@@ -8,7 +8,8 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, Final
 
-from safe_integrations.calls.agreement import KNOWN
+from safe_integrations.calls.agreement import KNOWN, taught_form
+from safe_integrations.calls.form import Form
 from safe_integrations.calls.plain import tool_signature
 from safe_integrations.config import Tool
 from safe_integrations.models.agreement import (
@@ -43,6 +44,15 @@ class Template:
             return plain(turns)
         signatures = {"tools": [tool_signature(tool) for tool in tools]} if tools else {}
         return self._rendered(turns, **{**self._needed, **signatures, **args})
+
+    @cached_property
+    def teaches(self) -> Form | None:
+        """The form of a call that it teaches; None where it is none we know."""
+        return None if self._source is None else taught_form(self.offering)
+
+    def offering(self, turns: list[Turn], generation: bool) -> str | None:
+        """Renders turns where the tool `KNOWN` is offered; None where the template refuses."""
+        return self._probed(turns, generation, {"tools": [tool_signature(KNOWN)]})
 
     @cached_property
     def start(self) -> Start:
@@ -137,10 +147,6 @@ class Template:
             **args,
         )
         return text
-
-    def offering(self, turns: list[Turn], generation: bool) -> str | None:
-        """Turns where the known tool is offered; None where the template refuses them."""
-        return self._probed(turns, generation, {"tools": [tool_signature(KNOWN)]})
 
     def _probed(self, turns: list[Turn], generation: bool, args: Mapping[str, Any]) -> str | None:
         try:

@@ -188,12 +188,26 @@ def _order(place: bytes) -> list[list[bytes]]:
 _TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[][{},]|[-+.\w]+')
 
 
-def cut_values(text: bytes, spans: Sequence[tuple[int, int]]) -> list[str]:
-    """Which values of a JSON text, or of the calls in it, are not what the models wrote.
+Place = tuple[str, int, int]
+"""Where JSON, or the text of a string, stands in an answer: its JSON pointer, start and end."""
+
+
+def json_lines(text: bytes) -> list[Place]:
+    """The lines of an answer that may be JSON."""
+    return [("", *line.span()) for line in re.finditer(rb"^[^<\s].*", text, re.M)]
+
+
+def cut_values(
+    text: bytes,
+    spans: Sequence[tuple[int, int]],
+    places: Callable[[bytes], Sequence[Place]] = json_lines,
+) -> list[str]:
+    """Which values of an answer in JSON, or of the calls in it, are not what the models wrote.
 
     Args:
-        text: The text.
+        text: The answer.
         spans: From where to where the budget wrote, in order, in bytes.
+        places: Finds JSON in the answer.
 
     Returns:
         JSON pointers: of strings, numbers and words that it cut or made up, and of the innermost
@@ -205,29 +219,32 @@ def cut_values(text: bytes, spans: Sequence[tuple[int, int]]) -> list[str]:
             start, _ = joined.pop()
         joined.append((start, end))
     found: dict[str, None] = {}
-    for line in re.finditer(r"^[^<\s].*", text.decode("latin-1"), re.M):  # one character a byte
-        for pointer, value, start, end in _values(line[0], line.start()):
+    for place in places(text):
+        for pointer, value, start, end in _values(text.decode("latin-1"), *place):
             for a, b in joined:
                 if value in ("}", "]"):
                     hit = a == start and text[a - 1 : a].decode("latin-1") not in _DIGITS
                 else:
-                    hit = (a < end and b > start) or (a == end and value[-1] in _DIGITS)
+                    hit = (a < end and b > start) or (a == end and value[-1:] in _DIGITS)
                 if hit:
                     found[pointer.encode("latin-1").decode()] = None
     return list(found)
 
 
-def _values(text: str, offset: int) -> Iterator[tuple[str, str, int, int]]:
+def _values(text: str, at: str, first: int, last: int) -> Iterator[tuple[str, str, int, int]]:
     """Pointer, text, start and end of every simple value, and of every closing bracket."""
+    text = text[first:last]
     try:
         json.loads(text)
     except ValueError:
+        if at:  # a string without quotes
+            yield at, text, first, last
         return
     open_: list[tuple[str, str, int]] = []  # pointer, bracket, number of the item
     key: str | None = None
     for match in _TOKEN.finditer(text):
-        token, where = match[0], (offset + match.start(), offset + match.end())
-        pointer, bracket, number = open_[-1] if open_ else ("", "", 0)
+        token, where = match[0], (first + match.start(), first + match.end())
+        pointer, bracket, number = open_[-1] if open_ else (at, "", 0)
         if token == ",":
             open_[-1] = pointer, bracket, number + 1
         elif token in "}]":

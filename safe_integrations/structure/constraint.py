@@ -25,7 +25,7 @@ from safe_integrations.errors import (
     InvalidArgumentError,
     MissingDependencyError,
 )
-from safe_integrations.structure.closing import BYTES, Closing, cut_values
+from safe_integrations.structure.closing import BYTES, Closing, Place, cut_values, json_lines
 from safe_integrations.structure.hints import wanted, words
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Constraint:
         closes: Whether the answer is the grammar's from its beginning to its end, so that it must
             be brought to an end within the budget.
         ends: Texts that lead towards the end wherever they may follow.
+        places: Finds JSON in the answer.
 
     Raises:
         InvalidArgumentError: The grammar cannot be guaranteed.
@@ -65,9 +66,11 @@ class Constraint:
         given: object,
         closes: bool = True,
         ends: Sequence[bytes] = (),
+        places: Callable[[bytes], Sequence[Place]] = json_lines,
     ) -> None:
         self._lark = lark
         self._ends = ends
+        self._places = places
         self._closes = closes
         self._argument = argument
         self._given = given
@@ -84,7 +87,8 @@ class Constraint:
         Raises:
             InvalidArgumentError: The grammar is too large for the library.
         """
-        return Cursor(self._matcher(tokens), tokens, _vocabulary_of(tokens)[1], self._closing)
+        free = _vocabulary_of(tokens)[1]
+        return Cursor(self._matcher(tokens), tokens, free, self._closing, self._places)
 
     def _closing(self) -> Closing | None:
         if not self._closes:
@@ -115,6 +119,7 @@ class Cursor:
         tokens: The model's tokens.
         free: The library's mask where any text may follow.
         closing: Makes what finds ways out, once they are asked for.
+        places: Finds JSON in an answer.
     """
 
     def __init__(
@@ -123,7 +128,9 @@ class Cursor:
         tokens: TokenTable,
         free: bytes,
         closing: Callable[[], Closing | None],
+        places: Callable[[bytes], Sequence[Place]],
     ) -> None:
+        self._places = places
         self._start = matcher
         self._closing = cache(closing)
         self._tokens = tokens
@@ -196,7 +203,7 @@ class Cursor:
 
     def cut(self, text: bytes, spans: Sequence[tuple[int, int]]) -> list[str]:
         """JSON pointers of the values that the budget cut or made up, out of where it wrote."""
-        return cut_values(text, spans)
+        return cut_values(text, spans, self._places)
 
     def _packed(self, ids: Sequence[int]) -> bytes:
         """Which ids may follow, one bit per id."""

@@ -307,10 +307,20 @@ def test_values_are_read_by_the_schema() -> None:
     assert value("with", "[1, nan]") == "[1, nan] is not JSON"
 
 
-def test_a_parameter_that_is_there_twice_makes_no_call() -> None:
-    pair = "<arg_key>to</arg_key><arg_value>a</arg_value>"
-    answer = streamed([f"<tool_call>book_trip{pair}{pair}</tool_call>"], "glm")[1]
-    assert (answer.calls, answer.invalid[0].error) == ((), "to is there twice")
+def test_of_a_parameter_that_is_there_twice_the_last_counts() -> None:
+    """As in JSON."""
+    pairs = "".join(f"<arg_key>to</arg_key><arg_value>{to}</arg_value>" for to in "ab")
+    told, answer = streamed([f"<tool_call>book_trip{pairs}</tool_call>"], "glm")
+    assert found(answer) == [("book_trip", {"to": "b"})]
+    assert json.loads(told[1][2]) == {"to": "b"}
+
+
+def test_a_call_is_one_piece_however_much_of_it_comes_at_once() -> None:
+    """LangChain adds up pieces of one call from chunk to chunk, not inside a chunk."""
+    for form in FORMS.values():
+        stream = ToolCallStream(TOOLS, form, lenient=False)
+        pieces = [*stream.push(form.write([OSLO])), *stream.finish()]
+        assert sum(isinstance(piece, ToolCallDelta) for piece in pieces) == 1
 
 
 def test_only_the_form_that_was_agreed_on_is_read() -> None:
@@ -548,19 +558,39 @@ def test_both_frameworks_read_the_agreed_form(form: str, choice: str) -> None:
 
 @pytest.mark.parametrize("form", ["function-xml", "kimi", "gemma", "lfm"])
 def test_a_call_that_max_tokens_closes_is_never_carried_out(form: str) -> None:
-    name, arguments = OSLO
-    call = (name, {**arguments, "to": "Oslo " * 20})
-    text = FORMS[form].write([call])
-    member, length = script(form, [call]), len(text.partition("Oslo")[0]) + 52
-    tools = [tool_signature(BOOK)]
-    way = constraint(form, "book_trip").cursor(BYTES).closing(text[:length].encode())
-    assert way is not None
-    model = ChatSafe(drafter=member, tool_form=form, max_tokens=length + len(way) + 1)
+    text = FORMS[form].write([OSLO])
+    tools, walk = [tool_signature(BOOK)], constraint(form, "book_trip").cursor(BYTES)
+    begun = (text.partition("Oslo")[0] + "Os").encode()
+    ways = walk.closing(b""), begun + (walk.closing(begun) or b"")
+    budget = max(len(way or b"") for way in ways) + 1
+    assert budget < len(text.encode())
+    model = ChatSafe(drafter=script(form, [OSLO]), tool_form=form, max_tokens=budget)
     answer = model.invoke("?", tools=tools, tool_choice="book_trip", strict=False)
     assert answer.tool_calls == []
     assert len(answer.invalid_tool_calls) == 1
     told = answer.response_metadata["closed"]["text"]
-    assert json.loads(told)["to"].startswith("Oslo Oslo")
+    assert json.loads(told)["to"].startswith("Os")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_was_cut_of_a_call_is_named(form: str) -> None:
+    ours = (
+        "book_trip",
+        {"to": "Oslo", "days": 17, "quiet": True, "note": "née", "with": [{"name": "Xi"}]},
+    )
+    text = FORMS[form].write([ours]).encode()
+    for part, pointer in (
+        (b"trip", "/name"),
+        (b"Os", "/arguments/to"),
+        (b"7", "/arguments/days"),
+        ("ée".encode(), "/arguments/note"),
+        (b"Xi", "/arguments/with/0/name"),
+    ):
+        start = text.rindex(part)
+        cut = constraint(form).cursor(BYTES).cut(text, [(start, start + len(part))])
+        if form == "gemma" and "with" in pointer:
+            pointer = "/arguments/with"
+        assert cut == [pointer]
 
 
 def sum_of(chunks: Iterable[Any]) -> Any:

@@ -20,7 +20,6 @@ from safe_integrations.calls.plain import (
     plain_tool_prompt,
     plain_tool_result,
     render_tools_plainly,
-    template_supports_tools,
 )
 from safe_integrations.calls.stream import ToolCallStream
 from safe_integrations.calls.types import (
@@ -476,23 +475,6 @@ def test_a_system_message_is_added_only_for_tools() -> None:
     messages = [Message("user", "Hi")]
     assert render_tools_plainly(messages, ()) == messages
     assert render_tools_plainly(messages, TOOLS)[0] == Message("system", plain_tool_prompt(TOOLS))
-
-
-@pytest.mark.parametrize(
-    ("template", "supported"),
-    [
-        (None, False),
-        ("", False),
-        ("{% for m in messages %}{{ m.content }}{% endfor %}", False),
-        ("{{ tools | tojson }}", False),
-        ("{% if tools %}{{ tools | tojson }}{% endif %}{{ messages[0].tool_calls }}", True),
-        ("{% if tools %}{% endif %}{% if m.role == 'tool' %}{% break %}{% endif %}", True),
-        ("{% generation %}{{ tools }}{% endgeneration %}{{ m.tool_calls }}", True),
-        ("{% set tools = [] %}{{ m.tool_calls }}", False),
-    ],
-)
-def test_which_templates_support_tools(template: str | None, supported: bool) -> None:
-    assert template_supports_tools(template) is supported
 
 
 # Enforcing
