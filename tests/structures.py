@@ -38,6 +38,7 @@ _ENFORCED: dict[str, Schema] = {
     "one of tagged": {"oneOf": [_tagged("x", a=_SMALL), _tagged("y", a=_TEXT)]},
     "one of by presence": {**_PAIR, "oneOf": [{"required": ["a"]}, {"required": ["b"]}]},
     "all of": {"allOf": [{"type": "integer"}, {"minimum": 3, "maximum": 7}]},
+    "few that differ": {"type": "array", "items": {"enum": ["a", "b", "c"]}, "uniqueItems": True},
     "named": {**_OBJECT, "propertyNames": {"enum": ["a", "b"]}, "additionalProperties": _SMALL},
     "dependent": {**_PAIR, "dependentRequired": {"a": ["b"]}},
     "by pattern": {
@@ -48,12 +49,6 @@ _ENFORCED: dict[str, Schema] = {
     },
 }
 _CHECKED: dict[str, Schema] = {
-    "few that differ": {
-        "type": "array",
-        "items": {"enum": ["a", "b", "c"]},
-        "uniqueItems": True,
-        "maxItems": 3,
-    },
     "not": {"type": "integer", "minimum": 0, "maximum": 99, "not": {"const": 7}},
     "condition": {**_PAIR, "if": {"required": ["a"]}, "then": {"required": ["b"]}},
     "that differ": {"type": "array", "items": _SMALL, "uniqueItems": True, "maxItems": 4},

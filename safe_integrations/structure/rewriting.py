@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-from itertools import combinations
+from itertools import combinations, permutations
 from typing import Any, Final
 
 from safe_integrations.structure.classes import LOCAL_TIME
 
 Schema = dict[str, Any]
+
+_MANY: Final = 400
+"""Alternatives that one keyword may become."""
 
 _DEPTH: Final = 4
 """How far references and compositions are followed."""
@@ -59,6 +62,7 @@ _NAMES: Final[dict[type, str]] = {
     **{type(None): "null", bool: "boolean", int: "integer", float: "number"},
     **{str: "string", list: "array", dict: "object"},
 }
+_TYPES: Final = set(_NAMES.values())
 _FORMS: Final[dict[str, Any]] = {
     **dict.fromkeys(("required", "allOf", "anyOf", "oneOf", "enum"), list),
     **dict.fromkeys(("properties", "patternProperties"), dict),
@@ -76,7 +80,7 @@ def rewrite(part: Schema, root: Schema) -> None:
     """Says one part of a schema, but not the parts inside it, in what the grammar knows."""
     if not well_formed(part):
         return
-    for step in (_alone, _format, _dependencies, _names, _one_of):
+    for step in (_alone, _format, _dependencies, _names, _unique, _one_of):
         step(part, root)
     if isinstance(part.get("pattern"), str):
         part["pattern"] = _CLASS.sub(_plain_class, part["pattern"])
@@ -177,6 +181,26 @@ def _names(part: Schema, root: Schema) -> None:
     part.update(more)
     if fits:
         part["properties"] = {n: named.get(n, rest) if ok else False for n, ok in fits.items()}
+
+
+def _unique(part: Schema, root: Schema) -> None:
+    """Items that differ: where there are few, all the ways to write them."""
+    if part.get("uniqueItems") is False or part.get("maxItems", 2) in (0, 1):
+        part.pop("uniqueItems", None)
+    if "uniqueItems" not in part or part.get("type") != "array" or "prefixItems" in part:
+        return
+    items = resolved(part.get("items", True), root)
+    values = literals(items, root) if isinstance(items, dict) else None
+    if values is None or len(values) > 5 or set(items) - {"enum", "const", "type", *SAID}:
+        return
+    if not (_kinds(items, values) or set()) <= (_kinds({**items}, None) or _TYPES):
+        return
+    counts = range(part.get("minItems", 0), min(len(values), part.get("maxItems", _MANY)) + 1)
+    ways = [list(way) for n in counts for way in permutations(values, n)]
+    if ways and len(ways) <= _MANY:
+        for keyword in ("uniqueItems", "items", "minItems", "maxItems", "type"):
+            part.pop(keyword, None)
+        also(part, {"enum": ways})
 
 
 def _one_of(part: Schema, root: Schema) -> None:
