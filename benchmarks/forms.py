@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from safe_integrations.calls.agreement import ARGUMENTS, KNOWN, agree, taught_form
+from safe_integrations.calls.agreement import ARGUMENTS, KNOWN, taught_form
 from safe_integrations.calls.form import Form, dumps
 from safe_integrations.calls.grammar import constraint_for
 from safe_integrations.calls.stream import ToolCallStream
@@ -46,15 +46,6 @@ def look_at(render: Rendered) -> FormReport:
     if form is None:
         return FormReport(None)
     return FormReport(form, _enforces(form, render), _keeps(form, render))
-
-
-def pairs(forms: Sequence[Form | None]) -> dict[str, int]:
-    """How often all pairs of templates agree on a form."""
-    found: dict[str, int] = {}
-    for one, other in product(forms, repeat=2):
-        name = agree({"a": one, "b": other}).form.name
-        found[name] = found.get(name, 0) + 1
-    return found
 
 
 def lines(found: Sequence[FormReport]) -> list[str]:
