@@ -44,7 +44,7 @@ def test_blocks_become_text_and_tool_calls() -> None:
         "function": {"name": "weather", "arguments": {"city": "Köln"}},
     }
     assert engine_messages([ChatMessage(role="assistant", blocks=blocks)]) == [
-        Message("assistant", "I look\nit up.", {"tool_calls": [call]})
+        Message("assistant", "I look\nit up.", {"tool_calls": [call], "reasoning_content": "hm"})
     ]
 
 
