@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from random import Random
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 
@@ -18,7 +18,7 @@ class Walks:
         rule: The right side of a Lark rule.
 
     Attributes:
-        seconds: How long each search for a way to the end took.
+        seconds: Processor time that each search for a way to the end took.
 
     Raises:
         InvalidArgumentError: The library does not accept it.
@@ -48,7 +48,7 @@ class Walks:
             if not found:
                 break
             text.append(random.choice(found))
-        start = perf_counter()
+        start = process_time()
         end = self._cursor.closing(bytes(text))
-        self.seconds.append(perf_counter() - start)
+        self.seconds.append(process_time() - start)
         return None if end is None else bytes(text) + end
