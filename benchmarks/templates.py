@@ -227,12 +227,11 @@ def _about_calls(found: Sequence[FormReport]) -> list[str]:
     taught = [report for report in found if report.form is not None]
     whole = sum(report.enforced and report.kept for report in taught)
     shared = forms.pairs([report.form for report in found])
-    pairs, plain = len(found) ** 2, shared.pop("hermes", 0)
     return [
         f"{len(taught)} of the templates teach a known form of a call; {whole} of these are",
-        "read, enforced by a grammar, and found again in a conversation that went on. Any two of",
-        f"them share a form as an ensemble: their own in {sum(shared.values())} of {pairs}",
-        f"pairs, Hermes JSON in {plain}, in our words where a template does not teach it.",
+        "read, enforced by a grammar, and found again in a conversation that went on. Members that",
+        "teach one form share it; others share Hermes JSON, in our words where a template does not",
+        "teach it.",
     ]
 
 
