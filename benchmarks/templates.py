@@ -226,7 +226,6 @@ def page(found: Mapping[str, Found], version: str) -> str:
 def _about_calls(found: Sequence[FormReport]) -> list[str]:
     taught = [report for report in found if report.form is not None]
     whole = sum(report.enforced and report.kept for report in taught)
-    shared = forms.pairs([report.form for report in found])
     return [
         f"{len(taught)} of the templates teach a known form of a call; {whole} of these are",
         "read, enforced by a grammar, and found again in a conversation that went on. Members that",
