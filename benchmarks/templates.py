@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks import forms, vocabularies
 from benchmarks.forms import FormReport
+from safe_integrations.calls.forms import HERMES
 from safe_integrations.config import Tool
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.messages import Message, Role
@@ -120,7 +121,8 @@ class Found:
 def look_at(source: str) -> Found:
     """Renders all kinds of conversations by a template."""
     tokenizer = _tokenizer(source)
-    render = Renderer(tokenizer, "it")
+    renderer = Renderer(tokenizer, "it")
+    render = renderer.writing(renderer.teaches or HERMES)
     refused, lost, forged = dict[str, str](), dict[str, str](), list[str]()
     for kind, (messages, tools) in _KINDS.items():
         try:

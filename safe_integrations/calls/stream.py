@@ -111,6 +111,7 @@ class ToolCallStream:
         source = self._source
         while not self._tools and not source.ended:
             self._say(source.pop(len(source.rest)))
+            source.taken.clear()
             yield
         if self._form.alone or self._lenient:
             yield from self._read_alone()
@@ -279,7 +280,7 @@ class ToolCallStream:
         schema = properties.get(key) if isinstance(properties, dict) else None
         types = TYPES if schema is None else types_of(schema, root)
         if said:
-            types = types & {"string"} if said == ["true"] else types - {"string"}
+            types = frozenset({"string"}) if said == ["true"] else types - {"string"}
         _, between, after = form.around_value
         text = yield from source.until(after.strip())
         while not types & {"string"} and in_string(text):  # the tag is part of one in JSON

@@ -307,6 +307,17 @@ def test_values_are_read_by_the_schema() -> None:
     assert value("with", "[1, nan]") == "[1, nan] is not JSON"
 
 
+def test_a_form_that_says_what_is_a_string_is_believed() -> None:
+    def value(string: str, text: str) -> Any:
+        pair = f'<｜DSML｜parameter name="days" string="{string}">{text}</｜DSML｜parameter>'
+        tag = "<｜DSML｜function_calls><｜DSML｜invoke name="
+        call = f'{tag}"book_trip">{pair}</｜DSML｜invoke></｜DSML｜function_calls>'
+        answer = streamed([call], "dsml")[1]
+        return answer.calls[0].arguments["days"] if answer.calls else None
+
+    assert [value("false", "3"), value("true", "3"), value("false", "x")] == [3, "3", None]
+
+
 def test_of_a_parameter_that_is_there_twice_the_last_counts() -> None:
     """As in JSON."""
     pairs = "".join(f"<arg_key>to</arg_key><arg_value>{to}</arg_value>" for to in "ab")
@@ -505,6 +516,18 @@ def test_every_member_is_told_of_the_agreed_form(
         assert "".join(call.split()) in "".join(prompt.split())
         if form != agreed:
             assert "<tool_response>\n12:00\n</tool_response>" in prompt
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if FORMS[form].says])
+def test_where_tools_are_offered_the_model_says_whether_it_calls_or_talks(form: str) -> None:
+    """Behind the header of a text no call can begin."""
+    (member,) = engine_of(form).members
+    asked, header = [Message("user", "Time?")], FORMS[form].says
+    with_tools, without = (
+        tokenizer_of(form).decode(member.render(asked, tools)) for tools in ([NOW], [])
+    )
+    assert without.endswith(f"<|im_start|>assistant\n{header}")
+    assert with_tools.endswith("<|im_start|>assistant\n")
 
 
 def test_what_was_agreed_on_is_in_the_debug_log(caplog: pytest.LogCaptureFixture) -> None:
