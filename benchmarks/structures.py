@@ -101,7 +101,7 @@ def _exactly(text: str | bytes) -> Any:
     """JSON with its numbers as they stand: as a double, 1e308 is not 10 to the power of 308."""
 
     def number(digits: str) -> int | float | Fraction:
-        exponent = digits.lower().partition("e")[2]
+        exponent = digits.lower().partition("e")[2].lstrip("+-0")
         if len(exponent) > 3:
             return float(digits)
         value = Fraction(digits)
