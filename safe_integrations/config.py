@@ -223,7 +223,7 @@ class GenerationConfig(StrictModel):
     min_p: Real = Field(default=0.0, ge=0, le=1)
     repetition_penalty: Real = Field(default=1.0, gt=0, allow_inf_nan=False)
     seed: Whole | None = Field(default=None, ge=0)
-    reasoning: bool | Annotated[Whole, Field(ge=0)] = Field(
+    reasoning: Annotated[Whole, Field(ge=0)] | bool = Field(
         default=False, union_mode="left_to_right"
     )
     on_length: Literal["error", "close"] = "error"

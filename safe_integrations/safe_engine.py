@@ -14,12 +14,12 @@ from safe_integrations.calls.agreement import agree
 from safe_integrations.calls.form import Form
 from safe_integrations.calls.grammar import constraint_for
 from safe_integrations.config import EnsembleConfig, GenerationConfig
-from safe_integrations.engine.closing import Window, find_way
+from safe_integrations.engine.closing import check_room
 from safe_integrations.engine.events import Event
 from safe_integrations.engine.loop import write
-from safe_integrations.engine.model import Cursor, Limits, Member, never
+from safe_integrations.engine.model import Limits, Member, never
 from safe_integrations.engine.reasoning import reason_first
-from safe_integrations.errors import ContextWindowError, InvalidArgumentError
+from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.messages import as_messages
 from safe_integrations.models.load import ModelSource, load_member, with_defaults
 from safe_integrations.models.spec import Progress, told_apart
@@ -104,10 +104,7 @@ class SafeEngine:
             if not prompt:
                 remedy = f"{member.name} writes them without any token; check its chat template"
                 raise InvalidArgumentError("messages", messages, remedy)
-            if len(prompt) >= member.context_window:
-                raise ContextWindowError(member.name, len(prompt), member.context_window)
-        if cursors[0] is not None:
-            _check_room(members, prompts, cursors[0], options)
+        check_room(members, prompts, cursors[0], options.max_tokens)
         if reasonings:
             rest = (cursors, self.config, options, self.weights, cancel)
             return reason_first(members, reasonings, *rest)
@@ -143,28 +140,6 @@ class _Writer(Protocol):
 
 def _writing(member: Member, form: Form) -> Member:
     return member.writing(form) if isinstance(member, _Writer) else member
-
-
-def _check_room(
-    members: Sequence[Member],
-    prompts: Sequence[Sequence[int]],
-    cursor: Cursor,
-    options: GenerationConfig,
-) -> None:
-    """Refuses budgets and windows that cannot hold the smallest answer that is known."""
-    tokens = members[0].tokens
-    way = find_way(cursor, tokens, b"")
-    if way is None:
-        return
-    needed = len(way.ids)
-    if needed > options.max_tokens:
-        remedy = f"an answer of this form needs at least {needed}"
-        raise InvalidArgumentError("max_tokens", options.max_tokens, remedy)
-    for nth, (member, prompt) in enumerate(zip(members, prompts, strict=True)):
-        room = member.context_window - len(prompt)
-        fits = Window(member.tokens, room, tokens).holds(b"", 0, way) if nth else needed <= room
-        if not fits:
-            raise ContextWindowError(member.name, len(prompt), member.context_window)
 
 
 def _check_limits(

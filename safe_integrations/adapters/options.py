@@ -61,7 +61,7 @@ class EnsembleOptions(BaseModel):
     min_p: Real | None = None
     repetition_penalty: Real | None = None
     seed: Whole | None = None
-    reasoning: bool | Whole | None = Field(default=None, union_mode="left_to_right")
+    reasoning: Whole | bool | None = Field(default=None, union_mode="left_to_right")
     on_length: Literal["error", "close"] | None = None
     strict: bool | None = None
     template_args: dict[str, Any] | None = None

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from safe_integrations.engine.model import Cursor
+from safe_integrations.engine.model import Cursor, Member
 from safe_integrations.engine.segments import Segmentation
 from safe_integrations.engine.tokens import END, TokenTable, common_prefix
+from safe_integrations.errors import ContextWindowError, InvalidArgumentError
 
 _FAR: Final = 64
 """Tokens that must be left where no way to the end is known: the models may find one."""
@@ -78,6 +79,40 @@ class Window:
         settled = bisect_right(ends, self._tokens.settled(text))
         rest = len(text) - (ends[settled - 1] if settled else 0)
         return settled + rest + len(way.text) <= self._room
+
+
+def check_room(
+    members: Sequence[Member],
+    prompts: Sequence[Sequence[int]],
+    cursor: Cursor | None,
+    max_tokens: int,
+) -> None:
+    """Refuses budgets and windows that cannot hold the smallest answer that is known.
+
+    Args:
+        members: The models, drafter first.
+        prompts: For each of them its prompt's token ids.
+        cursor: The drafter's way through the grammar; None where any text will do.
+        max_tokens: Most tokens of the answer.
+
+    Raises:
+        ContextWindowError: The prompt leaves no room in some model's window.
+        InvalidArgumentError: `max_tokens` is too small.
+    """
+    rooms = [m.context_window - len(p) for m, p in zip(members, prompts, strict=True)]
+    tokens = members[0].tokens
+    way = None if cursor is None else find_way(cursor, tokens, b"")
+    fits = [room > 0 for room in rooms]
+    if way is not None and all(fits):
+        if len(way.ids) > max_tokens:
+            remedy = f"an answer of this form needs at least {len(way.ids)}"
+            raise InvalidArgumentError("max_tokens", max_tokens, remedy)
+        windows = [Window(m.tokens, r, tokens) for m, r in zip(members, rooms, strict=True)]
+        fits = [window.holds(b"", 0, way) for window in windows]
+        fits[0] = len(way.ids) <= rooms[0]
+    for member, prompt, fit in zip(members, prompts, fits, strict=True):
+        if not fit:
+            raise ContextWindowError(member.name, len(prompt), member.context_window)
 
 
 class Ways:

@@ -12,6 +12,7 @@ from contextlib import closing
 from typing import Final
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
+from safe_integrations.engine.closing import check_room
 from safe_integrations.engine.events import Event, Finished, Reasoned, TextDelta
 from safe_integrations.engine.loop import write
 from safe_integrations.engine.model import Cursor, Member, Reasoning
@@ -75,9 +76,7 @@ def reason_first(
             [*reasoning.prompt, *member.tokens.encode(text.rstrip().encode()), *reasoning.closing]
             for member, reasoning in zip(members, reasonings, strict=True)
         ]
-        for member, prompt in zip(members, prompts, strict=True):
-            if len(prompt) >= member.context_window:  # it needs more tokens than the drafter
-                raise ContextWindowError(member.name, len(prompt), member.context_window)
+        check_room(members, prompts, cursors[0], options.max_tokens)
         with closing(write(members, prompts, cursors, config, options, weights, cancel)) as answer:
             for event in answer:
                 if isinstance(event, Finished):

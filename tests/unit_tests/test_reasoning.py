@@ -127,6 +127,32 @@ def test_the_answer_keeps_its_room_in_every_window() -> None:
         events_of(members=pair(context_window=60), max_tokens=55)
 
 
+def test_a_structure_that_no_longer_fits_behind_it_is_not_begun() -> None:
+    """A verifier may need many more tokens for the reasoning than the drafter does."""
+    pytest.importorskip("llguidance")
+
+    class InOneToken(Thinker):
+        def start(self, prompt: Sequence[int], cancel: Callable[[], bool] = never) -> Any:
+            session = super().start(prompt, cancel)
+            if len(prompt) < 9:
+                session._member.script = lambda text: {b"<" if text else THOUGHT.encode(): 1.0}
+            return session
+
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    form = JsonSchema(schema=schema)
+    options = GenerationConfig(reasoning=1, max_tokens=40, response_format=form)
+    drafter = InOneToken("drafter", answer='{"a": 1}', words=[THOUGHT.encode()])
+    for room in (8, 7):
+        window = len(drafter.reason("x").prompt) + len(f"{THOUGHT}\n</think>\n") + room
+        verifier = Thinker("verifier", answer='{"a": 1}', context_window=window)
+        events = SafeEngine(drafter, [verifier]).generate("x", options)
+        if room == 8:
+            assert said([*events]) == '{"a": 1}'
+        else:
+            with pytest.raises(ContextWindowError, match="verifier"):
+                list(events)
+
+
 def test_a_drafter_that_cannot_reason_is_told_so() -> None:
     drafter, verifier = pair()
     with pytest.raises(InvalidArgumentError, match=r"reasoning=True.*verifier knows no reasoning"):
@@ -137,6 +163,11 @@ def test_a_drafter_that_cannot_reason_is_told_so() -> None:
 def test_a_budget_is_a_number_of_tokens(wrong: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="reasoning"):
         GenerationConfig(reasoning=wrong)
+
+
+def test_one_token_is_a_number_too() -> None:
+    assert GenerationConfig(reasoning=1).reasoning is not True
+    assert ChatSafe(drafter=pair()[0], reasoning=1).reasoning is not True
 
 
 def test_a_structure_begins_behind_it() -> None:
