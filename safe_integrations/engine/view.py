@@ -119,7 +119,7 @@ class View:
         else:
             own, top = expected.logprobs([own_id, best])
         symbol = self.tokens.symbol
-        return Vote(self.name, symbol(own_id), exp(own), symbol(best), exp(top))
+        return Vote(self.name, (symbol(own_id),), exp(own), symbol(best), exp(top))
 
     def statistics(self) -> ModelStatistics:
         """What it has computed so far."""
