@@ -198,9 +198,9 @@ class UnitOracle:
             proposals = [self._proposal(nth, written) for nth in self.everyone]
             proposed, found = proposals[0], set(proposals)
         scores = {unit: self._score(written, unit) for unit in found}
-        best = min(scores, key=lambda unit: (-scores[unit], unit.data, not unit.ended))
+        best = min(scores, key=lambda unit: (-scores[unit], unit.data, unit.ended))
         for unit, score in scores.items():
-            if unit != best and (score or scores[best]):
+            if unit != best:
                 self._decided(scores[best], score)
         judged = Judged(len(_text(written)), proposed.data, best.data, "changed")
         verdict = self._verdict(written, proposed, scores[proposed])
@@ -283,8 +283,9 @@ class UnitOracle:
         if self.choices is None:
             return False
         ahead = [choice for choice in self.choices if choice.startswith(text)]
-        forced = commonprefix(ahead)[len(text) :]
-        return self.units.first(forced, len(ahead) == 1) == unit
+        if ahead == [text]:
+            return unit == LAST
+        return self.units.first(commonprefix(ahead)[len(text) :], False) == unit
 
     # Sampling
 
@@ -368,8 +369,9 @@ class UnitOracle:
 
     def _decided(self, one: float, other: float) -> None:
         """Keeps how near a decision was."""
-        gap = abs(one - other) / max(abs(one), abs(other), 1e-300)
-        self.out.margin = min(self.out.margin, float(gap))
+        if one or other:
+            gap = abs(one - other) / max(abs(one), abs(other))
+            self.out.margin = min(self.out.margin, float(gap))
 
 
 def _fields(judged: Judged) -> tuple[int, bytes, bytes]:

@@ -86,7 +86,7 @@ class Units:
             return Unit(text[: int(hard)], True)
         if hard > CONTEXT and len(text) < CONTEXT:
             return None
-        context = text[: int(hard)] if hard <= CONTEXT else whole(text[:CONTEXT])
+        context = whole(text[: int(min(hard, CONTEXT))])
         shared = set.intersection(*(v.ends(context) for v in self.vocabularies))
         shared = {at for at in shared if context[at : at + 1] < b"\x80" or context[at] >= 0xC0}
         cut = min(shared | {len(context)})

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from cases import chance
 from oracle_units import Noise
-from places_by_hand import NEUTRAL
+from places_by_hand import NEUTRAL, whole
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.engine.distribution import DenseDistribution
@@ -104,7 +104,7 @@ class UnitWorld:
     """What a case is about.
 
     Attributes:
-        plan: The text that the models have in mind.
+        plans: The text that each model has in mind.
         merges: Tokens of more than one byte, one list per model.
         cuts: How each tokenizer cuts a text first.
         seed: Makes the models' minds.
@@ -112,9 +112,10 @@ class UnitWorld:
         end: How likely END is at places where nobody expects it.
         floor: Weight of tokens that nobody has in mind; 0 leaves them without any probability.
         windows: Context window per model.
+        wild: Whether a model may write bytes that are no text.
     """
 
-    plan: str
+    plans: tuple[str, ...]
     merges: tuple[tuple[bytes, ...], ...]
     cuts: tuple[str, ...]
     seed: int
@@ -122,20 +123,22 @@ class UnitWorld:
     end: float = 0.05
     floor: float = 0.0
     windows: tuple[int, ...] = ()
+    wild: bool = False
 
     def members(self) -> list[Toy]:
         toys = []
         for nth, (merges, cut) in enumerate(zip(self.merges, self.cuts, strict=True)):
             window = self.windows[nth] if self.windows else 4096
-            toys.append(Toy(f"model-{nth}", merges, self.plan.encode(), cut, window))
+            letters = "".join(self.plans).encode()
+            toys.append(Toy(f"model-{nth}", merges, letters, cut, window))
             toys[-1].mind = self._mind(nth, toys[-1])
         return toys
 
     def _mind(self, nth: int, toy: Toy) -> Mind:
         """Mostly follows the plan, at times is unsure, and at times is sure of something else."""
-        key, plan = self.seed + 7919 * nth, self.plan.encode()
+        key, plan = self.seed + 7919 * nth, self.plans[nth].encode()
         symbols = [s for s in toy.tokens.symbols() if s not in (None, END)]
-        letters = set(plan)
+        letters = set("".join(self.plans).encode())
 
         @cache
         def mind(ids: tuple[int, ...]) -> Mapping[bytes, float]:
@@ -146,7 +149,9 @@ class UnitWorld:
             weights: dict[bytes, float] = {}
             for symbol in symbols:
                 assert symbol is not None
-                if not letters.issuperset(symbol) or not is_text(text[-3:] + symbol):
+                if not letters.issuperset(symbol):
+                    continue
+                if not self.wild and not may_follow(text, symbol):
                     continue
                 luck = chance(key, text, b"|", symbol)
                 common = chance(self.seed, text, b"|", symbol)
@@ -163,15 +168,11 @@ class UnitWorld:
         return mind
 
 
-def is_text(data: bytes) -> bool:
-    """Whether bytes are part of a text; characters may be cut at both ends."""
-    begun = (
-        data.lstrip(bytes(range(0x80, 0xC0)))
-        if len(data) < 8
-        else data[:3].lstrip(bytes(range(0x80, 0xC0))) + data[3:]
-    )
+def may_follow(text: bytes, symbol: bytes) -> bool:
+    """Whether a symbol behind whole characters, or part of one, is text."""
+    half = text[len(whole(text)) :]
     try:
-        codecs.getincrementaldecoder("utf-8")("strict").decode(begun)
+        codecs.getincrementaldecoder("utf-8")("strict").decode(half + symbol)
     except UnicodeDecodeError:
         return False
     return True
@@ -250,14 +251,19 @@ def world_of(number: int, models: int | None = None, kind: str | None = None) ->
         merges, cuts = [merges[0]] * count, [cuts[0]] * count
     elif count > 2 and random.random() < 0.2:
         merges[1], cuts[1] = merges[0], cuts[0]  # two models of one family
+    plans = [plan] * count
+    for nth in range(1, count) if random.random() < 0.5 else ():
+        rest = plan[random.randint(1, len(plan)) :]
+        plans[nth] = plan.removesuffix(rest) + "".join(random.sample(rest, len(rest) // 2))
     return UnitWorld(
-        plan,
+        tuple(plans),
         tuple(merges),
         tuple(cuts),
         number,
         random.choice([0.1, 0.3, 0.6, 1.0]),
         random.choice([0.0, 0.02, 0.1]),
         random.choice([0.0, 0.001]),
+        wild=random.random() < 0.05,
     )
 
 
@@ -280,8 +286,8 @@ def options_of(number: int, world: UnitWorld, **fixed: Any) -> GenerationConfig:
     random = Random(f"options {number}")
     stops = []
     for _ in range(random.choice([0, 0, 0, 1, 2])):
-        at = random.randrange(len(world.plan))
-        stops.append(world.plan[at : at + random.randint(1, 3)])
+        at = random.randrange(len(world.plans[0]))
+        stops.append(world.plans[0][at : at + random.randint(1, 3)])
     most = random.choice([random.randint(1, 12), random.randint(10, 40)])
     return GenerationConfig(**{"max_tokens": most, "stop": tuple(stops), **fixed})
 
