@@ -82,7 +82,7 @@ def choice_of(number: int, world: UnitWorld) -> GenerationConfig:
 def test_the_order_of_the_models_does_not_matter(kind: str) -> None:
     """Whoever drafts, and in whatever order the others are asked, the text is the same."""
     for number, world in cases(kind, max(WORLDS // 3, 1), 2, start=50_000):
-        members = world.members()
+        members = replace(world, wild=False).members()
         weights = config_of(number, len(members)).weights_for(len(members))
         texts = []
         for order in islice(permutations(range(len(members))), 0, None, len(members) - 1):
@@ -90,7 +90,7 @@ def test_the_order_of_the_models_does_not_matter(kind: str) -> None:
             config = config_of(number, len(members), weights=shares)
             answer = run([members[i] for i in order], config, GenerationConfig(max_tokens=25))
             texts.append((answer.text, answer.finish_reason))
-        longest = max(text for text, _ in texts)
+        longest = max((text for text, _ in texts), key=len)
         for text, reason in texts:
             assert longest.startswith(text) and (reason == "length" or text == longest), number
 
@@ -175,7 +175,8 @@ def test_check_b_proves_what_it_skips(kind: str) -> None:
 def test_a_model_that_verifies_itself_writes_what_it_writes_alone(kind: str) -> None:
     """All its tokens are its favourites: nothing is ever merged."""
     for number, world in cases(kind, max(WORLDS // 5, 1), start=100_000):
-        world = replace(world, merges=world.merges[:1] * 3, cuts=world.cuts[:1] * 3)
+        one = (world.plans[:1] * 3, world.merges[:1] * 3, world.cuts[:1] * 3)
+        world = replace(world, plans=one[0], merges=one[1], cuts=one[2])
         first, options = world.members()[0], options_of(number, world)
         twins = world.members()
         for twin in twins:
@@ -218,6 +219,6 @@ def test_the_worlds_were_not_tame() -> None:
     if not all(seen[kind] for kind in KINDS) or not seen["window"]:
         pytest.skip("the tests above did not all run in this process")
     wanted = ["unanimous", "majority", "confirmed", "changed", "unverified", "stop", "length"]
-    wanted += ["window", "majority 0.5", "choice forced", "choice changed"]
+    wanted += ["window", "majority 0.5", "choice forced"]
     assert {name: seen[name] for name in wanted if seen[name] < WORLDS // 5} == {}
     assert seen["tight"] < seen["stop"] / 5 and seen["majority 1.0"] == 0
