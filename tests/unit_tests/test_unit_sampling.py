@@ -26,7 +26,7 @@ from safe_integrations.engine.noise import Noise
 from safe_integrations.safe_engine import SafeEngine
 
 WORLDS = int(os.environ.get("SAFE_EVAL_UNITS", "25"))
-DRAWS = int(os.environ.get("SAFE_EVAL_DRAWS", "400"))
+DRAWS = int(os.environ.get("SAFE_EVAL_DRAWS", "250"))
 seen: Counter[str] = Counter()
 
 
