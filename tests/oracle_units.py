@@ -20,13 +20,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import fsum, inf, log
 from os.path import commonprefix
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 from places_by_hand import LAST, MAX_UNIT, Unit, Units, Vocabulary, whole
 
 from safe_integrations.config import Choice, EnsembleConfig, GenerationConfig
-from safe_integrations.engine.model import Member
+from safe_integrations.engine.model import Dense, Member
 from safe_integrations.engine.tokens import END
 from safe_integrations.messages import as_messages
 
@@ -53,7 +54,8 @@ class Outcome:
     Attributes:
         data: The answer in bytes, cut at a stop string or by max_tokens.
         finish_reason: `stop` or `length`.
-        judged: The units that start inside the answer.
+        judged: What became of the units that start inside the answer.
+        units: All units that were written.
         tokens: Tokens of the answer, counted by the drafter; END counts.
         margin: The smallest gap that a decision hung on, as a share of the larger number: an
             engine that computes the same a bit differently may differ where it is tiny.
@@ -63,6 +65,7 @@ class Outcome:
     data: bytes = b""
     finish_reason: str = ""
     judged: list[Judged] = field(default_factory=list)
+    units: list[Unit] = field(default_factory=list)
     tokens: int = 0
     margin: float = inf
     conflicts: list[Judged] = field(default_factory=list)
@@ -138,7 +141,7 @@ class UnitOracle:
         session = self.members[nth].start(self.prompts[nth])
         try:
             (row,) = session.score(ids, len(ids))
-            logits = np.array(row.dense(), np.float64)
+            logits = np.array(cast(Dense, row).dense(), np.float64)
         finally:
             session.close()
         return self._shaped(logits, nth, ids)
@@ -149,9 +152,9 @@ class UnitOracle:
         logits[[s is None or not self._may_follow(nth, ids, s) for s in symbols]] = -inf
         for i in set(ids) if o.repetition_penalty != 1 else ():
             logits[i] *= o.repetition_penalty if logits[i] < 0 else 1 / o.repetition_penalty
-        probs = np.exp((logits - logits.max()) / (o.temperature or 1))
+        probs: Floats = np.exp((logits - logits.max()) / (o.temperature or 1))
         if o.temperature == 0:
-            return probs / probs.sum()
+            return np.array(probs / probs.sum())
         order = np.argsort(-probs, kind="stable")
         if 0 < o.top_k < len(order):
             self._decided(probs[order[o.top_k - 1]], probs[order[o.top_k]])
@@ -165,7 +168,8 @@ class UnitOracle:
         for p in probs[probs > 0] if edge > 0 else ():
             self._decided(p, edge)
         probs[probs < edge] = 0
-        return probs / probs.sum()
+        probs /= probs.sum()
+        return probs
 
     def _may_follow(self, nth: int, ids: Sequence[int], symbol: bytes) -> bool:
         if self.choices is None:
@@ -179,8 +183,8 @@ class UnitOracle:
         """Probabilities of the tokens that may begin a unit; not normalised."""
         if not written or not written[-1].ended:
             return probs
-        begins = np.where(self._free(nth, written[-1]), probs, 0)
-        return begins if begins.any() else probs
+        begins: Floats = np.where(self._free(nth, written[-1]), probs, 0)
+        return begins if begins.sum() else probs
 
     def _free(self, nth: int, unit: Unit) -> NDArray[np.bool_]:
         """Which ids do not join on to a unit, END among them."""
@@ -195,7 +199,7 @@ class UnitOracle:
             proposed = self._favourites(written, 1)[0]
             found = set(self._favourites(written, self.config.union_top_k))
         else:
-            proposals = [self._proposal(nth, written) for nth in self.everyone]
+            proposals = [self.proposal(nth, written) for nth in self.everyone]
             proposed, found = proposals[0], set(proposals)
         scores = {unit: self._score(written, unit) for unit in found}
         best = min(scores, key=lambda unit: (-scores[unit], unit.data, unit.ended))
@@ -221,7 +225,7 @@ class UnitOracle:
             found += [self.vocabularies[nth].symbols[i] for i in order[:count] if probs[i] > 0]
         return [Unit(symbol or b"", True) for symbol in found]
 
-    def _proposal(self, nth: int, written: list[Unit]) -> Unit:
+    def proposal(self, nth: int, written: Sequence[Unit]) -> Unit:
         """The unit that a model would write, in whatever tokens it likes best."""
         ids, text = self.ids_of(nth, written), b""
         while True:
@@ -285,7 +289,8 @@ class UnitOracle:
         ahead = [choice for choice in self.choices if choice.startswith(text)]
         if ahead == [text]:
             return unit == LAST
-        return self.units.first(commonprefix(ahead)[len(text) :], False) == unit
+        forced: bytes = commonprefix(ahead)  # type: ignore[assignment]
+        return self.units.first(forced[len(text) :], False) == unit
 
     # Sampling
 
@@ -354,7 +359,7 @@ class UnitOracle:
         if symbols[-1:] != [END]:
             out.finish_reason = "length"
         text = b"".join(s for s in symbols if s != END)
-        out.data, out.tokens = text, len(ids)
+        out.data, out.units, out.tokens = text, written, len(ids)
         stop = _stop(text, self.options.stop)
         if stop is not None:
             out.finish_reason, out.data = "stop", text[: stop[0]]

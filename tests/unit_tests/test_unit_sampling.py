@@ -15,7 +15,7 @@ from itertools import islice, permutations
 import numpy as np
 import pytest
 from oracle_units import UnitOracle
-from places_by_hand import END, MAX_UNIT, Unit, whole
+from places_by_hand import MAX_UNIT, Unit, whole
 from test_sampling import chi_square_excess
 from unit_answers import TINY, run, same
 from unit_worlds import KINDS, Toy, config_of, options_of, shape_of, world_of
@@ -23,6 +23,7 @@ from unit_worlds import KINDS, Toy, config_of, options_of, shape_of, world_of
 from safe_integrations.config import Choice, EnsembleConfig, GenerationConfig
 from safe_integrations.engine.events import Verified
 from safe_integrations.engine.noise import Noise
+from safe_integrations.engine.tokens import END
 from safe_integrations.safe_engine import SafeEngine
 
 WORLDS = int(os.environ.get("SAFE_EVAL_UNITS", "25"))

@@ -15,9 +15,10 @@ from typing import Literal
 
 import pytest
 from oracle_units import UnitOracle
-from places_by_hand import Unit, Units, Vocabulary
+from places_by_hand import CONTEXT, MAX_UNIT, Unit, Units, Vocabulary
+from truncated import TruncatedMember
 from unit_answers import TINY, pieces_of, run, same, text_of
-from unit_worlds import KINDS, Toy, UnitWorld, config_of, options_of, world_of
+from unit_worlds import KINDS, LONGEST_TOKEN, UnitWorld, config_of, options_of, world_of
 
 from safe_integrations.config import Choice, EnsembleConfig, GenerationConfig
 from safe_integrations.engine.tokens import END
@@ -130,31 +131,33 @@ def test_a_budget_cuts_the_answer_and_changes_nothing_else(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_window_ends_the_answer_in_front_of_a_unit(kind: str) -> None:
-    """What fits is the beginning of the unlimited answer, and the next unit was near the end."""
+    """What fits is the beginning of the unlimited answer, and something behind it does not fit."""
     for number, world in cases(kind, max(WORLDS // 3, 1), start=80_000):
         random, options = Random(number), GenerationConfig(max_tokens=30)
-        config = config_of(number, len(world.merges))
-        whole = pieces_of(run(world.members(), config, options))
-        members = replace(world, windows=tuple(random.randint(2, 30) for _ in world.merges))
-        toys = members.members()
-        narrow = run(toys, config, options)
+        members, config = world.members(), config_of(number, len(world.merges))
+        oracle = UnitOracle(members, config, options)
+        outcome = oracle.write("Go.")
+        world = replace(world, windows=tuple(random.randint(2, 30) for _ in members))
+        narrow = run(world.members(), config, options)
         pieces = pieces_of(narrow)
-        assert pieces == whole[: len(pieces)], number
-        if len(pieces) < len(whole) and narrow.statistics.tokens < 30:
+        if outcome.margin <= TINY:
+            continue
+        assert pieces == outcome.judged[: len(pieces)], number
+        if narrow.text != outcome.text:
             assert narrow.finish_reason == "length"
             assert text_of(b"".join(p.written for p in pieces)) == narrow.text
-            assert some_window_is_full(toys, [Unit(p.written, True) for p in pieces]), number
+            assert is_full(oracle, world.windows, outcome.units[: len(pieces)]), number
             seen["window"] += 1
 
 
-def some_window_is_full(toys: Sequence[Toy], written: list[Unit]) -> bool:
-    """Whether a model has no room for the longest unit that may have been looked at."""
-    units = Units([Vocabulary(toy) for toy in toys])
-    left = []
-    for nth, toy in enumerate(toys):
-        ids = [i for unit in written for i in units.tokens_of(nth, unit)]
-        left.append(toy.context_window - 1 - len(ids))
-    return min(left) <= 48 + 12
+def is_full(oracle: UnitOracle, windows: Sequence[int], written: Sequence[Unit]) -> bool:
+    """Whether some window may not hold all that is looked at behind some units, byte by byte."""
+    proposals = [oracle.proposal(nth, written) for nth in range(len(windows))]
+    near = all(unit.ended and len(unit.data) <= MAX_UNIT for unit in proposals)
+    longest = max(len(unit.data) for unit in proposals)
+    most = (longest if near else CONTEXT) + LONGEST_TOKEN
+    used = [len(oracle.prompts[n]) + len(oracle.ids_of(n, written)) for n in range(len(windows))]
+    return any(window < count + most for window, count in zip(windows, used, strict=True))
 
 
 @pytest.mark.parametrize("kind", SHORT)
@@ -186,6 +189,27 @@ def test_a_model_that_verifies_itself_writes_what_it_writes_alone(kind: str) -> 
         assert (three.text, three.finish_reason) == (alone.text, alone.finish_reason), number
         assert {p.verdict for p in three.pieces} <= {"unanimous"}
         assert {p.verdict for p in alone.pieces} <= {"unverified"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_that_tell_few_ids_write_one_text(kind: str) -> None:
+    """Told all ids, the engine writes what the oracle does; told few, whatever the lookahead."""
+    for number, world in cases(kind, max(WORLDS // 5, 1), 2, start=110_000):
+        members, random = world.members(), Random(number)
+        options = options_of(number, world, repetition_penalty=1.0)
+        told = random.choice([1, 2, 3, 5])
+        config = config_of(number, len(members), union_top_k=1)
+        outcome = UnitOracle(members, config, options).write("Go.")
+        if outcome.margin > TINY:
+            all_told = [TruncatedMember(member, 10_000) for member in members]
+            assert same(outcome, run(all_told, config, options)) == {}, number
+        answers = []
+        for lookahead in LOOKAHEADS[:-1]:
+            config = config.model_copy(update={"lookahead": lookahead})
+            partly = [TruncatedMember(member, told) for member in members]
+            answer = run(partly, config, options)
+            answers.append((answer.text, answer.finish_reason, pieces_of(answer)))
+        assert all(answer == answers[0] for answer in answers), number
 
 
 def test_units_end_where_they_do_by_hand() -> None:

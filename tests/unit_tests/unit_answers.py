@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from typing import Any
 
 from oracle_units import Judged, Outcome
 
@@ -30,17 +31,16 @@ VERDICTS = {
 """All but UNSAFE: nothing that a verifier could be asked about is kept unasked."""
 
 
-def run(
-    members: Sequence[ScriptedMember], config: EnsembleConfig, options: GenerationConfig
-) -> Result:
+def run(members: Sequence[Any], config: EnsembleConfig, options: GenerationConfig) -> Result:
     """One answer; its pieces tile its text, and each of them has a verdict."""
     events = list(SafeEngine(members[0], members[1:], config).generate("Go.", options))
     deltas = [e.text for e in events if isinstance(e, TextDelta)]
     assert all(deltas), "a delta is not empty"
     assert isinstance(events[-1], Finished) and sum(isinstance(e, Finished) for e in events) == 1
     for member in members:
-        assert all(session.closed for session in member.sessions)
-        member.sessions.clear()
+        if isinstance(member, ScriptedMember):
+            assert all(session.closed for session in member.sessions)
+            member.sessions.clear()
     result, at = Result.of(events), 0
     for piece in (p for e in events if isinstance(e, Verified) for p in e.pieces):
         assert piece.verdict in VERDICTS

@@ -22,7 +22,7 @@ from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.engine.distribution import DenseDistribution
 from safe_integrations.engine.model import never
 from safe_integrations.engine.tokens import END
-from safe_integrations.testing import ScriptedMember, ScriptedSession
+from safe_integrations.testing import ScriptedMember, ScriptedSession, follows
 
 KINDS = ("words", "numbers", "chinese", "thai", "spaces", "mixed")
 
@@ -33,6 +33,8 @@ CUTS: Mapping[str, re.Pattern[bytes]] = {
     "tight": re.compile(rb"[^\s\d]+|\d+|\s"),
 }
 """How tokenizers cut a text before they merge: not at all, as GPT-2 and its heirs, or more."""
+
+LONGEST_TOKEN = 12
 
 Mind = Callable[[tuple[int, ...]], Mapping[bytes, float]]
 """The tokens so far -> weights of the next symbols, not normalised."""
@@ -55,7 +57,7 @@ class Toy(ScriptedMember):
         single = sorted({bytes([b]) for b in letters + NEUTRAL})
         self.ranks = {token: rank for rank, token in enumerate(dict.fromkeys(merges))}
         symbols = sorted([*self.ranks, *single], key=lambda s: chance(len(self.ranks), s))
-        super().__init__(name, symbols, dict, complete=False, context_window=context_window)
+        super().__init__(name, symbols, follows(b""), complete=False, context_window=context_window)
         self.cut = cut
         self.mind: Mind = lambda ids: {END: 1.0}
 
@@ -214,7 +216,7 @@ def merges_of(
                 a + b
                 for parts in chunks
                 for a, b in zip(parts, parts[1:], strict=False)
-                if a[-1:] + b[:1] not in never and len(a + b) <= 12
+                if a[-1:] + b[:1] not in never and len(a + b) <= LONGEST_TOKEN
             }
         )
         if not pairs:
@@ -282,14 +284,15 @@ def config_of(number: int, models: int, **fixed: Any) -> EnsembleConfig:
 
 
 def options_of(number: int, world: UnitWorld, **fixed: Any) -> GenerationConfig:
-    """Ends of the answer of a case: a number of tokens, perhaps stop strings that may come."""
+    """Ends of the answer of a case, perhaps stop strings that may come, perhaps a penalty."""
     random = Random(f"options {number}")
     stops = []
     for _ in range(random.choice([0, 0, 0, 1, 2])):
         at = random.randrange(len(world.plans[0]))
         stops.append(world.plans[0][at : at + random.randint(1, 3)])
     most = random.choice([random.randint(1, 12), random.randint(10, 40)])
-    return GenerationConfig(**{"max_tokens": most, "stop": tuple(stops), **fixed})
+    values: dict[str, Any] = {"repetition_penalty": random.choice([1.0, 1.0, 1.0, 1.4])}
+    return GenerationConfig(**{"max_tokens": most, "stop": tuple(stops), **values, **fixed})
 
 
 def shape_of(number: int) -> dict[str, Any]:
