@@ -22,6 +22,7 @@ from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.messages import check_text
 
 Mode = Literal["safe", "every-token", "drafter-only"]
+Unit = Literal["text", "token"]
 Method = Literal["unite", "gac"]
 Sharpening = Literal["prefix", "geometric", "none"]
 
@@ -65,6 +66,9 @@ class EnsembleConfig(StrictModel):
     Attributes:
         mode: `safe` ensembles where it is safe and needed; `every-token` is the baseline that
             ensembles always; `drafter-only` never asks a verifier.
+        unit: What is judged and merged: `text` takes units, pieces of text (often words) that no
+            token of any model crosses, so that every model judges the same; `token` takes the
+            drafter's tokens, as the paper does.
         lookahead: Tokens the drafter writes ahead of the last judged one (n, section 3.1; 5 in the
             paper), 1 to 64, or `auto` to choose by what was measured. It changes the speed, not
             the text (docs/how-it-works.md).
@@ -84,6 +88,7 @@ class EnsembleConfig(StrictModel):
     """
 
     mode: Mode = "safe"
+    unit: Unit = "text"
     lookahead: int | Literal["auto"] = "auto"
     prompt_lookup: bool = True
     method: Method = "unite"

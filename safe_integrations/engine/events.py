@@ -14,18 +14,24 @@ FinishReason = Literal["stop", "length"]
 
 
 class Verdict(StrEnum):
-    """What became of a drafted token."""
+    """What became of a drafted piece: a unit, or a token where tokens are judged."""
 
     UNVERIFIED = "unverified"
     """No verifier was asked: there is none, or the mode is `drafter-only`."""
     UNSAFE = "unsafe"
-    """Kept unchecked: some verifier has no token boundary where it starts (OOV-like, Eq. 1)."""
+    """Kept unchecked: some verifier has no token boundary where it starts (OOV-like, Eq. 1).
+
+    A unit never is: it starts where all models have one.
+    """
     UNANIMOUS = "unanimous"
     """Kept: it is every verifier's favourite."""
     MAJORITY = "majority"
     """Kept: the mean probability is above the threshold."""
     ACCEPTED = "accepted"
-    """Kept: drawn by the drafter and accepted by speculative sampling."""
+    """Kept: the model that was drawn to write here would write the same.
+
+    A token is accepted by speculative sampling: no model is drawn for it.
+    """
     FORCED = "forced"
     """Written without asking any model: the response format allows nothing else."""
     CLOSED = "closed"
@@ -105,9 +111,9 @@ class Piece:
 
     @property
     def ensembled(self) -> bool:
-        """Whether merging decided this piece.
+        """Whether the models together decided this piece: by merging, or by who was drawn.
 
-        A drawn token that was ACCEPTED does not count, although merging told that it may stay.
+        One that was ACCEPTED does not count, although that told that it may stay.
         """
         return self.verdict in ENSEMBLED
 
@@ -146,7 +152,7 @@ class Statistics:
         tokens: Tokens of the answer, counted by the drafter; END counts where it was written.
         cycles: Rounds of generate, verify, ensemble.
         drafted: Tokens the drafter proposed, rejected ones included.
-        judged: Drafted tokens that were looked at.
+        judged: Pieces that were looked at: drafted units, or tokens where tokens are judged.
         unsafe: Of these, kept because a boundary would have been cut.
         ensembled: Of these, ensembled (see `Piece.ensembled`).
         changed: Of the ensembled, those where something else was written.
@@ -202,12 +208,12 @@ class Statistics:
 
     @property
     def ensembled_ratio(self) -> float:
-        """Share of the judged tokens that were ensembled (E/T in the paper)."""
+        """Share of the judged pieces that were ensembled (E/T in the paper)."""
         return self.ensembled / self.judged if self.judged else 0.0
 
     @property
     def acceptance(self) -> float:
-        """Share of the judged tokens that stand as drafted."""
+        """Share of the judged pieces that stand as drafted."""
         return 1 - self.changed / self.judged if self.judged else 1.0
 
     @property
@@ -237,8 +243,8 @@ class Verified:
 
     Attributes:
         cycle: Number of the cycle, from 1.
-        pieces: One per judged token, in order; an ensembled one can only be followed by others
-            where it was confirmed.
+        pieces: What was judged, in order; an ensembled one can only be followed by others where
+            it was confirmed.
         pending: Drafted tokens that wait for more text before they can be judged.
         dropped: Drafted tokens that were thrown away.
     """
@@ -251,11 +257,11 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class Ensembled:
-    """The models' distributions were merged at one place.
+    """The models decided one place together.
 
     Attributes:
         cycle: Number of the cycle, from 1.
-        piece: What was written, by whose votes, out of which candidates.
+        piece: What was written, by whose votes, out of which candidates, or by which model.
     """
 
     cycle: int

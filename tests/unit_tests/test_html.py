@@ -21,8 +21,8 @@ from safe_integrations.report.characters import CharacterReader, characters
 from safe_integrations.report.result import Result
 
 VOTES = (
-    Vote("org/drafter", b" cat", 0.25, b" <dog>", 0.5),
-    Vote("org/verifier", b" c", 0.125, b"\xf0\x9f", 0.75),
+    Vote("org/drafter", (b" cat",), 0.25, b" <dog>", 0.5),
+    Vote("org/verifier", (b" c",), 0.125, b"\xf0\x9f", 0.75),
 )
 CANDIDATES = (
     Candidate(b" <dog>", 0.625, (0.5, 0.75)),

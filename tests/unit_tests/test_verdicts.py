@@ -45,7 +45,7 @@ REFUSED = InvalidArgumentError("rounds", None, "cannot be read")
 
 def answer(verdict: Verdict) -> list[Event]:
     """The events of an answer whose second token has a verdict."""
-    votes = (Vote("one", b"X", 0.25, b"Y", 0.5), Vote("two", b"Y", 0.75, b"Y", 0.75))
+    votes = (Vote("one", (b"X",), 0.25, b"Y", 0.5), Vote("two", (b"Y",), 0.75, b"Y", 0.75))
     candidates = (Candidate(b"Y", 0.625, (0.5, 0.75)), Candidate(b"X", 0.125, (0.25, 0.0)))
     piece = Piece(2, 3, b"Y", b"X" if verdict is Verdict.CHANGED else b"Y", verdict)
     if piece.ensembled:
@@ -170,7 +170,7 @@ def test_there_and_back_in_payloads_and_messages(verdict: Verdict) -> None:
     for piece in result.pieces:
         data = json.loads(json.dumps(payloads.dump(piece)))
         assert payloads.load(Piece, data) == piece
-    rounds = [payloads.round_of(e) for e in events if isinstance(e, Verified)]
+    rounds = [payloads.round_of(e, ["one", "two"]) for e in events if isinstance(e, Verified)]
     (end,) = (payloads.generation_end(e) for e in events if isinstance(e, Finished))
     assert read_result(*json.loads(json.dumps([rounds, end])), REFUSED) == result
     assert type(json.loads(json.dumps(rounds))[0][0][0]) is str

@@ -62,7 +62,7 @@ async def test_events_are_the_payloads_of_the_engine_in_order(
         Finished: (SafeGenerationEnd, payloads.generation_end),
     }
     names = ["drafter", "verifier"]
-    expected: list[Any] = [(SafeGenerationStart, payloads.generation_start(names, "safe"))]
+    expected: list[Any] = [(SafeGenerationStart, payloads.generation_start(names, "safe", "text"))]
     for event in load_engine(llm.drafter, llm.verifiers).generate("Say hello."):
         if type(event) in kinds:
             kind, payload = kinds[type(event)]
