@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -123,6 +124,8 @@ def test_an_ensemble_names_draft_winner_and_runners_up() -> None:
     piece = Piece(0, 2, b"y\n", b"x", Verdict.CHANGED, votes, candidates)
     told = ensemble_line(piece).plain
     assert told == "↳ “x” → “y⏎”  50% (a 50%, b 40%)  before “x” 25%, “\\xf0” 12%"
+    drawn = replace(piece, votes=(), candidates=(), drawn="org/b")
+    assert ensemble_line(drawn).plain == "↳ “x” → “y⏎”  drawn: b"
     alone = Piece(0, 2, b"y\n", b"y\n", Verdict.CONFIRMED, (), candidates[:1])
     assert ensemble_line(alone).plain == "↳ “y⏎” confirmed  50% (50%, 40%)"
 
