@@ -78,7 +78,7 @@ class Judge:
         own, distributions = [step.id], [step.expected]
         for model, (index, expected) in zip(self._models[1:], opinions, strict=True):
             own.append(model.own_token(index))
-            distributions.append(model.shaped(expected, index))
+            distributions.append(model.shaped(expected, model.segments.ids[:index]))
         votes = self._votes(own, distributions, exact=False)
         if not self._draws:
             agreed = consensus(votes, self._weights, self._above)
