@@ -76,8 +76,8 @@ class EnsembleConfig(StrictModel):
             the text (docs/how-it-works.md).
         prompt_lookup: Whether the drafter tries what followed the same words in its prompt or its
             answer. It changes the speed, not the text.
-        method: How tokens are merged: `unite` merges the union of each model's top tokens, `gac` the
-            whole vocabularies. This and the next four are about tokens, not units of text.
+        method: How tokens are merged: `unite` merges the union of each model's top tokens, `gac`
+            the whole vocabularies. This and the next four are about tokens, not units of text.
         union_top_k: Tokens that each model brings to the union (`unite`; also for units of text
             where all models have the same tokens).
         sharpening: What to do with a merged distribution that is too smooth (section 3.3).

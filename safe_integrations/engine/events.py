@@ -95,7 +95,8 @@ class Piece:
         proposed: What the drafter wanted for this place. Differs from `written` when CHANGED, and
             mostly when CLOSED.
         verdict: Why it stands.
-        votes: One per model, drafter first. Empty where nobody was asked.
+        votes: One per model, drafter first; where a model was drawn, its vote alone. Empty where
+            nobody was asked.
         candidates: Best first. Empty where nothing was merged.
         drawn: Name of the model that was drawn to write this unit; None where none was.
     """

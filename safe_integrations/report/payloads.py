@@ -143,14 +143,17 @@ def pieces_of(rounds: Iterable[Iterable[Any]], models: Sequence[str]) -> Iterato
 
 
 def _row(piece: Piece, models: Sequence[str]) -> list[Any]:
-    """The values of its fields, those of its votes (without the model) and of its candidates.
+    """The values of its fields, those of its votes and of its candidates.
 
-    Tokens are told by where they cut the bytes that they are tokens of, the model that was drawn
-    by its number. What is None or empty at the end of a row is left out.
+    Tokens are told by where they cut the bytes that they are tokens of, models by their number:
+    that of a vote behind its other values, where it is not its place among the votes. What is None
+    or empty at the end of a row is left out.
     """
-    votes = [
-        [_cuts(vote.tokens, piece.proposed), *dump(vote, rows=True)[2:]] for vote in piece.votes
-    ]
+    votes = []
+    for place, vote in zip(models, piece.votes, strict=False):
+        number = None if vote.model == place else models.index(vote.model)
+        told = _cuts(vote.tokens, piece.proposed), *dump(vote, rows=True)[2:], number
+        votes.append(_trimmed([*told]))
     candidates = [
         _trimmed([*dump(c, rows=True)[:3], [_cuts(tokens, c.symbol) for tokens in c.tokens]])
         for c in piece.candidates
@@ -164,10 +167,13 @@ def _piece(row: Sequence[Any], models: Sequence[str]) -> Piece:
     """The piece that `_row` was made of."""
     data = _named(Piece, row)
     proposed = symbol_of(data["proposed"])
-    data["votes"] = [
-        _named(Vote, [model, *vote], tokens=_tokens(vote[0], proposed))
-        for model, vote in zip(models, data.get("votes", ()), strict=False)
-    ]
+    votes = []
+    for place, (told, *rest) in zip(models, data.get("votes", ()), strict=False):
+        vote = _named(Vote, [place, _tokens(told, proposed), *rest])
+        if rest[3:] and rest[3] is not None:
+            vote["model"] = models[rest[3]]
+        votes.append(vote)
+    data["votes"] = votes
     data["candidates"] = [_named(Candidate, candidate) for candidate in data.get("candidates", ())]
     for candidate in data["candidates"]:
         whole = symbol_of(candidate["symbol"])
