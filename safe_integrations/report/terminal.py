@@ -108,7 +108,7 @@ def round_line(pieces: Iterable[Piece], dropped: int) -> Text:
 def ensemble_line(piece: Piece) -> Text:
     """What became of the draft at one place: what was written, who gave it what, its runners-up.
 
-    Where a model was drawn, that tells which; where nothing was merged, it tells no more.
+    Where a model was drawn, which: then there was nothing to merge.
     """
     line = Text.assemble(("↳ ", "dim"))
     changed = piece.verdict is Verdict.CHANGED
