@@ -55,8 +55,8 @@ class Vote:
             need not end where the piece ends.
         probability: What it gives them one after another and, in a unit, that they end there. The
             most that can be, where a model that tells only its best ids was not asked.
-        best: What it wants: its own tokens up to the first that is not its favourite, and its
-            favourite in its place.
+        best: What it wants: its own tokens as far as they are its favourites, and where they are
+            not, its favourite.
         best_probability: What it gives these, one after another.
     """
 
@@ -74,7 +74,7 @@ class Candidate:
     Attributes:
         symbol: The bytes, or END.
         probability: Its merged probability, after sharpening.
-        by_model: What each model gives it, drafter first; 0 where it was not worth asking.
+        by_model: What each model gives it, drafter first.
         tokens: Each model's own tokens of it, drafter first. Empty where tokens are judged.
     """
 
@@ -160,7 +160,7 @@ class Statistics:
         seconds: Wall time of the whole.
         first_token_seconds: Wall time until the first text could be shown; None if there was none.
         tokenise_seconds: Wall time of tokenising the text for the verifiers.
-        ensemble_seconds: Wall time of merging distributions.
+        ensemble_seconds: Wall time of merging, outside of forward passes.
         models: One entry per model.
         closed: Of the judged, written to end within max_tokens.
         closed_at: From where on max_tokens decided what was written, in bytes; None where it did

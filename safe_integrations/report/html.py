@@ -147,7 +147,7 @@ def _by_model(candidate: Candidate) -> list[str]:
     if not candidate.tokens:
         return list(map(_percent, candidate.by_model))
     return [
-        ("".join(map(_code, tokens)) + " " if len(tokens) > 1 else "") + (_percent(p) if p else "–")
+        ("".join(map(_code, tokens)) + " " if len(tokens) > 1 else "") + _percent(p)
         for p, tokens in zip(candidate.by_model, candidate.tokens, strict=True)
     ]
 

@@ -186,7 +186,7 @@ def test_a_tooltip_tells_each_models_own_tokens_of_a_unit() -> None:
     )
     candidates = (
         Candidate(b" dogs", 0.5, (0.375, 0.75), ((b" dog", b"s"), (b" dogs",))),
-        Candidate(b" caps", 0.25, (0.5, 0.0), ((b" cap", b"s"), ())),
+        Candidate(b" caps", 0.25, (0.5, 0.0), ((b" cap", b"s"), (b" caps",))),
     )
     piece = Piece(0, 5, b" dogs", b" cats", V.CHANGED, votes, candidates, drawn="org/<b>")
     html = html_of(result_of((piece,)))
@@ -197,7 +197,7 @@ def test_a_tooltip_tells_each_models_own_tokens_of_a_unit() -> None:
         ["verifier", "<code>␣cats</code>", "12.5%", "<code>␣dogs</code>", "75.0%"],
         ["third", "<i>end</i>", "50.0%", "<i>end</i>", "50.0%"],
         ["<code>␣dogs</code>", "50.0%", "<code>␣dog</code><code>s</code> 37.5%", "75.0%"],
-        ["<code>␣caps</code>", "25.0%", "<code>␣cap</code><code>s</code> 50.0%", "–"],
+        ["<code>␣caps</code>", "25.0%", "<code>␣cap</code><code>s</code> 50.0%", "0.0%"],
     ):
         assert f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" in html
     assert ".safe-answer code+code{margin-left:" in html
