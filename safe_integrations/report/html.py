@@ -52,7 +52,8 @@ font-size:12px;line-height:1.45;font-weight:normal}
 .safe-answer .safe-tip b{display:block;margin-bottom:.3em}
 .safe-answer .safe-tip>span+b{margin-top:.8em}
 .safe-answer .safe-tip>span{display:flex;flex-wrap:wrap;gap:.6em 2em;align-items:flex-start}
-.safe-answer table{color:inherit;table-layout:auto;border-collapse:collapse;margin:0;font-size:12px;border:0}
+.safe-answer table{table-layout:auto;border-collapse:collapse;margin:0;font-size:12px;border:0;
+color:inherit}
 .safe-answer :is(th,td){padding:1px 10px 1px 0;text-align:right;border:0;background:none;
 color:inherit;white-space:nowrap;font-variant-numeric:tabular-nums;vertical-align:baseline}
 .safe-answer th{font-weight:normal;opacity:.65}
