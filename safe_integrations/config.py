@@ -200,7 +200,7 @@ class GenerationConfig(StrictModel):
     Attributes:
         max_tokens: Most tokens to generate, counted in the drafter's tokens.
         stop: Texts that end the answer; the first to be completed wins and is not shown.
-        temperature: 0 is greedy; above, tokens are drawn (appendix H).
+        temperature: 0 is greedy; above, units or tokens are drawn (appendix H).
         top_p: Draw from the smallest set of tokens with at least this mass; 1 is off.
         top_k: Draw from the k most probable tokens; 0 is off.
         min_p: Draw from tokens with at least this share of the best one's probability; 0 is off.
