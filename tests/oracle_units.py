@@ -31,6 +31,9 @@ from safe_integrations.engine.model import Dense, Member
 from safe_integrations.engine.tokens import END
 from safe_integrations.messages import as_messages
 
+SURE = 0.5
+"""Units that end exclude each other: one that has more is written, whatever else is proposed."""
+
 Noise = Callable[[str, int, bytes], float]
 """Gumbel noise of a stream, a place in bytes, and the bytes of a symbol."""
 
@@ -194,7 +197,7 @@ class UnitOracle:
     # Greedy
 
     def _greedy(self, written: list[Unit]) -> tuple[Unit, Judged]:
-        """The proposal with the best score, and the verdict on the drafter's one."""
+        """The sure proposal, else the one with the best score; the verdict on the drafter's."""
         if self.units.tokenwise:
             proposed = self._favourites(written, 1)[0]
             found = set(self._favourites(written, self.config.union_top_k))
@@ -202,7 +205,11 @@ class UnitOracle:
             proposals = [self.proposal(nth, written) for nth in self.everyone]
             proposed, found = proposals[0], set(proposals)
         scores = {unit: self._score(written, unit) for unit in found}
-        best = min(scores, key=lambda unit: (-scores[unit], unit.data, unit.ended))
+        sure = [unit for unit in scores if unit.ended and scores[unit] > SURE]  # one at most
+        order = sorted(scores, key=lambda unit: (-scores[unit], unit.data, not unit.ended))
+        best = (sure + order)[0]
+        for unit in scores if not self.units.tokenwise else ():
+            self._decided(scores[unit], SURE)
         for unit, score in scores.items():
             if unit != best:
                 self._decided(scores[best], score)

@@ -84,14 +84,12 @@ class Units:
         hard = places[0] if places else inf
         if hard <= MAX_UNIT:
             return Unit(text[: int(hard)], True)
-        if hard > CONTEXT and len(text) < CONTEXT:
+        if hard > CONTEXT and len(text) <= CONTEXT:
             return None
         context = whole(text[: int(min(hard, CONTEXT))])
         shared = set.intersection(*(v.ends(context) for v in self.vocabularies))
         shared = {at for at in shared if context[at : at + 1] < b"\x80" or context[at] >= 0xC0}
         cut = min(shared | {len(context)})
-        if cut == len(text) and not ended:
-            return None  # the next byte tells whether the place is hard
         return Unit(text[:cut], cut == hard)
 
     def tokens_of(self, nth: int, unit: Unit) -> list[int]:

@@ -160,7 +160,7 @@ def is_full(oracle: UnitOracle, windows: Sequence[int], written: Sequence[Unit])
     return any(window < count + most for window, count in zip(windows, used, strict=True))
 
 
-@pytest.mark.parametrize("kind", SHORT)
+@pytest.mark.parametrize("kind", KINDS)
 def test_check_b_proves_what_it_skips(kind: str) -> None:
     """Without it more is merged, and the same is written."""
     for number, world in cases(kind, max(WORLDS // 3, 1), 2, start=90_000):
