@@ -10,15 +10,17 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice, permutations
+from random import Random
 
 import numpy as np
 import pytest
 from oracle_units import UnitOracle
 from places_by_hand import MAX_UNIT, Unit, whole
 from test_sampling import chi_square_excess
-from unit_answers import TINY, run, same
-from unit_worlds import KINDS, Toy, config_of, options_of, shape_of, world_of
+from unit_answers import TINY, pieces_of, run, same, text_of
+from unit_worlds import KINDS, SHORT, Toy, choice_of, config_of, options_of, shape_of, world_of
 
 from safe_integrations.config import Choice, EnsembleConfig, GenerationConfig
 from safe_integrations.engine.events import Verified
@@ -49,10 +51,42 @@ def test_engine_draws_what_the_oracle_draws(kind: str) -> None:
             assert same(outcome, run(members, config, options)) == {}, number
 
 
+@pytest.mark.parametrize("kind", SHORT)
+def test_under_a_choice_it_draws_what_the_oracle_draws(kind: str) -> None:
+    """Each model draws from what is left of its own distribution."""
+    for number in range(400_000, 400_000 + max(WORLDS // 4, 1)):
+        world = world_of(number, models=2 + number % 2, kind=kind)
+        world = replace(world, floor=0.001, wild=False)
+        members = world.members()
+        config = config_of(number, len(members))
+        options = choice_of(number, world, temperature=1, seed=number)
+        oracle = UnitOracle(members, config, options)
+        outcome = oracle.sample("Go.", Noise(number).gumbel)
+        if outcome.margin > TINY and not oracle.units.tokenwise:
+            assert same(outcome, run(members, config, options)) == {}, number
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_window_ends_a_drawn_answer_in_front_of_a_unit(kind: str) -> None:
+    """What fits is the beginning of the answer without windows, unit by unit."""
+    for number in range(500_000, 500_000 + max(WORLDS // 6, 1)):
+        world, random = world_of(number, kind=kind), Random(number)
+        config = config_of(number, len(world.merges))
+        options = GenerationConfig(max_tokens=25, temperature=1, seed=number)
+        whole = pieces_of(run(world.members(), config, options))
+        world = replace(world, windows=tuple(random.randint(2, 25) for _ in world.merges))
+        narrow = run(world.members(), config, options)
+        assert pieces_of(narrow) == whole[: len(narrow.pieces)], number
+        if len(narrow.pieces) < len(whole):
+            assert narrow.finish_reason == "length"
+            text = text_of(b"".join(p.written for p in narrow.pieces))
+            assert text == narrow.text or narrow.statistics.tokens == 25, number
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_seed_gives_one_text_whoever_drafts_and_however_far(kind: str) -> None:
     """Every order of the models, weights with them, and several lookaheads."""
-    for number in range(200_000, 200_000 + max(WORLDS // 4, 1)):
+    for number in range(200_000, 200_000 + max(WORLDS // 6, 1)):
         world = world_of(number, models=2 + number % 3, kind=kind)
         members = world.members()
         count = len(members)
@@ -60,7 +94,7 @@ def test_a_seed_gives_one_text_whoever_drafts_and_however_far(kind: str) -> None
         options = GenerationConfig(max_tokens=25, seed=number, **shape_of(number))
         answers = []
         for order in islice(permutations(range(count)), 0, None, max(1, 2 * count - 5)):
-            for lookahead in (1, 3, 16):
+            for lookahead in (1, 4):
                 shares = tuple(weights[i] for i in order)
                 config = EnsembleConfig(weights=shares, lookahead=lookahead)
                 answer = run([members[i] for i in order], config, options)
@@ -240,14 +274,14 @@ def first_two(engine: SafeEngine, options: GenerationConfig, seed: int) -> bytes
 def test_noise_is_gumbel_and_its_streams_have_nothing_in_common() -> None:
     noise = Noise(7).gumbel
     draws = np.array(
-        [[noise(stream, at, b"%d" % at) for at in range(5000)] for stream in ("start", "in")]
+        [[noise(stream, at, b"%d" % at) for at in range(1500)] for stream in ("start", "in")]
     )
-    again = np.array([noise("start", 1, b"%d" % n) for n in range(5000)])
+    again = np.array([noise("start", 1, b"%d" % n) for n in range(1500)])
     for values in (*draws, again):
-        assert abs(values.mean() - 0.5772) < 0.08 and abs(values.var() - np.pi**2 / 6) < 0.25
+        assert abs(values.mean() - 0.5772) < 0.15 and abs(values.var() - np.pi**2 / 6) < 0.5
         below = np.sort(np.exp(-np.exp(-values)))  # uniform
-        assert np.abs(below - (np.arange(5000) + 0.5) / 5000).max() < 2.2 / 5000**0.5
+        assert np.abs(below - (np.arange(1500) + 0.5) / 1500).max() < 2.2 / 1500**0.5
     for one, other in ((draws[0], draws[1]), (draws[0], again), (again[1:], again[:-1])):
-        assert abs(np.corrcoef(one, other)[0, 1]) < 5 / 5000**0.5
+        assert abs(np.corrcoef(one, other)[0, 1]) < 5 / 1500**0.5
     assert noise("start", 1, b"a") == Noise(7).gumbel("start", 1, b"a")
     assert noise("start", 1, b"a") != Noise(8).gumbel("start", 1, b"a")

@@ -18,13 +18,16 @@ from cases import chance
 from oracle_units import Noise
 from places_by_hand import NEUTRAL, whole
 
-from safe_integrations.config import EnsembleConfig, GenerationConfig
+from safe_integrations.config import Choice, EnsembleConfig, GenerationConfig
 from safe_integrations.engine.distribution import DenseDistribution
 from safe_integrations.engine.model import never
 from safe_integrations.engine.tokens import END
 from safe_integrations.testing import ScriptedMember, ScriptedSession, follows
 
 KINDS = ("words", "numbers", "chinese", "thai", "spaces", "mixed")
+
+SHORT = ("words", "numbers", "spaces")
+"""Kinds of text in which a hard place is never far."""
 
 CUTS: Mapping[str, re.Pattern[bytes]] = {
     "whole": re.compile(rb"(?s).+"),
@@ -293,6 +296,17 @@ def options_of(number: int, world: UnitWorld, **fixed: Any) -> GenerationConfig:
     most = random.choice([random.randint(1, 12), random.randint(10, 40)])
     values: dict[str, Any] = {"repetition_penalty": random.choice([1.0, 1.0, 1.0, 1.4])}
     return GenerationConfig(**{"max_tokens": most, "stop": tuple(stops), **values, **fixed})
+
+
+def choice_of(number: int, world: UnitWorld, **fixed: Any) -> GenerationConfig:
+    """Texts that begin like the plan and go on with other parts of it."""
+    random, plan, texts = Random(f"choice {number}"), world.plans[0], set()
+    for _ in range(random.randint(1, 4)):
+        jump = random.randrange(len(plan))
+        rest = plan[jump : jump + random.randint(0, 6)]
+        texts.add(plan[: random.randint(1, len(plan))] + rest)
+    form = Choice(options=tuple(sorted(texts)))
+    return GenerationConfig(max_tokens=300, response_format=form, **fixed)
 
 
 def shape_of(number: int) -> dict[str, Any]:
