@@ -278,15 +278,17 @@ class UnitOracle:
         return "confirmed"
 
     def _agrees(self, nth: int, written: list[Unit], unit: Unit) -> bool:
-        """Whether a model's tokens of a unit are its favourites, and so is that it ends there."""
+        """Whether a model's tokens of a unit are its favourites, and it ends there for it, too."""
         ids = self.ids_of(nth, written)
         for count, token in enumerate(self.units.tokens_of(nth, unit)):
             probs = self.expects(nth, ids)
             if token != self._favourite(probs if count else self._held(nth, written, probs)):
                 return False
             ids = [*ids, token]
-        if unit == LAST or not unit.ended or self.units.tokenwise:
+        if unit == LAST or self.units.tokenwise:
             return True
+        if not unit.ended:  # where it is cut hangs on what follows
+            return self.proposal(nth, written) == unit
         return bool(self._free(nth, unit)[self._favourite(self.expects(nth, ids))])
 
     def _is_forced(self, text: bytes, unit: Unit) -> bool:

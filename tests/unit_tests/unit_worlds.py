@@ -259,7 +259,8 @@ def world_of(number: int, models: int | None = None, kind: str | None = None) ->
     plans = [plan] * count
     for nth in range(1, count) if random.random() < 0.5 else ():
         rest = plan[random.randint(1, len(plan)) :]
-        plans[nth] = plan.removesuffix(rest) + "".join(random.sample(rest, len(rest) // 2))
+        kept = random.sample(rest, len(rest) // 2) if random.random() < 0.5 else ""
+        plans[nth] = plan.removesuffix(rest) + "".join(kept)
     return UnitWorld(
         tuple(plans),
         tuple(merges),
