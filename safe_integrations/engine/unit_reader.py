@@ -133,7 +133,7 @@ class UnitReader:
         """
         (row,) = self.rows(())
         tokens = self.view.tokens
-        ids = [tokens.end_id] if text == END else [int(i) for i in tokens.compatible(text)]
+        ids = [tokens.end_id] if text == END else tokens.compatible(text)
         shares = [math.exp(value) for value in _most(row, ids)]
         most = max(shares, default=0.0)
         first = self.spelling(judged.text)[0]
