@@ -24,7 +24,7 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
-from places_by_hand import LAST, MAX_UNIT, Unit, Units, Vocabulary, whole
+from places_by_hand import LAST, MAX_UNIT, Unit, Units, Vocabulary, stopped, text_of, whole
 
 from safe_integrations.config import Choice, EnsembleConfig, GenerationConfig
 from safe_integrations.engine.model import Dense, Member
@@ -124,7 +124,7 @@ class UnitOracle:
                 break
             written.append(unit)
             self.out.judged.append(judged)
-            if unit == LAST or _stop(_text(written), self.options.stop):
+            if unit == LAST or stopped(text_of(written), self.options.stop):
                 self.out.finish_reason = "stop"
         return self._end(written)
 
@@ -213,7 +213,7 @@ class UnitOracle:
         for unit, score in scores.items():
             if unit != best:
                 self._decided(scores[best], score)
-        judged = Judged(len(_text(written)), proposed.data, best.data, "changed")
+        judged = Judged(len(text_of(written)), proposed.data, best.data, "changed")
         verdict = self._verdict(written, proposed, scores[proposed])
         if verdict in ("unanimous", "majority") and proposed != best:
             self.out.conflicts.append(Judged(*_fields(judged), verdict))
@@ -266,7 +266,7 @@ class UnitOracle:
         return chance
 
     def _verdict(self, written: list[Unit], unit: Unit, score: float) -> str:
-        if self._is_forced(_text(written), unit):
+        if self._is_forced(text_of(written), unit):
             return "forced"
         if len(self.members) == 1:
             return "unverified"
@@ -305,7 +305,7 @@ class UnitOracle:
 
     def _drawn(self, written: list[Unit], noise: Noise) -> tuple[Unit, Judged]:
         """The unit of the model that is drawn, and the verdict on what the drafter would write."""
-        at = len(_text(written))
+        at = len(text_of(written))
         luck = [
             log(weight) + noise("who", at, member.name.encode()) if weight else -inf
             for weight, member in zip(self.weights, self.members, strict=True)
@@ -313,7 +313,7 @@ class UnitOracle:
         who = self._luckiest(luck)
         unit, proposed = self._draw(who, written, noise), self._draw(0, written, noise)
         verdict = "accepted" if unit.data == proposed.data else "changed"
-        if self._is_forced(_text(written), unit):
+        if self._is_forced(text_of(written), unit):
             verdict = "forced"
         elif len(self.members) == 1:
             verdict = "unverified"
@@ -321,7 +321,7 @@ class UnitOracle:
 
     def _draw(self, nth: int, written: list[Unit], noise: Noise) -> Unit:
         """The unit that a model writes with some noise."""
-        ids, text = self.ids_of(nth, written), _text(written)
+        ids, text = self.ids_of(nth, written), text_of(written)
         at, symbols = len(text), self.vocabularies[nth].symbols
         while True:
             probs, stream = self.expects(nth, ids), "start"
@@ -369,7 +369,7 @@ class UnitOracle:
             out.finish_reason = "length"
         text = b"".join(s for s in symbols if s != END)
         out.data, out.units, out.tokens = text, written, len(ids)
-        stop = _stop(text, self.options.stop)
+        stop = stopped(text, self.options.stop)
         if stop is not None:
             out.finish_reason, out.data = "stop", text[: stop[0]]
             starts = np.cumsum([0, *map(len, symbols)])[: len(symbols)]
@@ -390,17 +390,3 @@ class UnitOracle:
 
 def _fields(judged: Judged) -> tuple[int, bytes, bytes]:
     return judged.start, judged.proposed, judged.written
-
-
-def _text(written: Sequence[Unit]) -> bytes:
-    return b"".join(unit.data for unit in written if unit != LAST)
-
-
-def _stop(text: bytes, stops: Sequence[str]) -> tuple[int, int] | None:
-    """Start and end of the stop string that is completed first, the longest of equals."""
-    longest = sorted((s.encode() for s in stops), key=len, reverse=True)
-    for end in range(len(text) + 1):
-        for stop in longest:
-            if text[:end].endswith(stop):
-                return end - len(stop), end
-    return None

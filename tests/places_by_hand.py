@@ -114,3 +114,17 @@ def whole(text: bytes) -> bytes:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     decoder.decode(text)
     return text[: len(text) - len(decoder.getstate()[0])]
+
+
+def text_of(written: Sequence[Unit]) -> bytes:
+    return b"".join(unit.data for unit in written if unit != LAST)
+
+
+def stopped(text: bytes, stops: Sequence[str]) -> tuple[int, int] | None:
+    """Start and end of the stop string that is completed first, the longest of equals."""
+    longest = sorted((s.encode() for s in stops), key=len, reverse=True)
+    for end in range(len(text) + 1):
+        for stop in longest:
+            if text[:end].endswith(stop):
+                return end - len(stop), end
+    return None
