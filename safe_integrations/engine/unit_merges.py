@@ -124,7 +124,7 @@ class MergedUnits(UnitRule):
                 for token_id in one.top(self.config.union_top_k):
                     yield Unit(unit.start, symbol(token_id))
             return
-        if reader.wants(unit, self.held):
+        if unit.ended and reader.wants(unit, self.held):
             return
         if self._bound(vote.best, unit, chances, ended=vote.best == END) < score:
             return
