@@ -140,10 +140,12 @@ def test_a_window_ends_the_answer_in_front_of_a_unit(kind: str) -> None:
         if outcome.margin <= TINY:
             continue
         assert pieces == outcome.judged[: len(pieces)], number
+        written = outcome.units[: len(pieces)]
+        assert all(c <= w for c, w in zip(used(oracle, written), world.windows, strict=True))
         if narrow.text != outcome.text:
             assert narrow.finish_reason == "length"
             assert text_of(b"".join(p.written for p in pieces)) == narrow.text
-            assert is_full(oracle, world.windows, outcome.units[: len(pieces)]), number
+            assert is_full(oracle, world.windows, written), number
             seen["window"] += 1
 
 
@@ -153,8 +155,13 @@ def is_full(oracle: UnitOracle, windows: Sequence[int], written: Sequence[Unit])
     near = all(unit.ended and len(unit.data) <= MAX_UNIT for unit in proposals)
     longest = max(len(unit.data) for unit in proposals)
     most = (longest if near else CONTEXT) + LONGEST_TOKEN
-    used = [len(oracle.prompts[n]) + len(oracle.ids_of(n, written)) for n in range(len(windows))]
-    return any(window < count + most for window, count in zip(windows, used, strict=True))
+    return any(w < c + most for w, c in zip(windows, used(oracle, written), strict=True))
+
+
+def used(oracle: UnitOracle, written: Sequence[Unit]) -> list[int]:
+    """Tokens of the prompt and of some units, per model; END needs no room."""
+    text = [unit for unit in written if unit.data != END]
+    return [len(p) + len(oracle.ids_of(nth, text)) for nth, p in enumerate(oracle.prompts)]
 
 
 @pytest.mark.parametrize("first", [0, 1])
