@@ -134,7 +134,7 @@ def test_a_window_ends_the_answer_in_front_of_a_unit(kind: str) -> None:
         members, config = world.members(), config_of(number, len(world.merges))
         oracle = UnitOracle(members, config, options)
         outcome = oracle.write("Go.")
-        world = replace(world, windows=tuple(random.randint(2, 30) for _ in members))
+        world = replace(world, windows=tuple(random.randint(2, 12) for _ in members))
         narrow = run(world.members(), config, options)
         pieces = pieces_of(narrow)
         if outcome.margin <= TINY:
