@@ -55,7 +55,8 @@ class DenseDistribution:
 
     def logprobs(self, token_ids: Sequence[int]) -> list[float]:
         """Natural logarithms of the probabilities of some ids."""
-        return [float(self._logits[i]) - self.total for i in token_ids]
+        values: list[float] = (self._logits[token_ids].astype(np.float64) - self.total).tolist()
+        return values
 
     def best_among(self, flags: Flags) -> int | None:
         """The most probable of the ids that are flagged; None where none has any probability."""

@@ -97,17 +97,19 @@ class TokenTable:
         """The first byte of every id's symbol, shape `[size]`; 0 for silent ids."""
         return (self._beginnings >> np.uint64(56)).astype(np.uint8)
 
-    def compatible(self, text: bytes) -> list[int]:
+    def compatible(self, text: bytes) -> NDArray[np.intp]:
         """The ids of all tokens that begin with a text, or that the text begins with."""
         order, known = self._by_beginning
         first = int.from_bytes(text[:8].ljust(8, b"\0"), "big")
         last = int.from_bytes(text[:8].ljust(8, b"\xff"), "big")
         start = known.searchsorted(np.uint64(first))
         span = slice(start, known.searchsorted(np.uint64(last), "right"))
-        near = ((int(i), self._symbols[i]) for i in order[span])
-        longer = [i for i, s in near if s is not None and s is not END and s.startswith(text)]
+        longer = order[span]
+        if len(text) > 8 or not text[0]:
+            symbols = [(i, self._symbols[i]) for i in longer.tolist()]
+            longer = np.array([i for i, s in symbols if s and s.startswith(text)], np.intp)
         inside = (self._ids.get(text[:n]) for n in range(1, len(text)))
-        return [*longer, *(i for i in inside if i is not None)]
+        return np.append(longer, [i for i in inside if i is not None]).astype(np.intp)
 
     @cached_property
     def _beginnings(self) -> NDArray[np.uint64]:

@@ -149,10 +149,8 @@ class DrawnUnits(UnitRule):
         return None
 
     def _begins(self, reader: UnitReader, row: Distribution, at: int, held: int | None) -> int:
-        """The first token of a unit."""
+        """The first token of a unit: of those that may begin one, if any does."""
         flags = None if held is None else self.units.enders(reader.nth, held)
-        if flags is not None and row.best_among(flags) is None:
-            flags = None
         return self._draw("start", reader, row, at, flags)
 
     def _goes_on(self, reader: UnitReader, row: Distribution, at: int, text: bytes) -> int | None:
@@ -173,7 +171,8 @@ class DrawnUnits(UnitRule):
         ids = row.ids if isinstance(row, SparseDistribution) else None
         logits = row.own if isinstance(row, SparseDistribution) else cast("Dense", row).logits()
         if flags is not None:
-            logits = np.where(flags if ids is None else flags[ids], logits, -np.inf)
+            among = np.where(flags if ids is None else flags[ids], logits, -np.inf)
+            logits = among if among.max() > -np.inf else logits
         return self._noise.draw(stream, at, reader.view.tokens, ids, logits)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
+
 from safe_integrations.engine.distribution import TopDistribution
 from safe_integrations.engine.events import Vote
 from safe_integrations.engine.model import Distribution
@@ -157,13 +159,13 @@ class UnitReader:
         """
         (row,) = self.rows(())
         tokens = self.view.tokens
-        ids = [tokens.end_id] if text == END else tokens.compatible(text)
-        shares = [math.exp(value) for value in _most(row, ids)]
-        most = max(shares, default=0.0)
+        ids = [tokens.end_id] if text == END else tokens.compatible(text).tolist()
+        shares = np.exp(_most(row, ids))
+        most = float(shares.max(initial=0.0))
         first = self.spelling(judged.text)[0]
         exclusive = ended and judged.ended and not isinstance(row, TopDistribution)
         if exclusive and first in ids:
-            most = min(most, max(0.0, math.fsum(shares) - chance))
+            most = min(most, max(0.0, float(shares.sum()) - chance))
         return most * (1 + 1e-6)  # numbers are rounded
 
 

@@ -253,7 +253,7 @@ def test_tokens_that_can_begin_like_a_text() -> None:
             for i, s in enumerate(tried.symbols())
             if s and s != END and (s.startswith(text) or text.startswith(s))
         }
-        assert set(tried.compatible(text)) == expected
+        assert set(tried.compatible(text).tolist()) == expected
 
 
 # Noise
