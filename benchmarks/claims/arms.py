@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from benchmarks.claims.problems import Problem
 from safe_integrations.config import EnsembleConfig, GenerationConfig
@@ -73,7 +73,7 @@ class Answer:
 def engine_of(arm: Arm, members: Mapping[str, Member]) -> SafeEngine:
     """The engine of an arm. Nothing it decides or counts depends on measured time."""
     drafter, *verifiers = (members[name] for name in arm.members)
-    chosen: dict[str, str] = {}
+    chosen: dict[str, Any] = {}
     if arm.way == "every-token":
         chosen = {"mode": arm.way}
     elif arm.way != "alone" and (arm.way == "text" or "unit" in EnsembleConfig.model_fields):
@@ -102,7 +102,7 @@ def answers(
         resume: Whether answers to as many problems that lie in the file are taken from there.
     """
     if resume and file.exists():
-        kept = [Answer(**_with_tuple(item)) for item in json.loads(file.read_text("utf-8"))]
+        kept = [_answer(item) for item in json.loads(file.read_text("utf-8"))]
         if len(kept) >= len(asked):
             return kept[: len(asked)]
     engine = engine_of(arm, members)
@@ -120,5 +120,5 @@ def answers(
     return made
 
 
-def _with_tuple(item: dict[str, object]) -> dict[str, object]:
-    return item | {"passes": tuple(item["passes"])}
+def _answer(item: dict[str, Any]) -> Answer:
+    return Answer(**item | {"passes": tuple(item["passes"])})

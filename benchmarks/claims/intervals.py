@@ -25,7 +25,7 @@ class Paired(NamedTuple):
         """McNemar's exact test, two-sided: how likely a split as uneven as this is by chance."""
         together, fewer = self.won + self.lost, min(self.won, self.lost)
         tail = sum(comb(together, k) for k in range(fewer + 1))
-        return min(1.0, 2 * tail / 2**together)
+        return min(1.0, 2 * tail / (1 << together))
 
 
 def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:

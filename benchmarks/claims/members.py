@@ -1,9 +1,8 @@
-"""The tiny models: how each splits text, what it never saw, and how it is trained."""
+"""The tiny models themselves: tokenizers, weights, training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -17,20 +16,17 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.claims.problems import (
-    AROUND_1000,
-    FACTS,
-    TWO_DIGITS,
-    Fact,
-    Problem,
-    Totals,
-    equation,
-    problems,
-)
+from benchmarks.claims.problems import Fact, Problem, equation, problems
+from benchmarks.claims.recipes import RECIPES, Recipe, known_facts, seed_of
 from safe_integrations.models.spec import LoadedModel
 
 Tell = Callable[[str], None]
 
+_SHAPE: Final = {
+    "hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "max_position_embeddings": 512, "initializer_range": 0.05, "tie_word_embeddings": True,
+    "bos_token_id": None, "eos_token_id": 0, "pad_token_id": None,
+}  # fmt: skip
 _TEMPLATE: Final = "{{ messages[-1]['content'] + '\n' }}"
 _PROBLEMS: Final = 8000
 _TEXTS: Final = 1000  # that a tokenizer learns from
@@ -38,87 +34,29 @@ _STEPS: Final = 500
 _BATCH: Final = 16
 _EQUATIONS: Final = 128
 _WARM_UP: Final = 50
-_MISSING: Final = 0.2
+_LEARNING_RATE: Final = 3e-3
 _IGNORED: Final = -100
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One member.
-
-    Attributes:
-        name: One letter.
-        size: Tokens of its vocabulary at most.
-        numbers: How it splits numbers, a regular expression.
-        space: How it splits a space from the word behind it: " ?" keeps them together.
-        totals: How large the totals of its problems are.
-    """
-
-    name: str
-    size: int
-    numbers: str = "[0-9]"
-    space: str = " ?"
-    totals: Totals = TWO_DIGITS
-
-    @property
-    def pattern(self) -> str:
-        """What no token reaches across."""
-        return rf"{self.space}[A-Za-z]+|{self.numbers}|[^A-Za-z0-9]"
-
-
-RECIPES: Final = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe("A", 340),  # words in fragments
-        Recipe("B", 396, space=""),
-        Recipe("C", 423),
-        Recipe("D", 560, numbers="[0-9]+"),
-        Recipe("G", 700, numbers="[0-9]{1,3}", totals=AROUND_1000),
-        Recipe("S", 423, totals=AROUND_1000),
-    )
-}
-
-
-def seed_of(name: str, seeds: int) -> int:
-    """The seed of a member's facts, problems, weights and batches in a set of seeds."""
-    return 1000 * seeds + ord(name)
-
-
-def known_facts(name: str, seeds: int) -> frozenset[Fact]:
-    """All facts but the fifth that a member never sees."""
-    random = Random(f"facts {seed_of(name, seeds)}")
-    return frozenset(FACTS) - set(random.sample(FACTS, round(_MISSING * len(FACTS))))
 
 
 def member(name: str, seeds: int, folder: Path, tell: Tell) -> LoadedModel:
     """A member, out of the folder where it was trained before with this recipe."""
-    recipe = RECIPES[name]
-    text = repr((asdict(recipe), seeds, _PROBLEMS, _STEPS, _BATCH, _EQUATIONS, _MISSING, recipe.pattern))
-    file = folder / f"{name}-{seeds}-{sha256(text.encode()).hexdigest()[:12]}.safetensors"
+    recipe, known = RECIPES[name], known_facts(name, seeds)
     random = Random(f"problems {seed_of(name, seeds)}")
-    drawn = problems(random, recipe.totals, known_facts(name, seeds), held_out=False)
-    seen = list(islice(drawn, _PROBLEMS))
-    tokenizer = _tokenizer(recipe, seen[:_TEXTS])
+    seen = list(islice(problems(random, recipe.totals, known, held_out=False), _PROBLEMS))
+    tokenizer = tokenizer_of(recipe, seen[:_TEXTS])
     torch.manual_seed(seed_of(name, seeds))
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=96,
-            intermediate_size=288,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=512,
-            initializer_range=0.05,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=0,
-            pad_token_id=None,
-        )
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **_SHAPE))
+    made_of = (
+        *(tokenizer.backend_tokenizer.to_str(), model.config.to_json_string()),
+        *(_STEPS, _BATCH, _EQUATIONS, _WARM_UP, _LEARNING_RATE),
+        *((problem.question, problem.answer) for problem in seen),
     )
+    key = sha256(repr(made_of).encode()).hexdigest()[:12]
+    file = folder / f"{name}-{seeds}-{key}.safetensors"
     if file.exists():
         load_model(model, str(file))
     else:
-        lessons = Lessons(recipe, tokenizer, seen, known_facts(name, seeds), random)
+        lessons = Lessons(recipe, tokenizer, seen, known, random)
         train(model, lessons, lambda line: tell(f"{name}: {line}"))
         folder.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part")
@@ -166,13 +104,13 @@ def train(model: Any, lessons: Lessons, tell: Tell) -> None:
     """Trains a model from its first weights on; about two minutes on one core."""
     model.train()
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.1
+        model.parameters(), lr=_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.1
     )
     schedule = LambdaLR(optimizer, _rate)
     for step in range(_STEPS):
         loss = _loss(model, *lessons.worked()) + 0.5 * _loss(model, *lessons.equations())
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -204,7 +142,7 @@ def _padded(batch: Sequence[tuple[list[int], list[int]]]) -> tuple[torch.Tensor,
     return ids, labels
 
 
-def _tokenizer(recipe: Recipe, seen: Sequence[Problem]) -> Any:
+def tokenizer_of(recipe: Recipe, seen: Sequence[Problem]) -> Any:
     """A byte-level BPE tokenizer that has learned from problems."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.Sequence(

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from benchmarks.claims.arms import TOGETHER, Answer, Arm, Way
 from benchmarks.claims.intervals import Paired, paired, wilson
-from benchmarks.claims.members import RECIPES
 from benchmarks.claims.problems import Problem, broken, right
+from benchmarks.claims.recipes import RECIPES
 
 _RULES: Final[tuple[Way, ...]] = ("token", "text", "every-token")
 _SAME: Final = (("DC", "CD"), ("ACB", "CAB"), ("BC", "CB"), ("GS", "SG"))
