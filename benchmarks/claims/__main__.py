@@ -49,11 +49,14 @@ def claims(
     chosen = [arm for arm in ARMS if not only or arm.members in only or arm.way == "alone"]
     if "unit" not in EnsembleConfig.model_fields:  # until the rule is there
         chosen = [arm for arm in chosen if arm.way != "text"]
+        only = ["?"]
     reports = [_report(seed, chosen, problems_, folder, resume) for seed in seeds]
     described = machine()
     for report in reports:
         print(f"## Seeds {report.seeds}, {problems_} problems\n\n{report.markdown()}")
-    print(described)
+        for claim, holds in report.claims().items() if not only else ():
+            print(f"* {'holds' if holds else '**does not hold**'}: {claim}")
+    print("\n" + json.dumps(described))
     if json_file is not None:
         document = {
             "version": 1,
@@ -62,6 +65,8 @@ def claims(
         }
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if not only and not all(holds for report in reports for holds in report.claims().values()):
+        raise typer.Exit(1)
 
 
 def _report(seeds: int, arms: list[Arm], count: int, folder: Path, resume: bool) -> Report:

@@ -51,6 +51,11 @@ class Outcome:
         """The answers' texts."""
         return [answer.text for answer in self.answers]
 
+    @property
+    def total_broken(self) -> int:
+        """Answers in which something is broken."""
+        return sum(part is not None for part in self.broken)
+
     def total(self, field: str) -> int:
         """The sum of a count over all answers."""
         return sum(getattr(answer, field) for answer in self.answers)
@@ -75,7 +80,7 @@ class Outcome:
             "right": sum(self.right),
             "interval": wilson(sum(self.right), len(self.right)),
             "exact": sum(self.exact),
-            "broken": sum(part is not None for part in self.broken),
+            "broken": self.total_broken,
             "tokens": self.total("tokens"),
             "judged": self.total("judged"),
             "unsafe": self.total("unsafe"),
@@ -105,12 +110,33 @@ class Report:
         alone = [self.outcomes[Arm(name, "alone")].right for name in members]
         return sum(map(any, zip(*alone, strict=True)))
 
+    def claims(self) -> dict[str, bool]:
+        """What the package claims, loosely, and whether it holds here."""
+        text = {arm.members: o for arm, o in self.outcomes.items() if arm.way == "text"}
+        gains = {
+            (arm.members, arm.way): (sum(o.right) - sum(self.best_single(arm.members).right))
+            / len(o.right)
+            for arm, o in self.outcomes.items()
+        }
+        return {
+            "A+C+B by units: 8 points above its best member": gains["ACB", "text"] >= 0.08,
+            "A+C+B at every token: 8 points below": gains["ACB", "every-token"] <= -0.08,
+            "D+C by units: not below its best member": gains["DC", "text"] >= 0,
+            "A+C+B merges less than 5 % of its units": text["ACB"].share("ensembled") < 0.05,
+            "By units no word is broken": not any(
+                any(part is not None for part in o.broken) for o in text.values()
+            ),
+            "By units 99 % of the texts are the same, whoever drafts": all(
+                same >= 0.99 * of for same, of in self._same("text").values()
+            ),
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON-safe data."""
         return {
             "seeds": self.seeds,
             "arms": [outcome.to_dict() for outcome in self.outcomes.values()],
-            "same_texts": self._same(),
+            "same_texts": {way: self._same(way) for way in _RULES[:2]},
         }
 
     def markdown(self) -> str:
@@ -173,24 +199,22 @@ class Report:
         return _table(head, rows)
 
     def _drafters(self) -> str:
+        counts = [self._same(way) for way in _RULES[:2]]
         rows = [
-            [f"{'+'.join(one)} = {'+'.join(other)}", *(f"{same}" for same in counts)]
-            for (one, other), counts in zip(_SAME, self._same().values(), strict=True)
+            [pair, *("{} of {}".format(*same[pair]) if pair in same else "-" for same in counts)]
+            for pair in dict.fromkeys(pair for same in counts for pair in same)
         ]
         return _table(["same text, whoever drafts", "token", "text"], rows)
 
-    def _same(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
-        for one, other in _SAME:
-            counts = []
-            for way in _RULES[:2]:
-                pair = [self.outcomes.get(Arm(names, way)) for names in (one, other)]
-                if pair[0] is None or pair[1] is None:
-                    counts.append("-")
-                    continue
-                texts = list(zip(pair[0].texts, pair[1].texts, strict=True))
-                counts.append(f"{sum(a == b for a, b in texts)} of {len(texts)}")
-            found[f"{one} {other}"] = counts
+    def _same(self, way: Way) -> dict[str, tuple[int, int]]:
+        """Of how many problems two drafters make the same text, and of how many they could."""
+        found = {}
+        for pair in _SAME:
+            one, other = (self.outcomes.get(Arm(names, way)) for names in pair)
+            if one is not None and other is not None:
+                texts = list(zip(one.texts, other.texts, strict=True))
+                title = f"{one.arm.title} = {other.arm.title}"
+                found[title] = (sum(a == b for a, b in texts), len(texts))
         return found
 
 
@@ -199,7 +223,7 @@ def _marks(outcome: Outcome) -> list[str]:
     return [
         f"{_percent(outcome.right)} [{100 * low:.1f}, {100 * high:.1f}]",
         _percent(outcome.exact),
-        str(sum(part is not None for part in outcome.broken)),
+        str(outcome.total_broken),
     ]
 
 
