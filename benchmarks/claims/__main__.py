@@ -17,7 +17,6 @@ from benchmarks.claims.problems import FACTS, problems
 from benchmarks.claims.recipes import RECIPES, known_facts
 from benchmarks.claims.report import Outcome, Report
 from benchmarks.machine import machine
-from safe_integrations.config import EnsembleConfig
 from safe_integrations.engine.model import Member
 from safe_integrations.models.load import load_member
 
@@ -47,9 +46,6 @@ def claims(
     """Train tiny members where they are not there yet, and let them answer together."""
     torch.set_num_threads(1)  # for matrices this small more threads only wait
     chosen = [arm for arm in ARMS if not only or arm.members in only or arm.way == "alone"]
-    if "unit" not in EnsembleConfig.model_fields:  # until the rule is there
-        chosen = [arm for arm in chosen if arm.way != "text"]
-        only = ["?"]
     reports = [_report(seed, chosen, problems_, folder, resume) for seed in seeds]
     described = machine()
     for report in reports:

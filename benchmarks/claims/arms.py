@@ -73,12 +73,12 @@ class Answer:
 def engine_of(arm: Arm, members: Mapping[str, Member]) -> SafeEngine:
     """The engine of an arm. Nothing it decides or counts depends on measured time."""
     drafter, *verifiers = (members[name] for name in arm.members)
-    chosen: dict[str, Any] = {}
-    if arm.way == "every-token":
-        chosen = {"mode": arm.way}
-    elif arm.way != "alone" and (arm.way == "text" or "unit" in EnsembleConfig.model_fields):
-        chosen = {"unit": arm.way}
-    config = EnsembleConfig(lookahead=5, prompt_lookup=False, **chosen)
+    config = EnsembleConfig(
+        mode="every-token" if arm.way == "every-token" else "safe",
+        unit="token" if arm.way == "token" else "text",
+        lookahead=5,
+        prompt_lookup=False,
+    )
     return SafeEngine(drafter, verifiers, config)
 
 
