@@ -59,7 +59,8 @@ class Draft:
         self.decided = (0, False)
         self._view = drafter.segments
         self._tokens = drafter.tokens
-        self._window = drafter.room
+        # behind a unit that fills the window one more token tells whether it has ended
+        self._window = drafter.room if units is None else drafter.room + 1
         self.budget = budget
         self._units = units
         windows = [Window(model.tokens, model.room, drafter.tokens) for model in verifiers]
@@ -203,11 +204,13 @@ class Draft:
         text, ids = bytes(self.text[: unit.start]), self.ids_before(unit.start)
         return self._ways.fit(text, ids, self.spelling(unit.text))
 
-    def trim(self) -> None:
-        """Drops what lies beyond the budget, and the draft."""
-        self.steps, self.units = [], []
+    def trim(self) -> int:
+        """Drops what lies beyond the budget, and the draft; returns how many of its tokens."""
+        dropped = len(self.steps)
         ends = self._view.ends[: min(self.budget, self._count(self.judged))]
+        self.steps, self.units = [], []
         self.cut(ends[-1] if ends else 0)
+        return dropped
 
     def show(self, verifiers: Sequence[View], drafter: View) -> None:
         """Has every verifier tokenise the text, from where it has changed since the last time."""

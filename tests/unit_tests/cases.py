@@ -126,6 +126,7 @@ def configs(draw: st.DrawFn, models: int, **fixed: Any) -> EnsembleConfig:
     """Ways to merge so many models."""
     shares = draw(st.lists(st.integers(1, 9), min_size=models, max_size=models))
     values: dict[str, Any] = {
+        "unit": "token",
         "method": draw(st.sampled_from(["unite", "gac"])),
         "sharpening": draw(st.sampled_from(["prefix", "prefix", "geometric", "none"])),
         "union_top_k": draw(st.sampled_from([1, 3, 10])),
