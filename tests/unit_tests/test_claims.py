@@ -108,32 +108,50 @@ def test_statistics_are_those_of_the_tables() -> None:
     assert paired([True, True, False, True], [False, False, True, True]) == (2, 1)
 
 
+WRONG = PROBLEM.answer.replace("36.", "35.")
+
+
+def outcome(members: str, way: Any, *texts: str) -> Outcome:
+    """Of eight judged pieces of ten tokens two were merged, and one was not checked."""
+    passes = (10, *(4 for _ in members[1:]))
+    made = [Answer(text, 10, 8, 1, 2, 1, passes, 1.0) for text in texts]
+    return Outcome.of(Arm(members, way), [PROBLEM] * len(texts), made)
+
+
+def report(*outcomes: Outcome) -> Report:
+    return Report(1, {one.arm: one for one in outcomes})
+
+
 def test_a_report_counts_problem_by_problem() -> None:
-    wrong = PROBLEM.answer.replace("36.", "35.")
-
-    def outcome(members: str, way: Any, *texts: str) -> Outcome:
-        asked = [PROBLEM] * len(texts)
-        made = [Answer(text, 10, 8, 1, 2, 1, (10, 4)[: len(members)], 1.0) for text in texts]
-        return Outcome.of(Arm(members, way), asked, made)
-
-    outcomes = [
-        outcome("C", "alone", PROBLEM.answer, wrong, wrong),
-        outcome("D", "alone", wrong, PROBLEM.answer, PROBLEM.answer),
-        outcome("DC", "token", wrong, wrong, "28+8=3=36"),
-        outcome("DC", "text", PROBLEM.answer, PROBLEM.answer, wrong),
-        outcome("CD", "text", PROBLEM.answer, wrong, wrong),
-    ]
-    report = Report(1, {outcome.arm: outcome for outcome in outcomes})
-    assert report.best_single("DC").arm.members == "D"
-    assert report.some_right("DC") == 3
-    together = outcomes[2]
+    together = outcome("DC", "token", WRONG, WRONG, "28+8=3=36")
+    found = report(
+        outcome("C", "alone", PROBLEM.answer, WRONG, WRONG),
+        outcome("D", "alone", WRONG, PROBLEM.answer, PROBLEM.answer),
+        together,
+        outcome("DC", "text", PROBLEM.answer, PROBLEM.answer, WRONG),
+        outcome("CD", "text", PROBLEM.answer, WRONG, WRONG),
+    )
+    assert found.best_single("DC").arm.members == "D"
+    assert found.some_right("DC") == 3
     assert (together.share("ensembled"), together.share("unsafe")) == (0.25, 0.125)
     assert together.passes == [1.0, 0.4]
-    text = report.markdown()
+    text = found.markdown()
     assert "| D+C | token | 0.0 [0.0, 56.1] | 0.0 | 1 | D 0:2, p 0.50 | 100.0 |" in text
     assert "| D+C | 0.0 → 66.7 | 2:0, p 0.50 | 0.0 → 66.7 | 2:0, p 0.50 | 0 of 3 |" in text
     assert "| D+C = C+D | - | 2 of 3 |" in text
-    assert report.to_dict()["arms"][2]["right_by_problem"] == "000"
+    assert found.to_dict()["arms"][2]["right_by_problem"] == "000"
+
+
+def test_claims_hold_or_do_not() -> None:
+    good = PROBLEM.answer
+    found = report(
+        *(outcome(name, "alone", good, WRONG) for name in "ABCD"),
+        outcome("ACB", "text", good, good),
+        outcome("ACB", "every-token", WRONG, WRONG),
+        outcome("DC", "text", WRONG, WRONG),
+        outcome("CD", "text", WRONG, WRONG.replace("36-2=34", "36-2=3=4")),
+    )
+    assert [*found.claims().values()] == [True, True, False, False, False, False]
 
 
 @pytest.mark.parametrize(
