@@ -57,7 +57,7 @@ bench: $(STAMP)
 # Tiny models, trained here on word problems: what judging by units changes. Ten minutes of training,
 # which build/claims keeps, and half an hour of answers; results in docs/evaluation.md.
 claims: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.claims --json build/claims/report.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.claims --json docs/evaluation/claims.json
 
 # All real schemas of MaskBench, a folder of github.com/guidance-ai/jsonschemabench; takes minutes.
 # Results in docs/structures.md.
