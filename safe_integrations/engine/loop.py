@@ -128,7 +128,7 @@ class _Loop:
             pieces, dropped = walk.pieces, walk.dropped
 
             # Accept what stands; roll back to the first piece that does not.
-            if self.draft.differs(pieces):
+            if walk.changed:
                 dropped += self.draft.replace(pieces[-1], walk.ended)
             else:
                 self.draft.keep(pieces)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from safe_integrations.engine.distribution import TopDistribution
 from safe_integrations.engine.events import Vote
@@ -12,6 +13,8 @@ from safe_integrations.engine.model import Distribution
 from safe_integrations.engine.tokens import END
 from safe_integrations.engine.units import Unit, Units
 from safe_integrations.engine.view import View
+
+Told = Literal["exact", "most", "least"]
 
 
 class UnitReader:
@@ -39,6 +42,10 @@ class UnitReader:
         """What it expects behind the units written and `tail[:since]`, ..., and all of `tail`."""
         return self.view.expected([*self.ids, *tail], len(self.ids) + since)
 
+    def knows(self, tail: Sequence[int]) -> bool:
+        """Whether `rows` has what it expects behind `tail` without a forward pass."""
+        return self.view.knows([*self.ids, *tail])
+
     def favourite(self, row: Distribution, held: int | None) -> int:
         """Its favourite; among what begins a unit if the text is held at such a last byte."""
         if held is not None and self.joins(held, row.best):
@@ -48,7 +55,7 @@ class UnitReader:
 
     def joins(self, last: int, token_id: int) -> bool:
         """Whether a token does not begin a new unit behind such a last byte."""
-        return self._units.joins(bytes([last]), self.view.tokens.symbol(token_id))
+        return self._units.joins(last, self.view.tokens.symbol(token_id))
 
     def ends(self, row: Distribution, unit: Unit) -> float:
         """How likely the unit ends here, by what is expected behind it; 1 where it was cut."""
@@ -56,18 +63,20 @@ class UnitReader:
             return 1.0
         return row.mass(self._units.enders(self.nth, unit.text[-1]))
 
-    def chance(self, unit: Unit) -> float:
-        """The probability of a unit: of its tokens, and that it ends behind them."""
+    def chance(self, unit: Unit, told: Told = "exact") -> float:
+        """The probability of a unit: of its tokens, and that it ends behind them.
+
+        Args:
+            unit: The unit.
+            told: Whether a model that tells only its best ids is asked about others, or else
+                whether it counts as the `most` or the `least` that it can be.
+        """
         ids = self.spelling(unit.text)
         rows = self.rows(ids if self._needs_end(unit) else ids[:-1])
-        return _product(rows, ids) * self.ends(rows[-1], unit)
+        return _product(rows, ids, told) * self.ends(rows[-1], unit)
 
-    def vote(self, unit: Unit, held: int | None, exact: bool = True) -> Vote:
-        """What it thinks of a unit.
-
-        Unless `exact`, a model that tells only its best ids is not asked about any other: the vote
-        holds the most that the unit can have.
-        """
+    def vote(self, unit: Unit, held: int | None, told: Told = "exact") -> Vote:
+        """What it thinks of a unit (`chance`), and what it wants in its place."""
         ids = self.spelling(unit.text)
         rows = self.rows(ids if self._needs_end(unit) else ids[:-1])
         symbol = self.view.tokens.symbol
@@ -75,7 +84,7 @@ class UnitReader:
         for nth, row in enumerate(rows):
             best = self.favourite(row, held if nth == 0 else None)
             own = ids[nth] if nth < len(ids) else None
-            if own is None and not self._units.joins(unit.text, symbol(best)):
+            if own is None and not self.joins(unit.text[-1], best):
                 break
             wanted.append(best)
             if best != own:
@@ -83,7 +92,7 @@ class UnitReader:
         text = b"".join(map(symbol, wanted))
         if len(wanted) > 1 and text.endswith(END):
             text = text.removesuffix(END)
-        chance = _product(rows, ids, exact) * self.ends(rows[-1], unit)
+        chance = self.chance(unit, told)
         tokens = tuple(map(symbol, ids))
         return Vote(self.view.name, tokens, chance, text, _product(rows, wanted))
 
@@ -148,7 +157,13 @@ def _most(row: Distribution, ids: Sequence[int]) -> Sequence[float]:
     return row.bounds(ids)[0] if isinstance(row, TopDistribution) else row.logprobs(ids)
 
 
-def _product(rows: Sequence[Distribution], ids: Sequence[int], exact: bool = True) -> float:
+def _product(rows: Sequence[Distribution], ids: Sequence[int], told: Told = "exact") -> float:
     """The probability of some ids, one after another."""
-    told = zip(rows, ids, strict=False)
-    return math.exp(math.fsum((r.logprobs([i]) if exact else _most(r, [i]))[0] for r, i in told))
+    total = 0.0
+    for row, token_id in zip(rows, ids, strict=False):
+        if told == "exact" or not isinstance(row, TopDistribution):
+            total += row.logprobs([token_id])[0]
+        else:
+            (most,), (exact,) = row.bounds([token_id])
+            total += most if exact or told == "most" else -math.inf
+    return math.exp(total)

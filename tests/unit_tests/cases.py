@@ -134,7 +134,10 @@ def configs(draw: st.DrawFn, models: int, **fixed: Any) -> EnsembleConfig:
         "consensus_above": draw(st.sampled_from([0.5, 0.5, 0.7])),
         "weights": draw(st.sampled_from([None, tuple(s / sum(shares) for s in shares)])),
     }
-    return EnsembleConfig(**{**values, **fixed})
+    values |= fixed
+    if values["unit"] == "text":  # these belong to the other rule
+        del values["method"], values["sharpening"]
+    return EnsembleConfig(**values)
 
 
 @st.composite
