@@ -45,7 +45,8 @@ def claims(
 ) -> None:
     """Train tiny members where they are not there yet, and let them answer together."""
     torch.set_num_threads(1)  # for matrices this small more threads only wait
-    chosen = [arm for arm in ARMS if not only or arm.members in only or arm.way == "alone"]
+    alone = set("".join(only))
+    chosen = [arm for arm in ARMS if not only or arm.members in only or arm.members in alone]
     reports = [_report(seed, chosen, problems_, folder, resume) for seed in seeds]
     described = machine()
     for report in reports:
