@@ -55,7 +55,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/toys.py
 
 # Tiny models, trained here on word problems: what judging by units changes. Ten minutes of training,
-# which build/claims keeps, and half an hour of answers; results in docs/evaluation.md.
+# which build/claims keeps, and an hour of answers; results in docs/evaluation.md.
 claims: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.claims --json docs/evaluation/claims.json
 
