@@ -46,11 +46,18 @@ class MergedUnits(UnitRule):
             yield reader, judged[0], judged[-1] + 1
 
     def _judge(self, unit: Unit) -> tuple[Piece, Unit] | None:
-        votes = tuple(reader.vote(unit, self.held, "most") for reader in self.readers)
-        agreed = self._consensus(unit, votes)
-        if agreed is Verdict.MAJORITY and self._partial:  # perhaps only by a bound
-            votes = tuple(reader.vote(unit, self.held) for reader in self.readers)
-            agreed = self._consensus(unit, votes)
+        """By check (a), all models have the same proposal, by (b), or by merging."""
+        agreed: Verdict | None = None
+        if all(reader.wants(unit, self.held) for reader in self.others):  # check (a)
+            agreed = Verdict.UNANIMOUS
+            others = (reader.vote(unit, self.held, "most") for reader in self.others)
+            votes = (self.drafter.own_vote(unit, self.held), *others)
+        else:
+            votes = self._votes(unit, "most")
+            if self._is_majority(unit, votes) and self._partial:  # perhaps only by a bound
+                votes = self._votes(unit, "exact")
+            if self._is_majority(unit, votes):
+                agreed = Verdict.MAJORITY
         if agreed is not None:
             return Piece(unit.start, unit.end, unit.text, unit.text, agreed, votes), unit
         started = perf_counter() - self._model_seconds()
@@ -63,16 +70,13 @@ class MergedUnits(UnitRule):
         piece = Piece(winner.start, winner.end, winner.text, unit.text, verdict, votes, candidates)
         return piece, winner
 
-    def _consensus(self, unit: Unit, votes: Sequence[Vote]) -> Verdict | None:
-        """Why no other proposal can win; None where one might.
+    def _votes(self, unit: Unit, told: Told) -> tuple[Vote, ...]:
+        return tuple(reader.vote(unit, self.held, told) for reader in self.readers)
 
-        (a) All models have the same proposal. (b) Units that end exclude each other, so none has
-        more than what is left of 1 by one whose mean is above 1/2.
-        """
-        if all(reader.wants(unit, self.held) for reader in self.others):
-            return Verdict.UNANIMOUS
+    def _is_majority(self, unit: Unit, votes: Sequence[Vote]) -> bool:
+        """Check (b): units that end exclude each other, so no other has more than 1/2, too."""
         mean = self._mean([vote.probability for vote in votes])
-        return Verdict.MAJORITY if unit.ended and mean > self.config.consensus_above else None
+        return unit.ended and mean > self.config.consensus_above
 
     def _merge(
         self, unit: Unit, votes: Sequence[Vote]

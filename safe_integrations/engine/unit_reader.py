@@ -96,6 +96,21 @@ class UnitReader:
         tokens = tuple(map(symbol, ids))
         return Vote(self.view.name, tokens, chance, text, _product(rows, wanted))
 
+    def own_vote(self, unit: Unit, held: int | None) -> Vote:
+        """The drafter's vote on what it has drafted and all others want, without a forward pass.
+
+        Of text that the grammar forced it may not have told what it expects: that is certain.
+        """
+        ids = self.spelling(unit.text)
+        behind = len(ids) + self._needs_end(unit)
+        known = [nth for nth in range(behind) if self.knows(ids[:nth])]
+        if len(known) == behind:
+            return self.vote(unit, held, "most")
+        rows = [self.rows(ids[:nth], nth)[0] for nth in known if nth < len(ids)]
+        chance = _product(rows, [ids[nth] for nth in known if nth < len(ids)], "most")
+        tokens = tuple(map(self.view.tokens.symbol, ids))
+        return Vote(self.view.name, tokens, chance, unit.text, chance)
+
     def wants(self, unit: Unit, held: int | None) -> bool:
         """Check (a) for one model: whether its own proposal is this unit."""
         ids = self.spelling(unit.text)
