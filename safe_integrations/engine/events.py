@@ -53,8 +53,9 @@ class Vote:
         model: Name of the model.
         tokens: Its own tokens of the piece, as bytes or END. Judged token by token it is one, and
             need not end where the piece ends.
-        probability: What it gives them one after another and, in a unit, that they end there. The
-            most that can be, where a model that tells only its best ids was not asked.
+        probability: What it gives them one after another and, where units were compared, that they
+            end there. The most that can be, where a model that tells only its best ids was not
+            asked.
         best: What it wants: its own tokens as far as they are its favourites, and where they are
             not, its favourite.
         best_probability: What it gives these, one after another.

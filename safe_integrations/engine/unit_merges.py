@@ -50,8 +50,7 @@ class MergedUnits(UnitRule):
         agreed: Verdict | None = None
         if all(reader.wants(unit, self.held) for reader in self.others):  # check (a)
             agreed = Verdict.UNANIMOUS
-            others = (reader.vote(unit, self.held, "most") for reader in self.others)
-            votes = (self.drafter.own_vote(unit, self.held), *others)
+            votes = tuple(reader.agreement(unit) for reader in self.readers)
         else:
             votes = self._votes(unit, "most")
             if self._is_majority(unit, votes) and self._partial:  # perhaps only by a bound

@@ -94,22 +94,19 @@ class UnitReader:
         text = b"".join(map(symbol, wanted))
         if len(wanted) > 1 and text.endswith(END):
             text = text.removesuffix(END)
-        chance = self.chance(unit, told)
         tokens = tuple(map(symbol, ids))
+        chance = self.chance(unit, told)
         return Vote(self.view.name, tokens, chance, text, _product(rows, wanted))
 
-    def own_vote(self, unit: Unit, held: int | None) -> Vote:
-        """The drafter's vote on what it has drafted and all others want, without a forward pass.
+    def agreement(self, unit: Unit) -> Vote:
+        """Its vote on a unit that all want, without a forward pass: how sure it is of its tokens.
 
-        Of text that the grammar forced it may not have told what it expects: that is certain.
+        Of text that the grammar forced the drafter may not have told what it expects: certain.
         """
         ids = self.spelling(unit.text)
-        behind = len(ids) + self._needs_end(unit)
-        known = [nth for nth in range(behind) if self.knows(ids[:nth])]
-        if len(known) == behind:
-            return self.vote(unit, held, "most")
-        rows = [self.rows(ids[:nth], nth)[0] for nth in known if nth < len(ids)]
-        chance = _product(rows, [ids[nth] for nth in known if nth < len(ids)], "most")
+        known = [nth for nth in range(len(ids)) if self.knows(ids[:nth])]
+        rows = [self.rows(ids[:nth], nth)[0] for nth in known]
+        chance = _product(rows, [ids[nth] for nth in known], "most")
         tokens = tuple(map(self.view.tokens.symbol, ids))
         return Vote(self.view.name, tokens, chance, unit.text, chance)
 
