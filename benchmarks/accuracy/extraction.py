@@ -54,7 +54,7 @@ class Extraction:
         text: What the models read.
         schema: JSON schema of the record: an object of 3 or 4 fields.
         record: The right one.
-        examples: Texts in the other wordings of the family, other values in them, and their records.
+        examples: The other wordings of the family with other values, and their records.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Extraction:
         return [*said, Message("user", _question(self.schema, self.text))]
 
     def score(self, answer: str) -> dict[str, bool]:
-        """Which fields an answer has right, capitals aside. Text that is no JSON object has none."""
+        """Which fields an answer has right, capitals aside; none if it is no JSON object."""
         try:
             found = json.loads(answer)
         except ValueError:
