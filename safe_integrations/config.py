@@ -24,6 +24,7 @@ from safe_integrations.messages import check_text
 Mode = Literal["safe", "every-token", "drafter-only"]
 Method = Literal["unite", "gac"]
 Sharpening = Literal["prefix", "geometric", "none"]
+JudgedBy = Literal["text", "token"]
 
 
 def _no_truth_value(given: Any) -> Any:
@@ -65,6 +66,11 @@ class EnsembleConfig(StrictModel):
     Attributes:
         mode: `safe` ensembles where it is safe and needed; `every-token` is the baseline that
             ensembles always; `drafter-only` never asks a verifier.
+        unit: What is judged and merged as one: `text`, pieces of text that no token of any model
+            reaches across (mostly words), so that it does not matter who drafts; or `token`, the
+            drafter's tokens, as in the paper. Temperatures above 0 follow it, too. Models that all
+            have the same tokens are judged by tokens either way. The mode `every-token` knows only
+            tokens.
         lookahead: Tokens the drafter writes ahead of the last judged one (n, section 3.1; 5 in the
             paper), 1 to 64, or `auto` to choose by what was measured. It changes the speed, not
             the text (docs/how-it-works.md).
@@ -84,6 +90,7 @@ class EnsembleConfig(StrictModel):
     """
 
     mode: Mode = "safe"
+    unit: JudgedBy = "text"
     lookahead: int | Literal["auto"] = "auto"
     prompt_lookup: bool = True
     method: Method = "unite"

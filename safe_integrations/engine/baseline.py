@@ -41,6 +41,6 @@ def ensemble_always(
     for model in verifiers:
         count = len(model.segments.ids)
         (expected,) = model.score(model.segments.ids, count)
-        distributions.append(model.shaped(expected, count))
+        distributions.append(model.shaped(expected, model.segments.ids))
     draft.write(last.id, last.token)
-    return [*pieces, draft.within_budget(last, judge.ensemble(last, distributions))], overflow
+    return [*pieces, draft.within_budget(judge.ensemble(last, distributions))], overflow

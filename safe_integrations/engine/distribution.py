@@ -13,6 +13,8 @@ from safe_integrations.engine.rows import largest
 from safe_integrations.errors import GenerationError
 
 Row = NDArray[np.float32] | NDArray[np.float64]
+Flags = NDArray[np.float32]
+"""1 or 0 per id, shape `[tokens.size]`."""
 
 _SLACK = 1e-6  # numbers that come as text are rounded
 
@@ -55,6 +57,16 @@ class DenseDistribution:
         """Natural logarithms of the probabilities of some ids."""
         return [float(self._logits[i]) - self.total for i in token_ids]
 
+    def best_among(self, flags: Flags) -> int | None:
+        """The most probable of the ids that are flagged; None where none has any probability."""
+        best = int(np.where(flags > 0, self._logits, -np.inf).argmax())
+        return best if flags[best] and self._logits[best] > -np.inf else None
+
+    def mass(self, flags: Flags) -> float:
+        """What the ids that are flagged have together."""
+        total = np.einsum("i,i", self.weights, flags)  # not by BLAS, which may spin on other cores
+        return float(total) * exp(float(self._logits[self.best]) - self.total)
+
     def logits(self) -> Row:
         """Logits of all ids."""
         return self._logits
@@ -86,6 +98,15 @@ class SparseDistribution:
         places = np.minimum(np.searchsorted(self.ids, token_ids), len(self.ids) - 1)
         found = np.where(self.ids[places] == token_ids, self.own[places], -np.inf)
         return [float(value) for value in found]
+
+    def best_among(self, flags: Flags) -> int | None:
+        """The most probable of the ids that are flagged; None where none has any probability."""
+        own = np.where(flags[self.ids] > 0, self.own, -np.inf)
+        return int(self.ids[own.argmax()]) if own.max() > -np.inf else None
+
+    def mass(self, flags: Flags) -> float:
+        """What the ids that are flagged have together."""
+        return float(np.exp(self.own) @ flags[self.ids])
 
     def logits(self) -> Row:
         """Log-probabilities of all ids."""
@@ -144,6 +165,14 @@ class TopDistribution:
         """
         values = [self._known.get(i, self.ceiling) for i in token_ids]
         return values, [i in self._known for i in token_ids]
+
+    def best_among(self, flags: Flags) -> int | None:
+        """The most probable of the ids that are flagged and told; None where none is."""
+        return next((i for i in self._top if flags[i]), None)
+
+    def mass(self, flags: Flags) -> float:
+        """The least that the ids that are flagged have together: those that the model has told."""
+        return sum(exp(value) for i, value in self._known.items() if flags[i])
 
     def logprobs(self, token_ids: Sequence[int]) -> list[float]:
         """Natural logarithms of the probabilities of some ids."""

@@ -9,6 +9,7 @@ from safe_integrations.engine.closing import Ways, Window
 from safe_integrations.engine.events import Piece, Verdict
 from safe_integrations.engine.model import Distribution
 from safe_integrations.engine.tokens import END
+from safe_integrations.engine.units import Unit, Units
 from safe_integrations.engine.view import View
 
 
@@ -38,20 +39,32 @@ class Draft:
         drafter: The model that writes; its view grows and shrinks with the text.
         verifiers: The others, whose windows must hold the text as well.
         budget: Most tokens of the answer, in the drafter's tokens.
+        units: Where units end. None where tokens are judged.
 
     Attributes:
         text: What is written, and behind it the draft.
         steps: The draft: tokens that have not been judged yet.
+        budget: Most tokens of the answer, in the drafter's tokens.
+        units: The units of the draft that are known to be whole.
+        decided: The last place where a unit ends, and whether it is sure that no token of any model
+            reaches across it.
     """
 
-    def __init__(self, drafter: View, verifiers: Sequence[View], budget: int) -> None:
+    def __init__(
+        self, drafter: View, verifiers: Sequence[View], budget: int, units: Units | None = None
+    ) -> None:
         self.text = bytearray()
         self.steps: list[Step] = []
+        self.units: list[Unit] = []
+        self.decided = (0, False)
         self._view = drafter.segments
         self._tokens = drafter.tokens
-        self._budget = budget
+        self._window = drafter.room
+        self.budget = budget
+        self._units = units
         windows = [Window(model.tokens, model.room, drafter.tokens) for model in verifiers]
-        self._ways = Ways(drafter.cursor, drafter.tokens, budget, windows)
+        most = min(budget, drafter.room)
+        self._ways = Ways(drafter.cursor, drafter.tokens, most, windows)
         self._unchanged = 0
 
     @property
@@ -61,8 +74,19 @@ class Draft:
 
     @property
     def room(self) -> int:
-        """Tokens that may still be written."""
-        return self._budget - len(self._view.ids)
+        """Tokens that may still be drafted.
+
+        A unit is drafted to its end, beyond the budget if need be: only a whole one can be judged.
+        """
+        left = self.budget - len(self._view.ids)
+        if self._units is not None:
+            left = 0 if self._count(self.decided[0]) >= self.budget else max(left, 1)
+        return min(left, self._window - len(self._view.ids))
+
+    @property
+    def spent(self) -> bool:
+        """Whether what is judged uses up the budget."""
+        return self._count(self.judged) >= self.budget
 
     @property
     def judged(self) -> int:
@@ -91,12 +115,12 @@ class Draft:
         self.write(token_id, token)
         return token
 
-    def within_budget(self, step: Step, piece: Piece) -> Piece:
-        """The verdict on a step, or what must be written instead to end within the budget."""
-        if piece.written in (step.token, END):
+    def within_budget(self, piece: Piece) -> Piece:
+        """The verdict, or what must be written instead to end within the budget."""
+        if piece.verdict is not Verdict.CHANGED or piece.written == END:
             return piece
         text, ids = bytes(self.text[: piece.start]), self.ids[: self._count(piece.start)]
-        if self._ways.fit(text, ids, self._tokens.pieces(piece.written)):
+        if self._ways.fit(text, ids, self.spelling(piece.written)):
             return piece
         token = self._tokens.symbol(self._ways.first(text, ids)[0])
         end = piece.start + (0 if token == END else len(token))
@@ -110,31 +134,80 @@ class Draft:
 
     def differs(self, pieces: Sequence[Piece]) -> bool:
         """Whether the last verdict writes something else than stands in the draft."""
-        return bool(pieces) and pieces[-1].written != self.steps[len(pieces) - 1].token
+        if not pieces:
+            return False
+        piece = pieces[-1]
+        if self._units is not None:
+            piece_stands = piece.written == self.units[len(pieces) - 1].text
+            return piece.verdict is Verdict.CHANGED or not piece_stands
+        if piece.verdict is Verdict.CHANGED:
+            return True
+        if piece.written == END:
+            return all(step.token != END for step in self.steps)
+        stands = self.text[piece.start : piece.end] == piece.written
+        return not (stands and self._view.index_at(piece.end) is not None)
 
-    def keep(self, count: int) -> None:
-        """The first tokens of the draft are judged, and stand."""
-        del self.steps[:count]
+    def keep(self, pieces: Sequence[Piece]) -> None:
+        """What is judged stands."""
+        end = pieces[-1].end if pieces else 0
+        over = bool(pieces) and pieces[-1].written == END
+        self.steps = [s for s in self.steps if s.start >= end and not (over and s.token == END)]
+        self.units = self.units[len(pieces) :] if self._units else []
 
-    def replace(self, piece: Piece) -> int:
-        """Rollback: a judged token was rejected; what an ensemble chose stands in its place.
+    def replace(self, piece: Piece, ended: bool = False) -> int:
+        """Rollback: what was judged was rejected; what an ensemble chose stands in its place.
 
         Everything drafted behind it is dropped. The winner is written in the drafter's own tokens,
         as far as there is room.
 
+        Args:
+            piece: The verdict.
+            ended: Whether it is sure that no token of any model reaches across its end.
+
         Returns:
-            How many tokens were dropped, the rejected one included.
+            How many tokens were dropped, the rejected ones included.
         """
         dropped = sum(step.start >= piece.start for step in self.steps)
-        self.steps = []
+        room = self._window if self._units else self.budget
+        self.steps, self.units = [], []
         self.cut(piece.start)
         if piece.written != END:
             at = 0
-            for token_id in self._tokens.pieces(piece.written)[: self.room]:
+            for token_id in self.spelling(piece.written)[: room - len(self.ids)]:
                 length = len(self._tokens.symbol(token_id))
                 self.write(token_id, piece.written[at : at + length])
                 at += length
+        self.decided = (len(self.text), ended)
         return dropped
+
+    def spelling(self, text: bytes) -> Sequence[int]:
+        """The drafter's tokens of what is written at once."""
+        return self._units.tokens(0, text) if self._units else self._tokens.pieces(text)
+
+    def respell(self, unit: Unit, expected: Sequence[Distribution | None]) -> None:
+        """Writes a drafted unit in the tokens that it has by itself; drops what follows it.
+
+        Args:
+            unit: The last of the units that are whole.
+            expected: What the drafter expects in front of each of these tokens.
+        """
+        self.steps = [step for step in self.steps if step.start < unit.start]
+        self.cut(unit.start)
+        for token_id, row in zip(self.spelling(unit.text), expected, strict=True):
+            token = self._tokens.symbol(token_id)
+            self.steps.append(Step(len(self.text), token_id, token, row))
+            self.write(token_id, token)
+
+    def fits(self, unit: Unit) -> bool:
+        """Whether a unit in the tokens that it has by itself leaves room for a way to the end."""
+        text, ids = bytes(self.text[: unit.start]), self.ids_before(unit.start)
+        return self._ways.fit(text, ids, self.spelling(unit.text))
+
+    def trim(self) -> None:
+        """Drops what lies beyond the budget, and the draft."""
+        self.steps, self.units = [], []
+        ends = self._view.ends[: min(self.budget, self._count(self.judged))]
+        self.cut(ends[-1] if ends else 0)
 
     def show(self, verifiers: Sequence[View], drafter: View) -> None:
         """Has every verifier tokenise the text, from where it has changed since the last time."""
@@ -160,6 +233,10 @@ class Draft:
         self._ways.cut(kept)
         del self.text[length:], self._view.ids[kept:], self._view.ends[kept:]
         self._unchanged = min(self._unchanged, length)
+
+    def ids_before(self, length: int) -> list[int]:
+        """The drafter's ids of the first bytes of the text."""
+        return self.ids[: self._count(length)]
 
     def _count(self, length: int) -> int:
         """How many of the drafter's tokens write the first bytes of the text."""

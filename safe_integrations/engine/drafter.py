@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import exp
-from typing import cast
 
-from safe_integrations.config import EnsembleConfig, GenerationConfig
+from safe_integrations.config import EnsembleConfig
 from safe_integrations.engine.draft import Draft
 from safe_integrations.engine.lookahead import MAX_LOOKAHEAD, AutoLookahead, PromptLookup
-from safe_integrations.engine.model import Distribution
-from safe_integrations.engine.sampling import DRAFTING, Shaped, pick, random_at
+from safe_integrations.engine.rule import Rule
 from safe_integrations.engine.tokens import END
 from safe_integrations.engine.view import View
 
@@ -21,18 +19,14 @@ class Drafter:
     Args:
         view: The model that drafts.
         draft: What it writes to.
+        rule: Which token comes next, and what is judged as one.
         config: How far it drafts, and whether it guesses.
-        options: How it picks a token.
-        seed: Where randomness comes from.
     """
 
-    def __init__(
-        self, view: View, draft: Draft, config: EnsembleConfig, options: GenerationConfig, seed: int
-    ) -> None:
+    def __init__(self, view: View, draft: Draft, rule: Rule, config: EnsembleConfig) -> None:
         self._view = view
         self._draft = draft
-        self._temperature = options.temperature
-        self._seed = seed
+        self._rule = rule
         one = config.mode == "every-token"
         self._auto = AutoLookahead() if config.lookahead == "auto" and not one else None
         self._most = 1 if one else MAX_LOOKAHEAD if self._auto else int(config.lookahead)
@@ -68,7 +62,8 @@ class Drafter:
         tokens: list[bytes] = []
         for token_id in self._forced()[:room]:
             tokens.append(self._draft.append(token_id, None))
-            if self._draft.steps[-1].id != token_id:  # another way to write it takes less room
+            other = self._draft.steps[-1].id != token_id  # another way to write it takes less room
+            if self._rule.grown() or other:
                 break
         return tokens
 
@@ -78,25 +73,22 @@ class Drafter:
         known = len(draft.ids)
         judged = known - len(draft.steps)
         guess = self._lookup.guess(draft.ids, judged, most - 1) if self._lookup else []
-        seconds, read = view.seconds, view.has_read
+        seconds, passes, read = view.seconds, view.passes, view.has_read
+        ids = [*draft.ids, *guess]
+        view.read(ids, known)
         tokens: list[bytes] = []
-        right = 0
-        for i, expected in enumerate(view.score([*draft.ids, *guess], known)):
-            expected = view.shaped(expected, known + i)
-            tokens.append(draft.append(self._pick(expected), expected))
+        right, wrong = 0, False
+        for i in range(len(guess) + 1):
+            (expected,) = view.expected(ids[: known + i], known + i)
+            tokens.append(draft.append(self._rule.pick(expected), expected))
             wrong = i < len(guess) and guess[i] != draft.steps[-1].id
             right += i < len(guess) and not wrong
-            if tokens[-1] == END or wrong or self._forced():
+            rewritten = self._rule.grown()
+            if tokens[-1] == END or wrong or rewritten or self._forced():
                 break
-        if read and self._lookup:
+        if read and self._lookup and view.passes > passes:
             self._lookup.learn(len(guess), right, wrong, view.seconds - seconds)
         return tokens
-
-    def _pick(self, expected: Distribution) -> int:
-        if self._temperature == 0:
-            return expected.best
-        random = random_at(self._seed, len(self._draft.text), DRAFTING)
-        return pick(cast("Shaped", expected), random)
 
     def _forced(self) -> list[int]:
         """The only ids that may come next, up to where a token may cross; none where any may."""
@@ -113,5 +105,5 @@ class Drafter:
 
     def _probabilities(self, last: int) -> Iterator[float]:
         """What the drafter gave the last tokens of the draft, forced ones left out."""
-        steps = self._draft.steps[len(self._draft.steps) - last :]
+        steps = self._draft.steps[max(0, len(self._draft.steps) - last) :]
         return (exp(s.expected.logprobs([s.id])[0]) for s in steps if s.expected)

@@ -41,19 +41,21 @@ ENSEMBLED = frozenset({Verdict.CONFIRMED, Verdict.CHANGED})
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """What one model thinks of a drafted token.
+    """What one model thinks of a piece of the draft.
 
     Attributes:
         model: Name of the model.
-        token: Its own token at this place, as bytes or END.
-        probability: What it gives that token; the most that can be, where a model that tells only
-            its best ids was not asked.
-        best: Its favourite.
-        best_probability: What it gives its favourite.
+        tokens: Its own tokens of the piece, as bytes or END. Judged token by token it is one, and
+            need not end where the piece ends.
+        probability: What it gives them one after another and, in a unit, that they end there. The
+            most that can be, where a model that tells only its best ids was not asked.
+        best: What it wants: its own tokens up to the first that is not its favourite, and its
+            favourite in its place.
+        best_probability: What it gives these, one after another.
     """
 
     model: str
-    token: bytes
+    tokens: tuple[bytes, ...]
     probability: float
     best: bytes
     best_probability: float
@@ -66,27 +68,30 @@ class Candidate:
     Attributes:
         symbol: The bytes, or END.
         probability: Its merged probability, after sharpening.
-        by_model: What each model gives it, drafter first.
+        by_model: What each model gives it, drafter first; 0 where it was not worth asking.
+        tokens: Each model's own tokens of it, drafter first. Empty where tokens are judged.
     """
 
     symbol: bytes
     probability: float
     by_model: tuple[float, ...]
+    tokens: tuple[tuple[bytes, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A piece of the answer: a drafted token, or what an ensemble wrote instead.
+    """A piece of the answer: a drafted unit or token, or what an ensemble wrote instead.
 
     Attributes:
         start: Offset in the answer, in bytes.
         end: Where it ends, in bytes.
         written: Its bytes, or END.
-        proposed: The drafter's token for this place. Differs from `written` when CHANGED, and
+        proposed: What the drafter wanted for this place. Differs from `written` when CHANGED, and
             mostly when CLOSED.
         verdict: Why it stands.
         votes: One per model, drafter first. Empty where nobody was asked.
         candidates: Best first. Empty where nothing was merged.
+        drawn: Name of the model that was drawn to write this unit; None where none was.
     """
 
     start: int
@@ -96,6 +101,7 @@ class Piece:
     verdict: Verdict
     votes: tuple[Vote, ...] = ()
     candidates: tuple[Candidate, ...] = ()
+    drawn: str | None = None
 
     @property
     def ensembled(self) -> bool:

@@ -34,7 +34,7 @@ def consensus(votes: Sequence[Vote], weights: Sequence[float], above: float) -> 
         UNANIMOUS where every verifier's favourite is its own token here (a); MAJORITY where the
         mean probability of the models' own tokens is above the threshold (b); else None.
     """
-    if all(vote.token == vote.best for vote in votes[1:]):
+    if all(vote.tokens == (vote.best,) for vote in votes[1:]):
         return Verdict.UNANIMOUS
     mean = math.fsum(w * vote.probability for w, vote in zip(weights, votes, strict=True))
     return Verdict.MAJORITY if mean > above else None
@@ -78,7 +78,7 @@ class Judge:
         own, distributions = [step.id], [step.expected]
         for model, (index, expected) in zip(self._models[1:], opinions, strict=True):
             own.append(model.own_token(index))
-            distributions.append(model.shaped(expected, index))
+            distributions.append(model.shaped(expected, model.segments.ids[:index]))
         votes = self._votes(own, distributions, exact=False)
         if not self._draws:
             agreed = consensus(votes, self._weights, self._above)

@@ -10,13 +10,11 @@ import secrets
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import partial
 from itertools import count
 from time import perf_counter
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
-from safe_integrations.engine.baseline import ensemble_always
-from safe_integrations.engine.draft import Draft, Step
+from safe_integrations.engine.draft import Draft
 from safe_integrations.engine.drafter import Drafter
 from safe_integrations.engine.events import (
     Drafted,
@@ -24,16 +22,20 @@ from safe_integrations.engine.events import (
     Event,
     Finished,
     FinishReason,
-    Piece,
     Statistics,
     TextDelta,
     Verdict,
     Verified,
 )
-from safe_integrations.engine.judge import Judge, Opinion
+from safe_integrations.engine.judge import Judge
 from safe_integrations.engine.model import Cursor, Member, never
+from safe_integrations.engine.rule import Rule
 from safe_integrations.engine.text import TextStream
+from safe_integrations.engine.token_rule import TokenRule
 from safe_integrations.engine.tokens import END
+from safe_integrations.engine.unit_draws import DrawnUnits
+from safe_integrations.engine.unit_merges import MergedUnits
+from safe_integrations.engine.units import Units
 from safe_integrations.engine.view import View
 
 
@@ -92,46 +94,57 @@ class _Loop:
         pool: ThreadPoolExecutor | None,
     ) -> None:
         seed = secrets.randbits(64) if options.seed is None else options.seed
-        self.models, self.verifiers = models, models[1:]
-        self.draft = Draft(models[0], models[1:], min(options.max_tokens, models[0].room))
-        self.drafter = Drafter(models[0], self.draft, config, options, seed)
-        self.judge = Judge(models, config, weights, options, seed)
+        self.models, self.verifiers, self.pool = models, models[1:], pool
+        drafter, tables = models[0], [model.tokens for model in models]
         self.stream = TextStream(options.stop)
         self.statistics = Statistics()
         self.closed: list[tuple[int, int]] = []  # where the budget wrote
-        self.walk = self._verify
-        if config.mode == "every-token":
-            self.walk = partial(ensemble_always, self.draft, self.verifiers, self.judge, self._look)
-        self.pool = pool
+        self.rule: Rule
+        if config.unit == "text" and config.mode != "every-token":
+            units = Units(tables)
+            self.draft = Draft(drafter, self.verifiers, options.max_tokens, units)
+            made = DrawnUnits if options.temperature > 0 else MergedUnits
+            self.rule = made(models, self.draft, units, config, weights, seed, pool)
+        else:
+            self.draft = Draft(drafter, self.verifiers, min(options.max_tokens, drafter.room))
+            judge = Judge(models, config, weights, options, seed)
+            always = config.mode == "every-token"
+            self.rule = TokenRule(models, self.draft, judge, options, seed, pool, always)
+        self.drafter = Drafter(drafter, self.draft, self.rule, config)
 
     def events(self) -> Iterator[Event]:
         """Algorithm 1."""
         for cycle in count(1):
-            before = self._costs()
+            costs = [self._costs()]
 
             # 1) Generate: the drafter writes ahead.
-            start = len(self.draft.text)
+            start, written = len(self.draft.text), self.draft.tokens_before(self.draft.judged)
             tokens = self.drafter.run()
+            costs.append(self._costs())
             yield self._counted(Drafted(cycle, start, tokens))
 
-            # 2) Verify, and 3) ensemble where that is safe and needed (`Judge.judge`).
-            pieces, overflow = self.walk()
+            # 2) Verify, and 3) ensemble where that is safe and needed.
+            walk = self.rule.walk()
+            pieces, dropped = walk.pieces, walk.dropped
 
-            # Accept what stands; roll back to the first token that does not.
-            changed = self.draft.differs(pieces)
-            dropped = overflow
-            if changed:
-                dropped += self.draft.replace(pieces[-1])
+            # Accept what stands; roll back to the first piece that does not.
+            if self.draft.differs(pieces):
+                dropped += self.draft.replace(pieces[-1], walk.ended)
             else:
-                self.draft.keep(len(pieces))
+                self.draft.keep(pieces)
+            self.models[0].settle(self.draft.ids_before(self.draft.judged))
             self.closed += [(p.start, p.end) for p in pieces if p.verdict is Verdict.CLOSED]
-            self._learn(before, len(tokens), len(pieces))
+            self._learn(costs, len(tokens), self.draft.tokens_before(self.draft.judged) - written)
             yield self._counted(Verified(cycle, tuple(pieces), len(self.draft.steps), dropped))
             yield from (Ensembled(cycle, piece) for piece in pieces if piece.ensembled)
 
             # Show the text that is final; end where nothing can follow.
-            # After a change, what did not fit a window is no longer what comes next.
-            reason = self._end(pieces, full=overflow > 0 and not changed)
+            reason: FinishReason | None = None
+            if pieces and pieces[-1].written == END:
+                reason = "stop"
+            elif walk.full or self.draft.spent:
+                reason = "length"
+                self.draft.trim()
             delta = self.stream.push(bytes(self.draft.text[self.stream.read : self.draft.judged]))
             if self.stream.stopped_at is not None:
                 reason = "stop"
@@ -143,82 +156,7 @@ class _Loop:
                 yield self._finished(reason)
                 return
 
-    # 2) Verify: one forward pass of every verifier; the walk stops where something is changed.
-
-    def _verify(self) -> tuple[list[Piece], int]:
-        """The verdicts on the draft, in order, and how many tokens did not fit a window."""
-        overflow = self._look()
-        steps = self.draft.steps
-        if not overflow and not self.draft.is_final:
-            horizon = self._settled()  # behind it a verifier may yet tokenise otherwise: wait
-            steps = [step for step in steps if step.start < horizon]
-        opinions = self._opinions(steps)
-        pieces: list[Piece] = []
-        for step in steps:
-            piece = self.judge.judge(step, opinions.get(step.start))
-            pieces.append(self.draft.within_budget(step, piece))
-            if self.draft.differs(pieces):
-                break
-        return pieces, overflow
-
-    def _look(self) -> int:
-        """Has the verifiers tokenise the text; shortens the draft where it overflows a window.
-
-        Returns:
-            How many drafted tokens were thrown away.
-        """
-        started = perf_counter()
-        overflow = 0
-        while True:
-            self.draft.show(self.verifiers, self.models[0])
-            fits = all(len(model.segments.ids) <= model.room for model in self.verifiers)
-            if fits or not self.draft.steps:
-                self.statistics.tokenise_seconds += perf_counter() - started
-                return overflow
-            self.draft.pop()
-            overflow += 1
-
-    def _settled(self) -> int:
-        """Up to where no verifier's tokens can change any more, whatever is written next."""
-        text = self.draft.text
-        ends = (model.settled(text, self.models[0]) for model in self.verifiers)
-        return min(ends, default=len(text))
-
-    def _opinions(self, steps: Sequence[Step]) -> dict[int, list[Opinion]]:
-        """What the verifiers expect at every safe place among those of some drafted tokens.
-
-        A place is safe where the text up to it ends on a token boundary of every verifier (Eq. 1).
-        Verifiers that wait for something else than this machine are asked at the same time.
-        """
-        places: dict[int, list[int]] = {}
-        for step in steps if self.verifiers else ():
-            indices = [model.segments.index_at(step.start) for model in self.verifiers]
-            if step.expected is not None and None not in indices:
-                places[step.start] = [i for i in indices if i is not None]
-        if not places:
-            return {}
-        asked = [[*column] for column in zip(*places.values(), strict=True)]
-        rows = [
-            self.pool.submit(_rows, model, indices).result
-            if self.pool and model.limits.remote
-            else partial(_rows, model, indices)
-            for model, indices in zip(self.verifiers, asked, strict=True)
-        ]
-        found = zip(*(get() for get in rows), strict=True)
-        return {start: [*opinions] for start, opinions in zip(places, found, strict=True)}
-
     # Bookkeeping
-
-    def _end(self, pieces: Sequence[Piece], full: bool) -> FinishReason | None:
-        """Why the answer ends here; None where it goes on.
-
-        Args:
-            pieces: What was judged last.
-            full: Whether what comes next does not fit the window of some verifier.
-        """
-        if pieces and pieces[-1].written == END:
-            return "stop"
-        return "length" if (full or self.draft.room <= 0) and not self.draft.steps else None
 
     def _costs(self) -> tuple[float, float] | None:
         """Time in forward passes so far: of the drafter, and until all verifiers had answered.
@@ -231,10 +169,14 @@ class _Loop:
         there = (m.seconds for m in self.verifiers if self.pool and m.limits.remote)
         return self.models[0].seconds, here + max(there, default=0.0)
 
-    def _learn(self, before: tuple[float, float] | None, drafted: int, judged: int) -> None:
-        after = self._costs()
-        if before and after:
-            self.drafter.learn(drafted, after[0] - before[0], judged, after[1] - before[1])
+    def _learn(
+        self, costs: Sequence[tuple[float, float] | None], drafted: int, written: int
+    ) -> None:
+        """Takes in a cycle; `costs` from before and behind drafting."""
+        after, (before, behind) = self._costs(), costs
+        if before and behind and after:
+            check = after[0] - behind[0] + after[1] - behind[1]
+            self.drafter.learn(drafted, behind[0] - before[0], written, check)
 
     def _counted(self, event: Event) -> Event:
         self.statistics.add(event)
@@ -243,7 +185,8 @@ class _Loop:
     def _finished(self, reason: FinishReason) -> Finished:
         s, stopped_at = self.statistics, self.stream.stopped_at
         s.models = [model.statistics() for model in self.models]
-        s.ensemble_seconds = self.judge.seconds
+        s.ensemble_seconds = self.rule.merge_seconds
+        s.tokenise_seconds = self.rule.tokenise_seconds
         s.tokens = self.draft.tokens_before(self.stream.read if stopped_at is None else stopped_at)
         if reason == "stop" and stopped_at is None:
             s.tokens += 1  # END
@@ -253,10 +196,3 @@ class _Loop:
             reason, s.closed_at = "length", closed[0][0]
             s.cut = cursor.cut(bytes(self.draft.text[:shown]), closed)
         return Finished(reason, self.stream.shown, s)
-
-
-def _rows(model: View, indices: Sequence[int]) -> list[Opinion]:
-    """What a verifier expects at some places of its view, in one forward pass."""
-    first, last = indices[0], indices[-1]
-    rows = model.score(model.segments.ids[:last], first)
-    return [(index, rows[index - first]) for index in indices]

@@ -45,6 +45,18 @@ class Distribution(Protocol):
         """Natural logarithms of the probabilities of some ids. May ask the model again."""
         ...
 
+    def best_among(self, flags: NDArray[np.float32]) -> int | None:
+        """The most probable of the ids with flag 1, not 0; None where none has any probability.
+
+        Args:
+            flags: Shape `[tokens.size]`.
+        """
+        ...
+
+    def mass(self, flags: NDArray[np.float32]) -> float:
+        """Probability of all ids with flag 1 together; the least it can be where few are told."""
+        ...
+
 
 class Dense(Distribution, Protocol):
     """A distribution whose whole vocabulary is in memory: what shaping and drawing need."""

@@ -11,10 +11,13 @@ straddle, whatever text follows. Those places make two things exact and cheap:
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import cached_property
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 END: Final = b"\xff<end>"
 """The end of the text, as a symbol. It starts with a byte that no UTF-8 text holds."""
@@ -84,6 +87,30 @@ class TokenTable:
     def symbols(self) -> Sequence[bytes | None]:
         """The symbol of every id; None for silent ids."""
         return self._symbols
+
+    @cached_property
+    def joins(self) -> NDArray[np.bool_]:
+        """For every pair of bytes whether some token holds them side by side, `[256, 256]`."""
+        return np.frombuffer(self._joins, np.uint8).reshape(256, 256).astype(bool)
+
+    @cached_property
+    def first_bytes(self) -> NDArray[np.uint8]:
+        """The first byte of every id's symbol, shape `[size]`; 0 for silent ids."""
+        return np.array([0 if s is None else s[0] for s in self._symbols], np.uint8)
+
+    def compatible(self, text: bytes) -> NDArray[np.intp]:
+        """The ids of all tokens that begin with a text, or that the text begins with."""
+        ordered, ids = self._ordered
+        first = bisect_left(ordered, text)
+        last = bisect_right(ordered, text + b"\xff\xff")
+        inside = (self._ids.get(text[:n]) for n in range(1, len(text)))
+        return np.array([*ids[first:last], *(i for i in inside if i is not None)], np.intp)
+
+    @cached_property
+    def _ordered(self) -> tuple[list[bytes], list[int]]:
+        """The tokens in byte order, and their canonical ids."""
+        pairs = sorted((s, i) for s, i in self._ids.items() if s is not END)
+        return [s for s, _ in pairs], [i for _, i in pairs]
 
     def encode(self, text: bytes) -> list[int]:
         """Tokenises a text from its beginning, without special tokens."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import exp
 from typing import cast
 
@@ -13,6 +14,14 @@ from safe_integrations.engine.model import Cursor, Dense, Distribution, Member, 
 from safe_integrations.engine.sampling import shape, shapes
 from safe_integrations.engine.segments import Segmentation
 from safe_integrations.errors import GenerationCancelled, GenerationError, SafeError
+
+
+@dataclass(slots=True)
+class _Row:
+    """What a model expects at one place, and how that takes part."""
+
+    raw: Distribution
+    shaped: Distribution | None = None
 
 
 class View:
@@ -46,6 +55,8 @@ class View:
         self.segments = Segmentation(member.tokens)
         self.cursor = cursor
         self._session = member.start(prompt, cancel)
+        self._settled: list[int] = []
+        self._told: dict[tuple[int, ...], _Row] = {}
         self._options = options
         self._reshapes = shapes(options)
         self._cancel = cancel
@@ -70,19 +81,52 @@ class View:
         except Exception as error:
             raise GenerationError(f"{self.name} failed while generating: {error}") from error
 
+    def expected(self, ids: Sequence[int], since: int) -> list[Distribution]:
+        """The same, as it takes part (`shaped`). What it has told before is not computed again."""
+        self.read(ids, since)
+        settled = len(self._settled)
+        rows = []
+        for count in range(since, len(ids) + 1):
+            row = self._told[tuple(ids[settled:count])]
+            if row.shaped is None:
+                row.shaped = self.shaped(row.raw, ids[:count])
+            rows.append(row.shaped)
+        return rows
+
+    def read(self, ids: Sequence[int], since: int) -> None:
+        """Makes sure that `expected` will need no forward pass, by one if it must be."""
+        settled = len(self._settled)
+        keys = [tuple(ids[settled:count]) for count in range(since, len(ids) + 1)]
+        missing = [n for n, key in enumerate(keys) if key not in self._told]
+        if missing:
+            first, last = since + missing[0], since + missing[-1]
+            for key, raw in zip(keys[missing[0] :], self.score(ids[:last], first), strict=False):
+                self._told.setdefault(key, _Row(raw))
+
+    def settle(self, ids: Sequence[int]) -> None:
+        """Takes in which ids will stay; forgets what it told behind others."""
+        new = tuple(ids[len(self._settled) :])
+        kept = {key[len(new) :]: r for key, r in self._told.items() if key[: len(new)] == new}
+        self._told = kept
+        self._settled = list(ids)
+
     @property
     def has_read(self) -> bool:
         """Whether it has read its prompt; that pass says nothing about what a token costs."""
         return self._session.work.passes > 0
 
     @property
+    def passes(self) -> int:
+        """Its forward passes so far."""
+        return self._session.work.passes
+
+    @property
     def seconds(self) -> float:
         """Wall time that it has spent in forward passes so far."""
         return self._session.work.seconds
 
-    def shaped(self, expected: Distribution, count: int) -> Distribution:
-        """How what it expects after `count` tokens takes part: constrained, and as options say."""
-        ids = self.segments.ids[:count]
+    def shaped(self, expected: Distribution, ids: Sequence[int]) -> Distribution:
+        """How what it expects after some tokens takes part: constrained, and as options say."""
         allowed = None if self.cursor is None else self.cursor.allowed(ids)
         if allowed is None and not self._reshapes:
             return expected
@@ -119,7 +163,7 @@ class View:
         else:
             own, top = expected.logprobs([own_id, best])
         symbol = self.tokens.symbol
-        return Vote(self.name, symbol(own_id), exp(own), symbol(best), exp(top))
+        return Vote(self.name, (symbol(own_id),), exp(own), symbol(best), exp(top))
 
     def statistics(self) -> ModelStatistics:
         """What it has computed so far."""

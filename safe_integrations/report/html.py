@@ -113,7 +113,7 @@ def _votes(votes: Iterable[Vote]) -> str:
     rows = [
         [
             escape(short(v.model)),
-            _code(v.token),
+            _code(b"".join(v.tokens)),
             _percent(v.probability),
             _code(v.best),
             _percent(v.best_probability),

@@ -1,0 +1,53 @@
+"""What is judged as one, and how: the seam between the loop and a rule of merging."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from safe_integrations.engine.events import Piece
+from safe_integrations.engine.model import Distribution
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """What became of a draft.
+
+    Attributes:
+        pieces: The verdicts, in order. The walk ends where something else is to be written.
+        dropped: Drafted tokens that were thrown away to fit the windows.
+        full: Whether what comes next does not fit a window.
+        ended: Whether it is sure that no token of any model reaches across the end of what was
+            written last.
+    """
+
+    pieces: list[Piece]
+    dropped: int = 0
+    full: bool = False
+    ended: bool = False
+
+
+class Rule(Protocol):
+    """A way to judge a draft: by tokens (`token_rule`) or by units (`unit_rule`, `unit_draws`)."""
+
+    @property
+    def merge_seconds(self) -> float:
+        """Wall time of merging, outside of forward passes."""
+        ...
+
+    @property
+    def tokenise_seconds(self) -> float:
+        """Wall time of tokenising the text for the verifiers."""
+        ...
+
+    def pick(self, expected: Distribution) -> int:
+        """The drafter's next token, by what it expects at the end of the draft."""
+        ...
+
+    def grown(self) -> bool:
+        """Told after each drafted token. Whether the rule has changed what was drafted before."""
+        ...
+
+    def walk(self) -> Walk:
+        """Judges as much of the draft as can be judged."""
+        ...

@@ -1,0 +1,149 @@
+"""2) Verify by tokens: the paper's rule, and its baseline that merges at every token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from time import perf_counter
+from typing import cast
+
+from safe_integrations.config import GenerationConfig
+from safe_integrations.engine.baseline import ensemble_always
+from safe_integrations.engine.draft import Draft, Step
+from safe_integrations.engine.events import Piece
+from safe_integrations.engine.judge import Judge, Opinion
+from safe_integrations.engine.model import Distribution
+from safe_integrations.engine.rule import Walk
+from safe_integrations.engine.sampling import DRAFTING, Shaped, pick, random_at
+from safe_integrations.engine.view import View
+
+
+class TokenRule:
+    """Judges drafted tokens one by one, where that is safe.
+
+    Args:
+        models: The models, drafter first.
+        draft: What is judged.
+        judge: Gives a token its verdict.
+        options: How tokens are picked.
+        seed: Where randomness comes from.
+        pool: Where several models that wait for something else are asked at the same time.
+        always: Whether to merge at every token, safe or not.
+
+    Attributes:
+        tokenise_seconds: Wall time of tokenising the text for the verifiers.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[View],
+        draft: Draft,
+        judge: Judge,
+        options: GenerationConfig,
+        seed: int,
+        pool: ThreadPoolExecutor | None,
+        always: bool,
+    ) -> None:
+        self.tokenise_seconds = 0.0
+        self.models, self.verifiers = models, models[1:]
+        self.draft = draft
+        self.judge = judge
+        self.pool = pool
+        self._temperature = options.temperature
+        self._seed = seed
+        self._always = always
+
+    @property
+    def merge_seconds(self) -> float:
+        """Wall time of merging distributions."""
+        return self.judge.seconds
+
+    def pick(self, expected: Distribution) -> int:
+        """The drafter's favourite, or what it draws."""
+        if self._temperature == 0:
+            return expected.best
+        random = random_at(self._seed, len(self.draft.text), DRAFTING)
+        return pick(cast("Shaped", expected), random)
+
+    def grown(self) -> bool:
+        """A token is judged as it was drafted."""
+        return False
+
+    def walk(self) -> Walk:
+        """The verdicts on the draft, in order."""
+        pieces, overflow = self._verify()
+        # after a change, what did not fit a window is no longer what comes next
+        all_judged = len(pieces) == len(self.draft.steps) and not self.draft.differs(pieces)
+        return Walk(pieces, overflow, full=overflow > 0 and all_judged)
+
+    def _verify(self) -> tuple[list[Piece], int]:
+        """The verdicts, and how many tokens did not fit a window."""
+        if self._always:
+            return ensemble_always(self.draft, self.verifiers, self.judge, self._look)
+        overflow = self._look()
+        steps = self.draft.steps
+        if not overflow and not self.draft.is_final:
+            horizon = self._settled()  # behind it a verifier may yet tokenise otherwise: wait
+            steps = [step for step in steps if step.start < horizon]
+        opinions = self._opinions(steps)
+        pieces: list[Piece] = []
+        for step in steps:
+            piece = self.judge.judge(step, opinions.get(step.start))
+            pieces.append(self.draft.within_budget(piece))
+            if self.draft.differs(pieces):
+                break
+        return pieces, overflow
+
+    def _look(self) -> int:
+        """Has the verifiers tokenise the text; shortens the draft where it overflows a window.
+
+        Returns:
+            How many drafted tokens were thrown away.
+        """
+        started = perf_counter()
+        overflow = 0
+        while True:
+            self.draft.show(self.verifiers, self.models[0])
+            fits = all(len(model.segments.ids) <= model.room for model in self.verifiers)
+            if fits or not self.draft.steps:
+                self.tokenise_seconds += perf_counter() - started
+                return overflow
+            self.draft.pop()
+            overflow += 1
+
+    def _settled(self) -> int:
+        """Up to where no verifier's tokens can change any more, whatever is written next."""
+        text = self.draft.text
+        ends = (model.settled(text, self.models[0]) for model in self.verifiers)
+        return min(ends, default=len(text))
+
+    def _opinions(self, steps: Sequence[Step]) -> dict[int, list[Opinion]]:
+        """What the verifiers expect at every safe place among those of some drafted tokens.
+
+        A place is safe where the text up to it ends on a token boundary of every verifier (Eq. 1).
+        Verifiers that wait for something else than this machine are asked at the same time.
+        """
+        places: dict[int, list[int]] = {}
+        for step in steps if self.verifiers else ():
+            indices = [model.segments.index_at(step.start) for model in self.verifiers]
+            if step.expected is not None and None not in indices:
+                places[step.start] = [i for i in indices if i is not None]
+        if not places:
+            return {}
+        asked = [[*column] for column in zip(*places.values(), strict=True)]
+        rows = [
+            self.pool.submit(_rows, model, indices).result
+            if self.pool and model.limits.remote
+            else partial(_rows, model, indices)
+            for model, indices in zip(self.verifiers, asked, strict=True)
+        ]
+        found = zip(*(get() for get in rows), strict=True)
+        return {start: [*opinions] for start, opinions in zip(places, found, strict=True)}
+
+
+def _rows(model: View, indices: Sequence[int]) -> list[Opinion]:
+    """What a verifier expects at some places of its view, in one forward pass."""
+    first, last = indices[0], indices[-1]
+    rows = model.score(model.segments.ids[:last], first)
+    return [(index, rows[index - first]) for index in indices]

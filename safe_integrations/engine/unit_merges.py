@@ -1,0 +1,131 @@
+"""2) Verify and 3) ensemble by units: what is written does not depend on who drafts (issue 16).
+
+At the place where a unit begins every model has a *proposal*: its favourite token, its favourite
+behind that, and so on until the unit is whole. The proposal with the highest weighted mean of the
+models' probabilities is written. The drafter's proposal is what it drafts. Two checks and a bound,
+all of them made of what one forward pass of each verifier tells, prove at most places that no other
+proposal can win (docs/how-it-works.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from time import perf_counter
+from typing import Final
+
+from safe_integrations.engine.events import Candidate, Piece, Verdict, Vote
+from safe_integrations.engine.model import Distribution
+from safe_integrations.engine.unit_reader import UnitReader
+from safe_integrations.engine.unit_rule import UnitRule
+from safe_integrations.engine.units import Unit
+
+_SHOWN: Final = 5
+
+
+class MergedUnits(UnitRule):
+    """Judges and merges units; `temperature` 0."""
+
+    def pick(self, expected: Distribution) -> int:
+        """The drafter's favourite; behind a unit that has ended, the one that begins the next."""
+        text, (at, ended) = self.draft.text, self.draft.decided
+        held = text[-1] if ended and at == len(text) and text and not self.units.single else None
+        return self.drafter.favourite(expected, held)
+
+    def _asked(self, units: Sequence[Unit]) -> Iterator[tuple[UnitReader, int, int]]:
+        judged = [n for n, unit in enumerate(units) if not self._is_written(unit)]
+        for reader in self.others if judged else ():
+            yield reader, judged[0], judged[-1] + 1
+
+    def _judge(self, unit: Unit) -> tuple[Piece, Unit] | None:
+        votes = tuple(reader.vote(unit, self.held, exact=False) for reader in self.readers)
+        agreed = self._consensus(unit, votes)
+        if agreed is not Verdict.UNANIMOUS and self._partial:  # perhaps only by a bound
+            votes = tuple(reader.vote(unit, self.held) for reader in self.readers)
+            agreed = self._consensus(unit, votes)
+        if agreed is not None:
+            return Piece(unit.start, unit.end, unit.text, unit.text, agreed, votes), unit
+        started = perf_counter()
+        found = self._merge(unit, votes)
+        self.merge_seconds += perf_counter() - started
+        if found is None:
+            return None
+        winner, candidates = found
+        verdict = Verdict.CONFIRMED if winner == unit else Verdict.CHANGED
+        piece = Piece(winner.start, winner.end, winner.text, unit.text, verdict, votes, candidates)
+        return piece, winner
+
+    def _consensus(self, unit: Unit, votes: Sequence[Vote]) -> Verdict | None:
+        """Why no other proposal can win; None where one might.
+
+        (a) All models have the same proposal. (b) Units that end exclude each other, so none has
+        more than what is left of 1 by one whose mean is above 1/2.
+        """
+        if all(reader.wants(unit, self.held) for reader in self.others):
+            return Verdict.UNANIMOUS
+        mean = self._mean([vote.probability for vote in votes])
+        return Verdict.MAJORITY if unit.ended and mean > self.config.consensus_above else None
+
+    def _merge(
+        self, unit: Unit, votes: Sequence[Vote]
+    ) -> tuple[Unit, tuple[Candidate, ...]] | None:
+        """The proposal with the highest mean, and all that were considered.
+
+        None where one of them fits no window.
+        """
+        chances = {unit: [vote.probability for vote in votes]}
+        score = self._mean(chances[unit])
+        for reader, vote in zip(self.others, votes[1:], strict=True):
+            for other in self._proposals(reader, vote, unit, score, chances[unit]):
+                if other in chances:
+                    continue
+                if other is None or not self._fits(other.text):
+                    return None
+                chances[other] = [one.chance(other) for one in self.readers]
+        scores = {one: self._mean(values) for one, values in chances.items()}
+        order = sorted(scores, key=lambda one: (-scores[one], one.text, one.ended))
+        candidates = tuple(
+            Candidate(one.text, scores[one], tuple(chances[one]), self._spellings(one))
+            for one in order[:_SHOWN]
+        )
+        return order[0], candidates
+
+    def _proposals(
+        self, reader: UnitReader, vote: Vote, unit: Unit, score: float, chances: Sequence[float]
+    ) -> Iterator[Unit | None]:
+        """What a model proposes, where a bound does not show that it cannot win.
+
+        None where no window holds it.
+        """
+        if self.units.single:
+            (row,) = reader.rows(())
+            symbol = reader.view.tokens.symbol
+            for one in (r.rows(())[0] for r in self.readers):
+                for token_id in one.top(self.config.union_top_k):
+                    yield Unit(unit.start, symbol(token_id))
+            return
+        if reader.wants(unit, self.held):
+            return
+        if self._bound(vote.best, unit, chances) < score:
+            return
+        proposal = reader.proposal(unit.start, self.held)
+        known = proposal is not None and proposal != unit
+        if proposal is None or (known and self._bound(proposal.text, unit, chances) >= score):
+            yield proposal
+
+    def _bound(self, text: bytes, unit: Unit, chances: Sequence[float]) -> float:
+        """The most that a unit can have which begins with a text and is not the one judged."""
+        return self._mean(
+            [
+                reader.at_most(text, unit, chance)
+                for reader, chance in zip(self.readers, chances, strict=True)
+            ]
+        )
+
+    def _spellings(self, unit: Unit) -> tuple[tuple[bytes, ...], ...]:
+        return tuple(
+            tuple(r.view.tokens.symbol(i) for i in r.spelling(unit.text)) for r in self.readers
+        )
+
+    def _mean(self, values: Sequence[float]) -> float:
+        return math.fsum(w * value for w, value in zip(self.weights, values, strict=True))

@@ -1,0 +1,147 @@
+"""One model, as it reads, judges and proposes units (issue 16)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from safe_integrations.engine.distribution import TopDistribution
+from safe_integrations.engine.events import Vote
+from safe_integrations.engine.model import Distribution
+from safe_integrations.engine.tokens import END
+from safe_integrations.engine.units import Unit, Units
+from safe_integrations.engine.view import View
+
+
+class UnitReader:
+    """One model, as it reads units: each in its own tokens behind those of the units before.
+
+    Args:
+        nth: Which model, 0 for the drafter.
+        view: The model.
+        units: Where units end.
+
+    Attributes:
+        ids: Its token ids of the units that are written.
+    """
+
+    def __init__(self, nth: int, view: View, units: Units) -> None:
+        self.nth, self.view = nth, view
+        self.ids: list[int] = []
+        self._units = units
+
+    def spelling(self, text: bytes) -> tuple[int, ...]:
+        """Its tokens of a unit."""
+        return self._units.tokens(self.nth, text)
+
+    def rows(self, tail: Sequence[int], since: int = 0) -> list[Distribution]:
+        """What it expects behind the units written and `tail[:since]`, ..., and all of `tail`."""
+        return self.view.expected([*self.ids, *tail], len(self.ids) + since)
+
+    def favourite(self, row: Distribution, held: int | None) -> int:
+        """Its favourite; among what begins a unit if the text is held at such a last byte."""
+        if held is not None and self.joins(held, row.best):
+            best = row.best_among(self._units.enders(self.nth, held))
+            return row.best if best is None else best
+        return row.best
+
+    def joins(self, last: int, token_id: int) -> bool:
+        """Whether a token does not begin a new unit behind such a last byte."""
+        return self._units.joins(bytes([last]), self.view.tokens.symbol(token_id))
+
+    def ends(self, row: Distribution, unit: Unit) -> float:
+        """How likely the unit ends here, by what is expected behind it; 1 where it was cut."""
+        if not unit.ended or unit.text == END or self._units.single:
+            return 1.0
+        return row.mass(self._units.enders(self.nth, unit.text[-1]))
+
+    def chance(self, unit: Unit) -> float:
+        """The probability of a unit: of its tokens, and that it ends behind them."""
+        ids = self.spelling(unit.text)
+        rows = self.rows(ids if self._needs_end(unit) else ids[:-1])
+        return _product(rows, ids) * self.ends(rows[-1], unit)
+
+    def vote(self, unit: Unit, held: int | None, exact: bool = True) -> Vote:
+        """What it thinks of a unit.
+
+        Unless `exact`, a model that tells only its best ids is not asked about any other: the vote
+        holds the most that the unit can have.
+        """
+        ids = self.spelling(unit.text)
+        rows = self.rows(ids if self._needs_end(unit) else ids[:-1])
+        symbol = self.view.tokens.symbol
+        wanted: list[int] = []
+        for nth, row in enumerate(rows):
+            best = self.favourite(row, held if nth == 0 else None)
+            own = ids[nth] if nth < len(ids) else None
+            if own is None and not self._units.joins(unit.text, symbol(best)):
+                break
+            wanted.append(best)
+            if best != own:
+                break
+        text = b"".join(map(symbol, wanted))
+        if len(wanted) > 1 and text.endswith(END):
+            text = text.removesuffix(END)
+        chance = _product(rows, ids, exact) * self.ends(rows[-1], unit)
+        tokens = tuple(map(symbol, ids))
+        return Vote(self.view.name, tokens, chance, text, _product(rows, wanted))
+
+    def wants(self, unit: Unit, held: int | None) -> bool:
+        """Check (a) for one model: whether its own proposal is this unit."""
+        ids = self.spelling(unit.text)
+        rows = self.rows(ids if self._needs_end(unit) else ids[:-1])
+        for nth, token_id in enumerate(ids):
+            if self.favourite(rows[nth], held if nth == 0 else None) != token_id:
+                return False
+        behind = rows[-1].best
+        return not self._needs_end(unit) or not self.joins(unit.text[-1], behind)
+
+    def _needs_end(self, unit: Unit) -> bool:
+        return unit.ended and unit.text != END and not self._units.single
+
+    def proposal(self, start: int, held: int | None) -> Unit | None:
+        """What it would write: its favourites, until they make a whole unit.
+
+        None where its window does not hold them.
+        """
+        tail: list[int] = []
+        text = b""
+        while len(self.ids) + len(tail) <= self.view.room:
+            (row,) = self.rows(tail, len(tail))
+            best = self.favourite(row, held if not tail else None)
+            symbol = self.view.tokens.symbol(best)
+            if symbol != END:
+                tail.append(best)
+                text += symbol
+            unit = self._units.next(text, 0, final=symbol == END)
+            if unit is not None:
+                return replace(unit, start=start)
+        return None
+
+    def at_most(self, text: bytes, judged: Unit, chance: float) -> float:
+        """A bound: the most that a unit other than a judged one can have that begins with a text.
+
+        The first token of such a unit begins with the text, or the text begins with it. Units that
+        end are events that exclude each other, so they share what these tokens have.
+        """
+        (row,) = self.rows(())
+        tokens = self.view.tokens
+        ids = [tokens.end_id] if text == END else [int(i) for i in tokens.compatible(text)]
+        shares = [math.exp(value) for value in _most(row, ids)]
+        most = max(shares, default=0.0)
+        first = self.spelling(judged.text)[0]
+        if judged.ended and first in ids and not isinstance(row, TopDistribution):
+            most = min(most, max(0.0, math.fsum(shares) - chance))
+        return most * (1 + 1e-6)  # numbers are rounded
+
+
+def _most(row: Distribution, ids: Sequence[int]) -> Sequence[float]:
+    """Log-probabilities of some ids; the most that they can be where they are not told."""
+    return row.bounds(ids)[0] if isinstance(row, TopDistribution) else row.logprobs(ids)
+
+
+def _product(rows: Sequence[Distribution], ids: Sequence[int], exact: bool = True) -> float:
+    """The probability of some ids, one after another."""
+    told = zip(rows, ids, strict=False)
+    return math.exp(math.fsum((r.logprobs([i]) if exact else _most(r, [i]))[0] for r, i in told))

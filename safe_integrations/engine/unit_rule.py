@@ -1,0 +1,231 @@
+"""2) Verify by units: what merging them and drawing them have in common (issue 16)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
+
+from safe_integrations.config import EnsembleConfig
+from safe_integrations.engine.draft import Draft, Step
+from safe_integrations.engine.events import Piece, Verdict
+from safe_integrations.engine.model import Distribution
+from safe_integrations.engine.rule import Walk
+from safe_integrations.engine.tokens import END
+from safe_integrations.engine.unit_reader import UnitReader
+from safe_integrations.engine.units import Unit, Units
+from safe_integrations.engine.view import View
+
+
+class UnitRule:
+    """What merging and drawing by units have in common.
+
+    Args:
+        models: The models, drafter first.
+        draft: What is judged.
+        units: Where units end.
+        config: How models are merged.
+        weights: One per model, summing to 1.
+        seed: Where randomness comes from.
+        pool: Where several models that wait for something else are asked at the same time.
+
+    Attributes:
+        merge_seconds: Wall time of merging, outside of forward passes.
+        tokenise_seconds: Wall time of tokenising the text for the verifiers.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[View],
+        draft: Draft,
+        units: Units,
+        config: EnsembleConfig,
+        weights: Sequence[float],
+        seed: int,
+        pool: ThreadPoolExecutor | None,
+    ) -> None:
+        self.merge_seconds = self.tokenise_seconds = 0.0
+        self.draft, self.units, self.config = draft, units, config
+        self.weights, self.seed, self.pool = weights, seed, pool
+        self.readers = [UnitReader(nth, view, units) for nth, view in enumerate(models)]
+        self.drafter, self.others = self.readers[0], self.readers[1:]
+        self._partial = any(view.limits.top is not None for view in models)
+        self.held: int | None = None  # last byte of a unit that has ended where the walk is
+
+    # What the drafter asks
+
+    def pick(self, expected: Distribution) -> int:
+        """The drafter's next token."""
+        raise NotImplementedError
+
+    def grown(self) -> bool:
+        """Finds the units of the draft that are whole, and has them written in their own tokens.
+
+        A drafter may write a unit in tokens that nobody else would take for it. What it expects
+        behind them must not depend on that: behind a unit all models read the same text.
+        """
+        draft = self.draft
+        while (unit := self._next(draft.decided[0])) is not None:
+            draft.units.append(unit)
+            draft.decided = (unit.end, unit.ended)
+            if unit.text == END:
+                return False
+            steps = self._steps(unit)
+            ids = self.units.tokens(0, unit.text)
+            if [step.id for step in steps] != [*ids] and self._respell(unit, steps, ids):
+                return True
+        return False
+
+    def _next(self, start: int) -> Unit | None:
+        """The next unit of the draft, if it is whole."""
+        draft = self.draft
+        if draft.units and draft.units[-1].text == END:
+            return None
+        if self.units.single:
+            step = next((s for s in draft.steps if s.start >= start), None)
+            return None if step is None else Unit(start, step.token)
+        return self.units.next(draft.text, start, self._over())
+
+    def _over(self) -> bool:
+        return bool(self.draft.steps) and self.draft.steps[-1].token == END
+
+    def _respell(self, unit: Unit, steps: Sequence[Step], ids: Sequence[int]) -> bool:
+        symbol = self.drafter.view.tokens.symbol
+        exact = b"".join(map(symbol, ids)) == unit.text
+        closed = any(step.instead_of is not None for step in steps)
+        if not exact or closed or not self.draft.fits(unit):
+            return False
+        rows: Sequence[Distribution | None] = [None] * len(ids)
+        if any(step.expected is not None for step in steps):
+            before = self.draft.ids_before(unit.start)
+            rows = self.drafter.view.expected([*before, *ids], len(before))[:-1]
+        self.draft.respell(unit, rows)
+        return True
+
+    # What the loop asks
+
+    def walk(self) -> Walk:
+        """Judges the units of the draft that are whole."""
+        units, full = self._fitting()
+        for reader in self.readers:
+            reader.view.settle(reader.ids)
+        self._verify(units)
+        pieces: list[Piece] = []
+        ended = self.held is not None
+        for unit in units:
+            if self._spent():
+                break
+            if self._is_written(unit):
+                piece, unit = self._unjudged(unit), unit
+            else:
+                judged = self._judge(unit)
+                if judged is None:  # some candidate fits no window
+                    return Walk(pieces, full=True, ended=ended)
+                piece, unit = judged
+                piece, unit = self._within_budget(piece, unit)
+            pieces.append(piece)
+            ended = self._write(unit)
+            if self.draft.differs(pieces):
+                return Walk(pieces, ended=ended)
+        whole = len(pieces) == len(self.draft.units)
+        stuck = whole and not self._over() and not pieces and self.draft.room <= 0
+        return Walk(pieces, full=not self._spent() and (full or stuck), ended=ended)
+
+    def _judge(self, unit: Unit) -> tuple[Piece, Unit] | None:
+        """The verdict, and what is to be written; None where a candidate fits no window."""
+        raise NotImplementedError
+
+    def _asked(self, units: Sequence[Unit]) -> Iterator[tuple[UnitReader, int, int]]:
+        """Which verifiers are asked about which units: the first, and behind the last."""
+        raise NotImplementedError
+
+    def _verify(self, units: Sequence[Unit]) -> None:
+        """One forward pass of each verifier that is asked: what it expects inside of all units."""
+        started, jobs = perf_counter(), []
+        for reader, first, behind in self._asked(units):
+            counts = [len(reader.ids)]
+            ids = [*reader.ids]
+            for unit in units[:behind]:
+                ids += reader.spelling(unit.text)
+                counts.append(len(ids))
+            if units[behind - 1].text == END:
+                ids.pop()  # nobody reads END
+            elif self.units.single:
+                ids = ids[:-1]  # nor what comes behind a token
+            jobs.append((reader.view, ids, counts[first]))
+        self.tokenise_seconds += perf_counter() - started
+        waiting = [
+            self.pool.submit(view.read, ids, since)
+            for view, ids, since in jobs
+            if self.pool and view.limits.remote
+        ]
+        for view, ids, since in jobs:
+            if not (self.pool and view.limits.remote):
+                view.read(ids, since)
+        for job in waiting:
+            job.result()
+
+    def _fitting(self) -> tuple[list[Unit], bool]:
+        """The whole units of the draft that fit all windows, and whether the first does not."""
+        units = self.draft.units
+        counts = [len(reader.ids) for reader in self.readers]
+        for nth, unit in enumerate(units):
+            if unit.text == END:
+                break
+            counts = [
+                c + len(r.spelling(unit.text)) for c, r in zip(counts, self.readers, strict=True)
+            ]
+            if any(c > r.view.room for c, r in zip(counts, self.readers, strict=True)):
+                return units[:nth], nth == 0
+        return units, False
+
+    def _fits(self, text: bytes) -> bool:
+        return text == END or all(
+            len(r.ids) + len(r.spelling(text)) <= r.view.room for r in self.readers
+        )
+
+    def _spent(self) -> bool:
+        return len(self.drafter.ids) >= self.draft.budget
+
+    def _write(self, unit: Unit) -> bool:
+        """All models read on behind a unit; returns whether it has ended for sure."""
+        if unit.text == END:
+            return True
+        for reader in self.readers:
+            own = reader is self.drafter and unit in self.draft.units
+            ids = [s.id for s in self._steps(unit)] if own else reader.spelling(unit.text)
+            reader.ids += ids
+        ended = unit.ended and not self.units.single
+        self.held = unit.text[-1] if ended else None
+        return ended
+
+    def _steps(self, unit: Unit) -> list[Step]:
+        """The drafted tokens of a unit."""
+        if unit.text == END:
+            return self.draft.steps[-1:]
+        return [s for s in self.draft.steps if unit.start <= s.start < unit.end]
+
+    def _is_written(self, unit: Unit) -> bool:
+        """Whether nobody is to be asked: the grammar or the budget wrote it, or nobody is there."""
+        steps = self._steps(unit)
+        closed = any(step.instead_of is not None for step in steps)
+        return closed or all(step.expected is None for step in steps) or not self.others
+
+    def _unjudged(self, unit: Unit) -> Piece:
+        steps = self._steps(unit)
+        wanted = b"".join(step.instead_of or step.token for step in steps)
+        if wanted != END:
+            wanted = wanted.removesuffix(END)
+        verdict = Verdict.UNVERIFIED
+        if any(step.instead_of is not None for step in steps):
+            verdict = Verdict.CLOSED
+        elif all(step.expected is None for step in steps):
+            verdict = Verdict.FORCED
+        return Piece(unit.start, unit.end, unit.text, wanted, verdict)
+
+    def _within_budget(self, piece: Piece, unit: Unit) -> tuple[Piece, Unit]:
+        """The verdict, or what must be written instead to end within the budget."""
+        within = self.draft.within_budget(piece)
+        if within is not piece:
+            unit = Unit(piece.start, within.written, ended=False)
+        return within, unit
