@@ -7,8 +7,8 @@ with separators and dates aside, and other values of the same kind that are wron
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any, Final
 
@@ -115,36 +115,37 @@ class _Values:
     code: str
 
     @classmethod
-    def drawn(cls, random: Random, count: int) -> list[_Values]:
-        """Several sets of values that share no names, from a source of chance."""
-        draw = random.sample
-        people, cities, jobs = (draw(all_, 2 * count) for all_ in (_PEOPLE, _CITIES, _JOBS))
-        products, currencies = draw(_PRODUCTS, count), draw([*_CURRENCIES], count)
-        found = []
-        for i in range(count):
-            year = random.randrange(1990, 2026)
-            letters = random.choice("ABCFKRTX") + random.choice("DEHLMZ")
-            found.append(
-                cls(
-                    person=people[2 * i],
-                    other=people[2 * i + 1],
-                    city=cities[2 * i],
-                    elsewhere=cities[2 * i + 1],
-                    product=products[i],
-                    job=jobs[2 * i],
-                    former=jobs[2 * i + 1],
-                    currency=currencies[i],
-                    money=_CURRENCIES[currencies[i]],
-                    amount=random.randrange(*random.choice(_AMOUNTS)),
-                    fewer=random.randrange(2, 90),
-                    day=random.randrange(1, 29),
-                    month=random.choice(_MONTHS),
-                    year=year,
-                    earlier=year - random.randrange(1, 9),
-                    code=f"{letters}-{random.randrange(100, 9999)}",
-                )
-            )
-        return found
+    def drawn(cls, random: Random, but: Sequence[_Values] = ()) -> _Values:
+        """Values from a source of chance, but no name that other ones have."""
+        used = {value for other in but for value in asdict(other).values()}
+
+        def two(names: Iterable[str]) -> list[str]:
+            return random.sample([name for name in names if name not in used], 2)
+
+        person, other = two(_PEOPLE)
+        city, elsewhere = two(_CITIES)
+        job, former = two(_JOBS)
+        currency = two(_CURRENCIES)[0]
+        year = random.randrange(1990, 2026)
+        letters = random.choice("ABCFKRTX") + random.choice("DEHLMZ")
+        return cls(
+            person=person,
+            other=other,
+            city=city,
+            elsewhere=elsewhere,
+            product=two(_PRODUCTS)[0],
+            job=job,
+            former=former,
+            currency=currency,
+            money=_CURRENCIES[currency],
+            amount=random.randrange(*random.choice(_AMOUNTS)),
+            fewer=random.randrange(2, 90),
+            day=random.randrange(1, 29),
+            month=random.choice(_MONTHS),
+            year=year,
+            earlier=year - random.randrange(1, 9),
+            code=f"{letters}-{random.randrange(100, 9999)}",
+        )
 
     @property
     def date(self) -> str:
@@ -268,20 +269,31 @@ FAMILIES: Final = tuple(_FAMILIES)
 def extraction(number: int) -> Extraction:
     """A problem by its number: families take turns, and in each of them its wordings.
 
+    The examples of a wording are always the same, so that models need to read them only once.
+
     Args:
         number: From 0.
     """
     name = FAMILIES[number % len(FAMILIES)]
     family = _FAMILIES[name]
-    random = Random(f"extraction {number}")  # strings seed the same everywhere
-    values, *others = _Values.drawn(random, 3)
-    wording = number // len(FAMILIES)
-    text, *rest = (family.texts[(wording + i) % len(family.texts)] for i in range(3))
+    wording = number // len(FAMILIES) % len(family.texts)
+    text, *others = family.texts[wording:] + family.texts[:wording]
+    fixed = Random(f"{name} {wording}")  # strings seed the same everywhere
+    examples: list[_Values] = []
+    for _ in others:
+        examples.append(_Values.drawn(fixed, examples))
+    values = _Values.drawn(Random(f"extraction {number}"), examples)
     schema = {
         "type": "object",
         "properties": family.fields,
         "required": [*family.fields],
         "additionalProperties": False,
     }
-    worked = tuple((rest[i](others[i]), family.record(others[i])) for i in range(2))
-    return Extraction(f"{name}-{number}", name, text(values), schema, family.record(values), worked)
+    return Extraction(
+        f"{name}-{number}",
+        name,
+        text(values),
+        schema,
+        family.record(values),
+        tuple((say(v), family.record(v)) for say, v in zip(others, examples, strict=True)),
+    )

@@ -135,7 +135,9 @@ def answer_all(
     seconds: float | None = None,
     tell: Tell = lambda _: None,
 ) -> int:
-    """Writes what is missing of the answers, arm by arm, each to the file as soon as it is there.
+    """Writes what is missing of the answers, each to the file as soon as it is there.
+
+    All arms answer a problem before the next one's turn comes, so its prompt is read once.
 
     Args:
         problems: What to answer, and how.
@@ -149,7 +151,7 @@ def answer_all(
         How many answers are still missing.
     """
     there = {(answer.problem, answer.asked, answer.arm) for answer in read(file)}
-    wanted = [(arm, problem, options) for arm in arms for problem, options in problems]
+    wanted = [(arm, problem, options) for problem, options in problems for arm in arms]
     missing = [w for w in wanted if (w[1].name, asked(w[1], w[2]), w[0]) not in there]
     if not missing or seconds == 0:
         return len(missing)

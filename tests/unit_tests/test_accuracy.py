@@ -35,11 +35,11 @@ MONTHS = "January February March April May June July August September October No
 
 def test_extractions_are_the_same_everywhere() -> None:
     """Answers of earlier runs are used again: other texts would make them wrong."""
-    assert extraction(3).text == "In 1990, 223 people lived in Malmö."
+    assert extraction(3).text == "In 2017, 888 people lived in São Paulo."
     assert extraction(16).record == {
-        "speaker": "Łukasz Żółtowski",
-        "city": "Osaka",
-        "date": "1 October 2008",
+        "speaker": "Nguyễn Thị Hoa",
+        "city": "Leeds",
+        "date": "14 May 2003",
     }
 
 
