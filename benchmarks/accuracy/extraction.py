@@ -85,7 +85,7 @@ class Extraction:
 def _same(found: object, right: str | int) -> bool:
     if isinstance(right, str):
         return isinstance(found, str) and found.strip().casefold() == right.casefold()
-    return type(found) is int and found == right
+    return found == right
 
 
 def _question(schema: Mapping[str, Any], text: str) -> str:

@@ -85,7 +85,7 @@ def test_a_field_is_right_as_it_stands_capitals_aside() -> None:
     problem = next(p for p in PROBLEMS if p.family == "order")
     right = dict(problem.record)
     assert all(problem.score(json.dumps({**right, "city": right["city"].upper()})).values())
-    for name, wrong in [("price", str(right["price"])), ("price", True), ("city", "Rome")]:
+    for name, wrong in [("price", str(right["price"])), ("city", "Rome"), ("city", 3)]:
         expected = {field: field != name for field in right}
         assert problem.score(json.dumps({**right, name: wrong})) == expected
     for broken in ('{"city": "Ro', "[]", "", "null"):
@@ -173,6 +173,21 @@ def members() -> list[Any]:
 def asking(count: int) -> list[Any]:
     problem = [WordProblem(f"w{n}", f"Question {n}?", Decimal(n)) for n in range(count)]
     return [(each, GenerationConfig(max_tokens=40)) for each in problem]
+
+
+def test_arms_are_what_they_are_called() -> None:
+    told = {
+        name: ([member.name for member in engine.members], engine.config.unit)
+        for name, engine in ((name, make(members())) for name, make in running.ARMS.items())
+        if len(engine.members) > 1
+    }
+    ways = {"": ["left", "right"], "-swapped": ["right", "left"]}
+    assert told == {
+        unit + way: (names, unit) for unit in ("text", "token") for way, names in ways.items()
+    }
+    for name, model in (("drafter", "left"), ("verifier", "right")):
+        assert [member.name for member in running.ARMS[name](members()).members] == [model]
+    assert {str(arm) for arm in command.Arm} == {*running.ARMS}
 
 
 def test_a_run_goes_on_where_it_was_cut(tmp_path: Path) -> None:
