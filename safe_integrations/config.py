@@ -76,13 +76,15 @@ class EnsembleConfig(StrictModel):
             the text (docs/how-it-works.md).
         prompt_lookup: Whether the drafter tries what followed the same words in its prompt or its
             answer. It changes the speed, not the text.
-        method: `unite` merges the union of each model's top tokens, `gac` the whole vocabularies.
-        union_top_k: Tokens that each model brings to the union (`unite` only).
+        method: How tokens are merged: `unite` merges the union of each model's top tokens, `gac`
+            the whole vocabularies. This and the next four are about tokens, not units of text.
+        union_top_k: Tokens that each model brings to the union (`unite`; also for units of text
+            where all models have the same tokens).
         sharpening: What to do with a merged distribution that is too smooth (section 3.3).
         sharpen_below: A merged distribution is too smooth when its maximum is below this.
         prefix_threshold: Probability a drafter token needs to collect the mass of its
             continuations (lambda, `prefix` sharpening only).
-        consensus_above: Mean probability of the drafted token above which models agree
+        consensus_above: Mean probability of the drafted piece above which models agree
             (section 3.2, check b).
         weights: One per model, drafter first, summing to 1 (appendix H). None means equal.
         tool_form: How calls of tools are written: a form of `calls/forms.py`, or `auto` for the one
@@ -198,7 +200,7 @@ class GenerationConfig(StrictModel):
     Attributes:
         max_tokens: Most tokens to generate, counted in the drafter's tokens.
         stop: Texts that end the answer; the first to be completed wins and is not shown.
-        temperature: 0 is greedy; above, tokens are drawn (appendix H).
+        temperature: 0 is greedy; above, units or tokens are drawn (appendix H).
         top_p: Draw from the smallest set of tokens with at least this mass; 1 is off.
         top_k: Draw from the k most probable tokens; 0 is off.
         min_p: Draw from tokens with at least this share of the best one's probability; 0 is off.

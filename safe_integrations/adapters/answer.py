@@ -86,11 +86,13 @@ class Begun:
     Attributes:
         models: Their names, drafter first.
         mode: How they are merged.
+        unit: What is judged (`EnsembleConfig.unit`).
         form: How calls are written.
     """
 
     models: tuple[str, ...]
     mode: str
+    unit: str
     form: Form
 
 
@@ -130,6 +132,7 @@ class Answer:
         self.rounds: list[Any] | None = [] if attach_rounds else None
         self._options = options
         self._form = HERMES
+        self._models: tuple[str, ...] = ()
         self._stream = self._reader()
         self._text = ""
         self._asked: list[ModelStatistics] = []  # the drafter's, of the prompt without reasoning
@@ -147,10 +150,11 @@ class Answer:
         match event:
             case Begun():
                 self._form = event.form
+                self._models = event.models
                 self._stream = self._reader()
             case Verified():
                 if self.rounds is not None:
-                    self.rounds.append(payloads.round_of(event))
+                    self.rounds.append(payloads.round_of(event, self._models))
                 if self._closed_at is None:
                     closed = (p.start for p in event.pieces if p.verdict is Verdict.CLOSED)
                     self._closed_at = next(closed, None)

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from pydantic import BaseModel, Field, field_validator
 
 from safe_integrations.adapters.request import Seconds
-from safe_integrations.config import EnsembleConfig, Method, Mode, Real, Sharpening, Whole
+from safe_integrations.config import EnsembleConfig, JudgedBy, Method, Mode, Real, Sharpening, Whole
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.models import load as loading
 from safe_integrations.models.spec import LoadedModel, ModelSpec, name_of, told_apart
@@ -42,6 +42,7 @@ class EnsembleOptions(BaseModel):
     verifiers: tuple[Any, ...] | None = None
 
     mode: Mode | None = None
+    unit: JudgedBy | None = None
     lookahead: int | Literal["auto"] | None = None
     prompt_lookup: bool | None = None
     method: Method | None = None

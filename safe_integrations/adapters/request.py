@@ -96,7 +96,8 @@ class Job:
 
         try:
             names = tuple(member.name for member in engine.members)
-            yield Begun(names, engine.config.mode, engine.agreement.form)
+            config = engine.config
+            yield Begun(names, config.mode, config.unit, engine.agreement.form)
             events = engine.generate(self.conversation, options, cancel=enough)
             yield from self.span.follow(events, left=stopped)
         except GenerationCancelled:

@@ -205,8 +205,8 @@ class Draft:
 
     def trim(self) -> None:
         """Drops what lies beyond the budget, and the draft."""
-        self.steps, self.units = [], []
         ends = self._view.ends[: min(self.budget, self._count(self.judged))]
+        self.steps, self.units = [], []
         self.cut(ends[-1] if ends else 0)
 
     def show(self, verifiers: Sequence[View], drafter: View) -> None:

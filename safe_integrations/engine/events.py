@@ -14,18 +14,24 @@ FinishReason = Literal["stop", "length"]
 
 
 class Verdict(StrEnum):
-    """What became of a drafted token."""
+    """What became of a drafted piece: a unit, or a token where tokens are judged."""
 
     UNVERIFIED = "unverified"
     """No verifier was asked: there is none, or the mode is `drafter-only`."""
     UNSAFE = "unsafe"
-    """Kept unchecked: some verifier has no token boundary where it starts (OOV-like, Eq. 1)."""
+    """Kept unchecked: some verifier has no token boundary where it starts (OOV-like, Eq. 1).
+
+    A unit never is: it starts where all models have one.
+    """
     UNANIMOUS = "unanimous"
     """Kept: it is every verifier's favourite."""
     MAJORITY = "majority"
     """Kept: the mean probability is above the threshold."""
     ACCEPTED = "accepted"
-    """Kept: drawn by the drafter and accepted by speculative sampling."""
+    """Kept: the model that was drawn to write here would write the same.
+
+    A token is accepted by speculative sampling: no model is drawn for it.
+    """
     FORCED = "forced"
     """Written without asking any model: the response format allows nothing else."""
     CLOSED = "closed"
@@ -49,8 +55,8 @@ class Vote:
             need not end where the piece ends.
         probability: What it gives them one after another and, in a unit, that they end there. The
             most that can be, where a model that tells only its best ids was not asked.
-        best: What it wants: its own tokens up to the first that is not its favourite, and its
-            favourite in its place.
+        best: What it wants: its own tokens as far as they are its favourites, and where they are
+            not, its favourite.
         best_probability: What it gives these, one after another.
     """
 
@@ -68,7 +74,7 @@ class Candidate:
     Attributes:
         symbol: The bytes, or END.
         probability: Its merged probability, after sharpening.
-        by_model: What each model gives it, drafter first; 0 where it was not worth asking.
+        by_model: What each model gives it, drafter first.
         tokens: Each model's own tokens of it, drafter first. Empty where tokens are judged.
     """
 
@@ -89,7 +95,8 @@ class Piece:
         proposed: What the drafter wanted for this place. Differs from `written` when CHANGED, and
             mostly when CLOSED.
         verdict: Why it stands.
-        votes: One per model, drafter first. Empty where nobody was asked.
+        votes: One per model, drafter first; where a model was drawn, its vote alone. Empty where
+            nobody was asked.
         candidates: Best first. Empty where nothing was merged.
         drawn: Name of the model that was drawn to write this unit; None where none was.
     """
@@ -105,9 +112,9 @@ class Piece:
 
     @property
     def ensembled(self) -> bool:
-        """Whether merging decided this piece.
+        """Whether the models together decided this piece: by merging, or by who was drawn.
 
-        A drawn token that was ACCEPTED does not count, although merging told that it may stay.
+        One that was ACCEPTED does not count, although that told that it may stay.
         """
         return self.verdict in ENSEMBLED
 
@@ -146,14 +153,14 @@ class Statistics:
         tokens: Tokens of the answer, counted by the drafter; END counts where it was written.
         cycles: Rounds of generate, verify, ensemble.
         drafted: Tokens the drafter proposed, rejected ones included.
-        judged: Drafted tokens that were looked at.
+        judged: Pieces that were looked at: drafted units, or tokens where tokens are judged.
         unsafe: Of these, kept because a boundary would have been cut.
         ensembled: Of these, ensembled (see `Piece.ensembled`).
         changed: Of the ensembled, those where something else was written.
         seconds: Wall time of the whole.
         first_token_seconds: Wall time until the first text could be shown; None if there was none.
         tokenise_seconds: Wall time of tokenising the text for the verifiers.
-        ensemble_seconds: Wall time of merging distributions.
+        ensemble_seconds: Wall time of merging, outside of forward passes.
         models: One entry per model.
         closed: Of the judged, written to end within max_tokens.
         closed_at: From where on max_tokens decided what was written, in bytes; None where it did
@@ -202,12 +209,12 @@ class Statistics:
 
     @property
     def ensembled_ratio(self) -> float:
-        """Share of the judged tokens that were ensembled (E/T in the paper)."""
+        """Share of the judged pieces that were ensembled (E/T in the paper)."""
         return self.ensembled / self.judged if self.judged else 0.0
 
     @property
     def acceptance(self) -> float:
-        """Share of the judged tokens that stand as drafted."""
+        """Share of the judged pieces that stand as drafted."""
         return 1 - self.changed / self.judged if self.judged else 1.0
 
     @property
@@ -237,8 +244,8 @@ class Verified:
 
     Attributes:
         cycle: Number of the cycle, from 1.
-        pieces: One per judged token, in order; an ensembled one can only be followed by others
-            where it was confirmed.
+        pieces: What was judged, in order; an ensembled one can only be followed by others where
+            it was confirmed.
         pending: Drafted tokens that wait for more text before they can be judged.
         dropped: Drafted tokens that were thrown away.
     """
@@ -251,11 +258,11 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class Ensembled:
-    """The models' distributions were merged at one place.
+    """The models decided one place together.
 
     Attributes:
         cycle: Number of the cycle, from 1.
-        piece: What was written, by whose votes, out of which candidates.
+        piece: What was written, by whose votes, out of which candidates, or by which model.
     """
 
     cycle: int

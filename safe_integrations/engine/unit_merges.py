@@ -16,11 +16,14 @@ from typing import Final
 
 from safe_integrations.engine.events import Candidate, Piece, Verdict, Vote
 from safe_integrations.engine.model import Distribution
+from safe_integrations.engine.tokens import END
 from safe_integrations.engine.unit_reader import UnitReader
 from safe_integrations.engine.unit_rule import UnitRule
 from safe_integrations.engine.units import Unit
 
 _SHOWN: Final = 5
+_SURE: Final = 0.5
+"""A unit that ends excludes all others that do: only one of them can have more."""
 
 
 class MergedUnits(UnitRule):
@@ -83,7 +86,12 @@ class MergedUnits(UnitRule):
                     return None
                 chances[other] = [one.chance(other) for one in self.readers]
         scores = {one: self._mean(values) for one, values in chances.items()}
-        order = sorted(scores, key=lambda one: (-scores[one], one.text, one.ended))
+
+        def rank(one: Unit) -> tuple[bool, float, bytes, bool]:
+            sure = one.ended and scores[one] > _SURE
+            return not sure, -scores[one], one.text, not one.ended
+
+        order = sorted(scores, key=rank)
         candidates = tuple(
             Candidate(one.text, scores[one], tuple(chances[one]), self._spellings(one))
             for one in order[:_SHOWN]
@@ -106,18 +114,20 @@ class MergedUnits(UnitRule):
             return
         if reader.wants(unit, self.held):
             return
-        if self._bound(vote.best, unit, chances) < score:
+        if self._bound(vote.best, unit, chances, ended=vote.best == END) < score:
             return
         proposal = reader.proposal(unit.start, self.held)
-        known = proposal is not None and proposal != unit
-        if proposal is None or (known and self._bound(proposal.text, unit, chances) >= score):
-            yield proposal
+        if proposal is None:
+            yield None
+        elif proposal != unit:
+            if self._bound(proposal.text, unit, chances, proposal.ended) >= score:
+                yield proposal
 
-    def _bound(self, text: bytes, unit: Unit, chances: Sequence[float]) -> float:
+    def _bound(self, text: bytes, unit: Unit, chances: Sequence[float], ended: bool) -> float:
         """The most that a unit can have which begins with a text and is not the one judged."""
         return self._mean(
             [
-                reader.at_most(text, unit, chance)
+                reader.at_most(text, unit, chance, ended)
                 for reader, chance in zip(self.readers, chances, strict=True)
             ]
         )

@@ -119,11 +119,17 @@ class UnitReader:
                 return replace(unit, start=start)
         return None
 
-    def at_most(self, text: bytes, judged: Unit, chance: float) -> float:
+    def at_most(self, text: bytes, judged: Unit, chance: float, ended: bool) -> float:
         """A bound: the most that a unit other than a judged one can have that begins with a text.
 
         The first token of such a unit begins with the text, or the text begins with it. Units that
         end are events that exclude each other, so they share what these tokens have.
+
+        Args:
+            text: The text.
+            judged: The unit that is judged.
+            chance: What it has.
+            ended: Whether the other one is known to end.
         """
         (row,) = self.rows(())
         tokens = self.view.tokens
@@ -131,7 +137,8 @@ class UnitReader:
         shares = [math.exp(value) for value in _most(row, ids)]
         most = max(shares, default=0.0)
         first = self.spelling(judged.text)[0]
-        if judged.ended and first in ids and not isinstance(row, TopDistribution):
+        exclusive = ended and judged.ended and not isinstance(row, TopDistribution)
+        if exclusive and first in ids:
             most = min(most, max(0.0, math.fsum(shares) - chance))
         return most * (1 + 1e-6)  # numbers are rounded
 

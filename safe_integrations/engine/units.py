@@ -120,7 +120,7 @@ class Units:
         if len(text) - start <= MAX_UNIT:
             return None
         far = self._hard(text, start, CONTEXT, final)
-        if far is None and len(text) - start < CONTEXT:
+        if far is None and len(text) - start <= CONTEXT:
             return None
         window = bytes(text[start : start + CONTEXT if far is None else far])
         window = window[: whole_characters(window)]

@@ -25,9 +25,10 @@ class SafeTraceHandler(BaseCallbackHandler):
         chat.invoke("Why is the sky blue?", config={"callbacks": [SafeTraceHandler()]})
 
     One line per round: its number and what was written. Below it, one line per ensemble: the
-    drafter's token, what was written instead or confirmed, its merged probability, what each model
-    gave it, and the runners-up. Answers that are made at the same time are told apart by the last
-    characters of their run ids. Safe to use from several threads.
+    draft, what was written instead or confirmed, its merged probability, what each model gave it,
+    and the runners-up; where a model was drawn to write it, which. Answers that are made at the
+    same time are told apart by the last characters of their run ids. Safe to use from several
+    threads.
 
     Args:
         console: Where to print; None takes stderr.

@@ -50,7 +50,7 @@ class SafeVerification(SafeEvent):
 
 
 class SafeEnsemble(SafeEvent):
-    """The models' distributions were merged at one place: `safe_ensemble`."""
+    """At one place the models were merged, or the one that was drawn wrote: `safe_ensemble`."""
 
 
 class SafeGenerationEnd(SafeEvent):
@@ -91,7 +91,7 @@ class Reporter:
             at: When it happened.
         """
         if isinstance(event, Begun):
-            payload = payloads.generation_start(event.models, event.mode)
+            payload = payloads.generation_start(event.models, event.mode, event.unit)
             self._dispatch(SafeGenerationStart, payload, at)
         elif found := payloads.reported(event):
             self._dispatch(_KINDS[found[0]], found[1], at)

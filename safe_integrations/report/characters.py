@@ -1,6 +1,6 @@
 """An answer cut into whole characters, each with the pieces that wrote it.
 
-A token may hold half a character, so pieces and text do not end at the same places. The terminal
+A piece may hold half a character, so pieces and text do not end at the same places. The terminal
 and the notebook both show text with its provenance; this is what they share.
 """
 

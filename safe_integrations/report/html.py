@@ -6,18 +6,27 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Final
 
-from safe_integrations.engine.events import ENSEMBLED, Piece, Statistics, Verdict, Vote
+from safe_integrations.engine.events import (
+    ENSEMBLED,
+    Candidate,
+    Piece,
+    Statistics,
+    Verdict,
+    Vote,
+)
 from safe_integrations.engine.tokens import END
 from safe_integrations.report.characters import Characters, characters
 from safe_integrations.report.payloads import show
 from safe_integrations.report.verdicts import (
     LOOKS,
     MODEL_COLUMNS,
+    drawn,
     facts,
     legend,
     model_rows,
     short,
     visible,
+    words,
 )
 
 # `hidden` and `mark`/`u` keep the answer readable where a viewer strips the style sheet. A tooltip
@@ -43,7 +52,8 @@ font-size:12px;line-height:1.45;font-weight:normal}
 .safe-answer .safe-tip b{display:block;margin-bottom:.3em}
 .safe-answer .safe-tip>span+b{margin-top:.8em}
 .safe-answer .safe-tip>span{display:flex;flex-wrap:wrap;gap:.6em 2em;align-items:flex-start}
-.safe-answer table{table-layout:auto;border-collapse:collapse;margin:0;font-size:12px;border:0}
+.safe-answer table{table-layout:auto;border-collapse:collapse;margin:0;font-size:12px;border:0;
+color:inherit}
 .safe-answer :is(th,td){padding:1px 10px 1px 0;text-align:right;border:0;background:none;
 color:inherit;white-space:nowrap;font-variant-numeric:tabular-nums;vertical-align:baseline}
 .safe-answer th{font-weight:normal;opacity:.65}
@@ -53,6 +63,7 @@ color:inherit;white-space:nowrap;font-variant-numeric:tabular-nums;vertical-alig
 .safe-answer .safe-models :is(th,td):nth-child(2){text-align:left}
 .safe-answer code{font-family:ui-monospace,Menlo,Consolas,monospace;font-size:12px;padding:0 2px;
 color:inherit;background:rgba(128,128,128,.18);border-radius:3px;unicode-bidi:isolate}
+.safe-answer code+code{margin-left:2px}
 .safe-answer .safe-candidates tr:nth-child(2){font-weight:bold}
 .safe-answer .safe-legend,.safe-answer .safe-sum{font-size:12px;opacity:.85}
 .safe-answer .safe-key{padding:0 .4em;margin-right:.5em;white-space:nowrap}
@@ -75,8 +86,8 @@ def provenance_html(
     names = [short(model.name) for model in statistics.models]
     body = "".join(_characters(part, names) for part in characters(pieces, text))
     keys = "".join(
-        f'<span class="safe-key safe-{verdict}">{words}</span>' if verdict else words
-        for words, verdict in legend(statistics)
+        f'<span class="safe-key safe-{verdict}">{told}</span>' if verdict else told
+        for told, verdict in legend(statistics)
     )
     rows = [list(map(escape, row)) for row in model_rows(statistics)]
     return (
@@ -102,9 +113,11 @@ def _characters(part: Characters, names: list[str]) -> str:
 
 
 def _tip(piece: Piece, names: list[str]) -> str:
-    title = LOOKS[piece.verdict].words
+    title = words(piece)
     if piece.verdict is Verdict.CHANGED:
         title += f" from {_code(piece.proposed)} to {_code(piece.written)}"
+    if told := drawn(piece):
+        title += f" ({escape(told)})"
     tables = _votes(piece.votes) + _candidates(piece, names)
     return f"<b>{title}</b>" + (f"<span>{tables}</span>" if tables else "")
 
@@ -113,23 +126,31 @@ def _votes(votes: Iterable[Vote]) -> str:
     rows = [
         [
             escape(short(v.model)),
-            _code(b"".join(v.tokens)),
+            "".join(map(_code, v.tokens)),
             _percent(v.probability),
             _code(v.best),
             _percent(v.best_probability),
         ]
         for v in votes
     ]
-    return _table(("model", "own token", "", "favourite", ""), rows, "safe-votes")
+    return _table(("model", "own tokens", "", "favourite", ""), rows, "safe-votes")
 
 
 def _candidates(piece: Piece, names: list[str]) -> str:
-    rows = [
-        [_code(c.symbol), _percent(c.probability), *map(_percent, c.by_model)]
-        for c in piece.candidates
+    rows = [[_code(c.symbol), _percent(c.probability), *_by_model(c)] for c in piece.candidates]
+    by_units = any(c.tokens for c in piece.candidates)
+    first = "candidate" if by_units else "candidate (renormalised)"
+    return _table((first, "merged", *map(escape, names)), rows, "safe-candidates")
+
+
+def _by_model(candidate: Candidate) -> list[str]:
+    """What each model gives a candidate, and its own tokens of it where these are several."""
+    if not candidate.tokens:
+        return list(map(_percent, candidate.by_model))
+    return [
+        ("".join(map(_code, tokens)) + " " if len(tokens) > 1 else "") + _percent(p)
+        for p, tokens in zip(candidate.by_model, candidate.tokens, strict=True)
     ]
-    head = ("candidate (renormalised)", "merged", *map(escape, names))
-    return _table(head, rows, "safe-candidates")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str) -> str:

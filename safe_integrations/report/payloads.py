@@ -2,7 +2,8 @@ r"""Events and results as small, JSON-safe data, and back: callbacks, tracers an
 
 `dump` writes and `load` reads the engine's dataclasses, field by field. Every payload says which
 version of docs/events.md it follows; within a version fields may be added at the end, never renamed
-or removed, and readers pass over those that they do not know.
+or removed, and readers pass over those that they do not know. Messages of version 1 can still be
+read.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
-from itertools import chain
+from itertools import accumulate, chain, pairwise
 from typing import Any, Final, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from safe_integrations.engine.events import (
+    Candidate,
     Ensembled,
     Event,
     Finished,
@@ -23,10 +25,11 @@ from safe_integrations.engine.events import (
     Statistics,
     Verdict,
     Verified,
+    Vote,
 )
 from safe_integrations.engine.tokens import END
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the payloads below (docs/events.md)."""
 
 GENERATION_START: Final = "safe_generation_start"
@@ -37,9 +40,9 @@ GENERATION_END: Final = "safe_generation_end"
 T = TypeVar("T")
 
 
-def generation_start(models: Sequence[str], mode: str) -> dict[str, Any]:
+def generation_start(models: Sequence[str], mode: str, unit: str) -> dict[str, Any]:
     """`safe_generation_start`: an answer of these models, drafter first, begins."""
-    return {"version": VERSION, "models": list(models), "mode": mode}
+    return {"version": VERSION, "models": list(models), "mode": mode, "unit": unit}
 
 
 def verification(event: Verified) -> dict[str, Any]:
@@ -51,7 +54,7 @@ def verification(event: Verified) -> dict[str, Any]:
 
 
 def ensemble(event: Ensembled) -> dict[str, Any]:
-    """`safe_ensemble`: the models' distributions were merged at one place."""
+    """`safe_ensemble`: at one place the models were merged, or the one that was drawn wrote."""
     return {"version": VERSION, "cycle": event.cycle, **dump(event.piece)}
 
 
@@ -89,26 +92,35 @@ def reported(event: Event) -> tuple[str, dict[str, Any]] | None:
     return None
 
 
-def round_of(event: Verified) -> list[list[Any]]:
+def round_of(event: Verified, models: Sequence[str]) -> list[list[Any]]:
     """A round as messages carry it: the least that its pieces can be made of again.
 
     Messages are kept in checkpoints and sent to tracers, so every byte counts.
 
+    Args:
+        event: What was judged in it.
+        models: Names of the models, drafter first.
+
     Returns:
-        For tokens in a row that are the drafter's, with one verdict, `[verdict, token, ...]`; for
-        any other piece the values of its fields, those of its votes (without the model) and of its
-        candidates.
+        For pieces in a row that are the drafter's, with one verdict, `[verdict, symbol, ...]`, with
+        the number of the model that was drawn in front of the symbols that it was drawn for. For
+        any other piece its row (`_row`).
     """
     entries: list[list[Any]] = []
+    verdict: Verdict | None = None  # of the pieces in a row
+    drawn: str | None = None
     for piece in event.pieces:
         if piece.ensembled or piece.replaces:
-            row = dict(zip(_hints(Piece), dump(piece, rows=True), strict=True))
-            row["votes"] = [vote[1:] for vote in row["votes"]]
-            entries.append(list(row.values()))
-        elif entries and entries[-1][0] == piece.verdict:
-            entries[-1].append(show(piece.written))
-        else:
-            entries.append([str(piece.verdict), show(piece.written)])
+            entries.append(_row(piece, models))
+            verdict = None
+            continue
+        if piece.verdict is not verdict or (piece.drawn is None and drawn is not None):
+            verdict, drawn = piece.verdict, None
+            entries.append([str(verdict)])
+        if piece.drawn != drawn:
+            drawn = piece.drawn
+            entries[-1].append(models.index(drawn))
+        entries[-1].append(show(piece.written))
     return entries
 
 
@@ -117,14 +129,91 @@ def pieces_of(rounds: Iterable[Iterable[Any]], models: Sequence[str]) -> Iterato
     at = 0
     for entry in chain.from_iterable(rounds):
         if isinstance(entry[0], str):
-            for written in map(symbol_of, entry[1:]):
+            drawn = None
+            for item in entry[1:]:
+                if isinstance(item, int):
+                    drawn = models[item]
+                    continue
+                written = symbol_of(item)
                 start, at = at, at + (0 if written == END else len(written))
-                yield Piece(start, at, written, written, Verdict(entry[0]))
+                yield Piece(start, at, written, written, Verdict(entry[0]), drawn=drawn)
         else:
-            row = dict(zip(_hints(Piece), entry, strict=False))
-            row["votes"] = [[m, *vote] for m, vote in zip(models, row["votes"], strict=False)]
-            yield (piece := load(Piece, row))
+            yield (piece := _piece(entry, models))
             at = piece.end
+
+
+def _row(piece: Piece, models: Sequence[str]) -> list[Any]:
+    """The values of its fields, those of its votes and of its candidates.
+
+    Tokens are told by where they cut the bytes that they are tokens of, models by their number:
+    that of a vote behind its other values, where it is not its place among the votes. What is None
+    or empty at the end of a row is left out.
+    """
+    votes = []
+    for place, vote in zip(models, piece.votes, strict=False):
+        number = None if vote.model == place else models.index(vote.model)
+        told = _cuts(vote.tokens, piece.proposed), *dump(vote, rows=True)[2:], number
+        votes.append(_trimmed([*told]))
+    candidates = [
+        _trimmed([*dump(c, rows=True)[:3], [_cuts(tokens, c.symbol) for tokens in c.tokens]])
+        for c in piece.candidates
+    ]
+    drawn = None if piece.drawn is None else models.index(piece.drawn)
+    made = {"votes": votes, "candidates": candidates, "drawn": drawn}
+    return _trimmed(list(_named(Piece, dump(piece, rows=True), **made).values()))
+
+
+def _piece(row: Sequence[Any], models: Sequence[str]) -> Piece:
+    """The piece that `_row` was made of."""
+    data = _named(Piece, row)
+    proposed = symbol_of(data["proposed"])
+    votes = []
+    for place, (told, *rest) in zip(models, data.get("votes", ()), strict=False):
+        vote = _named(Vote, [place, _tokens(told, proposed), *rest])
+        if rest[3:] and rest[3] is not None:
+            vote["model"] = models[rest[3]]
+        votes.append(vote)
+    data["votes"] = votes
+    data["candidates"] = [_named(Candidate, candidate) for candidate in data.get("candidates", ())]
+    for candidate in data["candidates"]:
+        whole = symbol_of(candidate["symbol"])
+        candidate["tokens"] = [_tokens(told, whole) for told in candidate.get("tokens", ())]
+    drawn = data.get("drawn")
+    return load(Piece, {**data, "drawn": None if drawn is None else models[drawn]})
+
+
+def _named(kind: Any, row: Iterable[Any], **instead: Any) -> dict[str, Any]:
+    """The values of a row by the names of the fields; further ones are passed over."""
+    return {**dict(zip(_hints(kind), row, strict=False)), **instead}
+
+
+def _trimmed(row: list[Any]) -> list[Any]:
+    while row and row[-1] in (None, []):
+        row.pop()
+    return row
+
+
+def _cuts(tokens: Sequence[bytes], whole: bytes) -> list[int] | list[str] | None:
+    """Where tokens cut the bytes that they make up, without both ends.
+
+    The tokens themselves where they make up other bytes; None where there are none.
+    """
+    if not tokens:
+        return None
+    if b"".join(tokens) != whole:
+        return [show(token) for token in tokens]
+    return list(accumulate(map(len, tokens[:-1])))
+
+
+def _tokens(told: Any, whole: bytes) -> list[str]:
+    """What `_cuts` was given, as shown; version 1 wrote the one token."""
+    if told is None:
+        return []
+    if isinstance(told, str):
+        return [told]
+    if told and isinstance(told[0], str):
+        return list(told)
+    return [show(whole[start:end]) for start, end in pairwise([0, *told, len(whole)])]
 
 
 # Dataclasses as JSON-safe data

@@ -106,13 +106,20 @@ def round_line(pieces: Iterable[Piece], dropped: int) -> Text:
 
 
 def ensemble_line(piece: Piece) -> Text:
-    """What was merged at one place: the draft, what was written, its runners-up, who gave what."""
+    """What became of the draft at one place: what was written, who gave it what, its runners-up.
+
+    Where a model was drawn, which: then there was nothing to merge.
+    """
     line = Text.assemble(("↳ ", "dim"))
     changed = piece.verdict is Verdict.CHANGED
     if changed:
         line.append(_quoted(piece.proposed)).append(" → ")
     line.append(_quoted(piece.written), LOOKS[piece.verdict].style)
     line.append("" if changed else " confirmed")
+    if piece.drawn is not None:
+        line.append(f"  {verdicts.drawn(piece)}")
+    if not piece.candidates:
+        return line
     won, *others = piece.candidates
     names = [f"{short(vote.model)} " for vote in piece.votes] or [""] * len(won.by_model)
     shares = (f"{name}{share:.0%}" for name, share in zip(names, won.by_model, strict=True))

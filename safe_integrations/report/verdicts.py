@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from safe_integrations.engine.events import Statistics, Verdict
+from safe_integrations.engine.events import Piece, Statistics, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ LOOKS: Final = {
     Verdict.UNVERIFIED: Look("written by the drafter: no verifier was asked"),
     Verdict.UNANIMOUS: Look("kept: it is every verifier's favourite"),
     Verdict.MAJORITY: Look("kept: the mean probability is above the threshold"),
-    Verdict.ACCEPTED: Look("kept: drawn by the drafter, accepted by speculative sampling"),
+    Verdict.ACCEPTED: Look("kept: the model that was drawn would write the same"),
     Verdict.UNSAFE: Look(
         "kept unchecked: some verifier has no token boundary where it starts",
         "kept unchecked",
@@ -67,12 +67,26 @@ LOOKS: Final = {
 }
 """Every verdict, the loudest last."""
 
+_SPECULATIVE: Final = "kept: drawn by the drafter, accepted by speculative sampling"
+
 _RANK: Final = {verdict: rank for rank, verdict in enumerate(LOOKS)}
 
 
 def loudest(verdicts: Iterable[Verdict]) -> Verdict:
-    """The one to show where several tokens share a character."""
+    """The one to show where several pieces share a character."""
     return max(verdicts, key=_RANK.__getitem__)
+
+
+def words(piece: Piece) -> str:
+    """What the verdict on a piece means."""
+    if piece.verdict is Verdict.ACCEPTED and piece.drawn is None:  # by the rule for tokens
+        return _SPECULATIVE
+    return LOOKS[piece.verdict].words
+
+
+def drawn(piece: Piece) -> str:
+    """The model that was drawn to write a piece, in words; empty where none was."""
+    return "" if piece.drawn is None else f"drawn: {short(piece.drawn)}"
 
 
 def legend(statistics: Statistics) -> list[tuple[str, Verdict | None]]:
@@ -87,7 +101,7 @@ def legend(statistics: Statistics) -> list[tuple[str, Verdict | None]]:
         Verdict.CLOSED: s.closed,
     }
     keys = [(f" {LOOKS[verdict].label}: {n} ", verdict) for verdict, n in counts.items() if n]
-    return [(f"Ensembled at {s.ensembled} of {s.judged} tokens: ", None), *keys]
+    return [(f"Ensembled at {s.ensembled} of {s.judged} pieces: ", None), *keys]
 
 
 def facts(statistics: Statistics, finish_reason: str) -> str:

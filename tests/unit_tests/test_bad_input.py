@@ -62,6 +62,7 @@ TABLE: list[tuple[str, Callable[[], object], str]] = [
     ("lookahead 1000", ensemble(lookahead=1000), "lookahead=1000:.*from 1 to 64"),
     ("half a lookahead", ensemble(lookahead=2.5), "lookahead=2.5:.*whole number"),
     ("unknown mode", ensemble(mode="fast"), "mode='fast':.*'every-token'"),
+    ("unknown unit", ensemble(unit="word"), "unit='word':.*'text' or 'token'"),
     ("unknown method", ensemble(method="vote"), "method='vote':.*'unite' or 'gac'"),
     ("threshold below a half", ensemble(consensus_above=0.4), "consensus_above=0.4"),
     ("no union", ensemble(union_top_k=0), "union_top_k=0"),

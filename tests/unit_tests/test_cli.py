@@ -150,6 +150,7 @@ def test_the_system_message_comes_first() -> None:
 def test_options_reach_the_engine(loader: Loader) -> None:
     options = {
         "--lookahead": "3",
+        "--unit": "token",
         "--method": "gac",
         "--weights": "0.75,0.25",
         "--mode": "every-token",
@@ -159,6 +160,7 @@ def test_options_reach_the_engine(loader: Loader) -> None:
     assert result.exit_code == 0
     assert loader.calls[0][2] == EnsembleConfig(
         lookahead=3,
+        unit="token",
         method="gac",
         weights=(0.75, 0.25),
         mode="every-token",

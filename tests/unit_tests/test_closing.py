@@ -505,8 +505,9 @@ def test_what_a_drafter_wanted_is_kept_in_rounds() -> None:
     pieces = [piece for e in events if isinstance(e, Verified) for piece in e.pieces]
     closed = [(p.proposed, p.written) for p in pieces if p.verdict is Verdict.CLOSED]
     assert any(proposed != written for proposed, written in closed), "it wanted something else"
-    rounds = [round_of(event) for event in events if isinstance(event, Verified)]
-    again = [*pieces_of(rounds, [member.name for member in members])]
+    names = [member.name for member in members]
+    rounds = [round_of(event, names) for event in events if isinstance(event, Verified)]
+    again = [*pieces_of(rounds, names)]
     assert [(p.proposed, p.written, p.verdict) for p in again] == [
         (p.proposed, p.written, p.verdict) for p in pieces
     ]

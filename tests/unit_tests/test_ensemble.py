@@ -222,7 +222,7 @@ def test_consensus_proves_that_merging_would_change_nothing(
     weights = [s / sum(shares[: len(rows)]) for s in shares[: len(rows)]]
     best = [max(symbols, key=lambda s, m=m: m[s]) for m in models]
     drafted = best[0]
-    votes = [Vote("m", drafted, m[drafted], b, m[b]) for m, b in zip(models, best, strict=True)]
+    votes = [Vote("m", (drafted,), m[drafted], b, m[b]) for m, b in zip(models, best, strict=True)]
     m = merged(*(([], x) for x in models), weights=weights, method="gac", sharpening="none")
     if consensus(votes, weights, 0.5) is not None:
         assert m.winner(drafted) == drafted

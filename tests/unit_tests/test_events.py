@@ -36,7 +36,8 @@ COUNTED = {"cycles", "drafted", "judged", "unsafe", "ensembled", "changed"}
 def test_the_counts_of_an_answer_are_a_fold_over_its_events(data: Any, world: World) -> None:
     """Every reader of events had counts of its own, and one that forgot a case was not noticed."""
     mode = data.draw(st.sampled_from(["safe", "safe", "every-token", "drafter-only"]))
-    config = data.draw(configs(len(world.vocabularies), mode=mode, weights=None))
+    unit = data.draw(st.sampled_from(["text", "token"]))
+    config = data.draw(configs(len(world.vocabularies), mode=mode, unit=unit, weights=None))
     asked = data.draw(options(world.plan))
     if mode == "safe" and data.draw(st.booleans()):
         asked = asked.model_copy(update={"temperature": 1.0, "seed": 1})

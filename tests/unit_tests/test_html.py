@@ -21,8 +21,8 @@ from safe_integrations.report.characters import CharacterReader, characters
 from safe_integrations.report.result import Result
 
 VOTES = (
-    Vote("org/drafter", b" cat", 0.25, b" <dog>", 0.5),
-    Vote("org/verifier", b" c", 0.125, b"\xf0\x9f", 0.75),
+    Vote("org/drafter", (b" cat",), 0.25, b" <dog>", 0.5),
+    Vote("org/verifier", (b" c",), 0.125, b"\xf0\x9f", 0.75),
 )
 CANDIDATES = (
     Candidate(b" <dog>", 0.625, (0.5, 0.75)),
@@ -175,6 +175,32 @@ def test_a_tooltip_tells_votes_and_candidates() -> None:
         *("62.5%", "end", "\\xf0\\x9f"),
     ):
         assert told in tip
+
+
+def test_a_tooltip_tells_each_models_own_tokens_of_a_unit() -> None:
+    """A unit may be several tokens, and each model has its own: they must be told apart."""
+    votes = (
+        Vote("org/drafter", (b" ca", b"ts"), 0.25, b" cap", 0.5),
+        Vote("org/verifier", (b" cats",), 0.125, b" dogs", 0.75),
+        Vote("third", (END,), 0.5, END, 0.5),
+    )
+    candidates = (
+        Candidate(b" dogs", 0.5, (0.375, 0.75), ((b" dog", b"s"), (b" dogs",))),
+        Candidate(b" caps", 0.25, (0.5, 0.0), ((b" cap", b"s"), (b" caps",))),
+    )
+    piece = Piece(0, 5, b" dogs", b" cats", V.CHANGED, votes, candidates, drawn="org/<b>")
+    html = html_of(result_of((piece,)))
+    (tip,) = read(html).tips
+    assert "(renormalised)" not in tip and "(drawn: <b>)" in tip
+    for cells in (
+        ["drafter", "<code>␣ca</code><code>ts</code>", "25.0%", "<code>␣cap</code>", "50.0%"],
+        ["verifier", "<code>␣cats</code>", "12.5%", "<code>␣dogs</code>", "75.0%"],
+        ["third", "<i>end</i>", "50.0%", "<i>end</i>", "50.0%"],
+        ["<code>␣dogs</code>", "50.0%", "<code>␣dog</code><code>s</code> 37.5%", "75.0%"],
+        ["<code>␣caps</code>", "25.0%", "<code>␣cap</code><code>s</code> 50.0%", "0.0%"],
+    ):
+        assert f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" in html
+    assert ".safe-answer code+code{margin-left:" in html
 
 
 def test_ensembled_pieces_can_be_reached_with_the_keyboard() -> None:

@@ -55,8 +55,8 @@ def read(framework: str = "langchain", own: Any = None, **call: Any) -> Any:
 @both
 def test_a_calls_options_go_over_the_models(framework: str) -> None:
     own = {"max_tokens": 5, "lookahead": 3, "timeout": 2, "stop": ("x",), "seed": None}
-    request = read(framework, own, max_tokens=None, stop="y", mode="drafter-only")
-    assert request.ensemble == EnsembleConfig(lookahead=3, mode="drafter-only")
+    request = read(framework, own, max_tokens=None, stop="y", unit="token", mode="drafter-only")
+    assert request.ensemble == EnsembleConfig(lookahead=3, unit="token", mode="drafter-only")
     assert (request.options.max_tokens, request.options.stop) == (5, ("y",))
     assert request.timeout == 2
     assert read(framework, max_completion_tokens=7).options.max_tokens == 7

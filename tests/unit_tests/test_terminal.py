@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -117,12 +118,14 @@ def test_a_table_tells_the_numbers_of_every_model() -> None:
 
 
 def test_an_ensemble_names_draft_winner_and_runners_up() -> None:
-    votes = (Vote("org/a", b"x", 0.5, b"x", 0.5), Vote("b", b"y", 0.5, b"y", 0.5))
+    votes = (Vote("org/a", (b"x",), 0.5, b"x", 0.5), Vote("b", (b"y",), 0.5, b"y", 0.5))
     shares = ((b"y\n", 0.5, 0.4), (b"x", 0.25, 0.2), (b"\xf0", 0.125, 0.1), (b"z", 0.1, 0.1))
     candidates = tuple(Candidate(symbol, p, (p, q)) for symbol, p, q in shares)
     piece = Piece(0, 2, b"y\n", b"x", Verdict.CHANGED, votes, candidates)
     told = ensemble_line(piece).plain
     assert told == "↳ “x” → “y⏎”  50% (a 50%, b 40%)  before “x” 25%, “\\xf0” 12%"
+    drawn = replace(piece, votes=(), candidates=(), drawn="org/b")
+    assert ensemble_line(drawn).plain == "↳ “x” → “y⏎”  drawn: b"
     alone = Piece(0, 2, b"y\n", b"y\n", Verdict.CONFIRMED, (), candidates[:1])
     assert ensemble_line(alone).plain == "↳ “y⏎” confirmed  50% (50%, 40%)"
 

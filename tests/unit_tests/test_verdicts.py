@@ -6,7 +6,9 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -37,26 +39,45 @@ from safe_integrations.report import payloads, tracing
 from safe_integrations.report.characters import Characters
 from safe_integrations.report.result import Result, read_result
 from safe_integrations.report.terminal import Painter, key, legend, painted
-from safe_integrations.report.verdicts import LOOKS, loudest
+from safe_integrations.report.verdicts import LOOKS, loudest, words
 
 DOCS = (Path(__file__).parents[2] / "docs" / "events.md").read_text()
 REFUSED = InvalidArgumentError("rounds", None, "cannot be read")
 
 
-def answer(verdict: Verdict) -> list[Event]:
-    """The events of an answer whose second token has a verdict."""
-    votes = (Vote("one", b"X", 0.25, b"Y", 0.5), Vote("two", b"Y", 0.75, b"Y", 0.75))
-    candidates = (Candidate(b"Y", 0.625, (0.5, 0.75)), Candidate(b"X", 0.125, (0.25, 0.0)))
-    piece = Piece(2, 3, b"Y", b"X" if verdict is Verdict.CHANGED else b"Y", verdict)
-    if piece.ensembled:
-        piece = Piece(2, 3, piece.written, piece.proposed, verdict, votes, candidates)
+RULES = ("token", "text", "drawn")
+"""How a piece is decided: `EnsembleConfig.unit`, or by drawing a model for a unit."""
+
+
+def answer(verdict: Verdict, rule: str) -> list[Event]:
+    """The events of an answer whose second piece has a verdict."""
+    one, two = ((b"X",), (b"Y",)) if rule == "token" else ((b"X", b"X"), (b"XX",))
+    was, now = (b"X", b"Y") if rule == "token" else (b"XX", b"YY")
+    votes = (Vote("one", one, 0.25, now, 0.5), Vote("org/two", two, 0.75, now, 0.75))
+    candidates = (Candidate(now, 0.625, (0.5, 0.75)), Candidate(was, 0.125, (0.25, 0.0)))
+    if rule != "token":
+        tokens = {b"YY": ((b"YY",), (b"Y", b"Y")), b"XX": (one, two)}
+        candidates = tuple(replace(c, tokens=tokens[c.symbol]) for c in candidates)
+    end = 2 + len(now)
+    piece = Piece(2, end, now, was if verdict is Verdict.CHANGED else now, verdict)
+    if rule == "drawn" and verdict in (Verdict.ACCEPTED, Verdict.CHANGED):
+        piece = replace(piece, drawn="org/two")
+    elif piece.ensembled:
+        piece = replace(piece, votes=votes, candidates=candidates)
     pieces = (Piece(0, 2, b"Ja", b"Ja", Verdict.UNANIMOUS), piece)
-    statistics = Statistics(tokens=2, models=[ModelStatistics(name, 1) for name in ("one", "two")])
+    statistics = Statistics(
+        tokens=2, models=[ModelStatistics(name, 1) for name in ("one", "org/two")]
+    )
     events: list[Event] = [Drafted(1, 0, (b"Ja", b"X")), Verified(1, pieces, 0, 0)]
     events += [Ensembled(1, p) for p in pieces if p.ensembled]
     for event in events:
         statistics.add(event)
-    return [*events, TextDelta("JaY"), Finished("stop", 3, statistics)]
+    return [*events, TextDelta(f"Ja{now.decode()}"), Finished("stop", end, statistics)]
+
+
+def decided(test: Any) -> Any:
+    """Runs a test for every verdict, by every rule."""
+    return pytest.mark.parametrize("verdict", Verdict)(pytest.mark.parametrize("rule", RULES)(test))
 
 
 def test_the_table_has_every_verdict() -> None:
@@ -90,40 +111,51 @@ def test_the_documentation_says_what_the_drawings_say() -> None:
     assert rows == {str(verdict): look.words for verdict, look in LOOKS.items()}
 
 
-@pytest.mark.parametrize("verdict", Verdict)
-def test_in_a_notebook(verdict: Verdict) -> None:
+@decided
+def test_in_a_notebook(verdict: Verdict, rule: str) -> None:
     """`Result._repr_html_` raised KeyError for sampled answers and for structured ones."""
-    html = Result.of(answer(verdict))._repr_html_()
+    result = Result.of(answer(verdict, rule))
+    html = result._repr_html_()
     assert f'<{LOOKS[verdict].tag} class="safe-p safe-{verdict}"' in html
-    assert f"<b>{LOOKS[verdict].words}" in html
+    title = html.rpartition('role="tooltip" hidden><b>')[2].partition("</b>")[0]
+    assert title.startswith(words(result.pieces[1]))
+    assert title.endswith("(drawn: two)") == (result.pieces[1].drawn is not None)
     assert not LOOKS[verdict].css or f".safe-{verdict}.safe-p{{{LOOKS[verdict].css}}}" in html
 
 
-@pytest.mark.parametrize("verdict", Verdict)
-def test_on_a_terminal(verdict: Verdict) -> None:
-    events = answer(verdict)
+def test_an_accepted_token_was_not_drawn_by_another_model() -> None:
+    """By the rule for tokens the drafter draws, and speculative sampling accepts."""
+    piece = Piece(0, 1, b"a", b"a", Verdict.ACCEPTED)
+    assert "speculative sampling" in words(piece)
+    assert words(replace(piece, drawn="m")) == LOOKS[Verdict.ACCEPTED].words
+
+
+@decided
+def test_on_a_terminal(verdict: Verdict, rule: str) -> None:
+    events = answer(verdict, rule)
     look = LOOKS[verdict]
     painter = Painter()
     for event in events:
         if isinstance(event, Verified):
             painter.add(event.pieces)
     result = Result.of(events)
-    for text in (painter.paint("JaY"), painted(result)):
-        assert text.plain == "JaY"
+    new = result.text.removeprefix("Ja")
+    for text in (painter.paint(result.text), painted(result)):
+        assert text.plain == result.text
         coloured = {text.plain[s.start : s.end]: s.style for s in text.spans if s.style}
-        assert coloured == ({"Y": look.style} if look.style else {})
+        assert coloured == ({new: look.style} if look.style else {})
     assert not look.label or f" {look.label} " in key().plain
     console = Console(file=io.StringIO(), force_terminal=True, color_system="truecolor")
     told = legend(result.statistics, console)
     assert [s.style for s in told.spans if s.style] == ([look.style] if look.label else [])
 
 
-@pytest.mark.parametrize("verdict", Verdict)
-def test_by_langchains_handler(verdict: Verdict) -> None:
+@decided
+def test_by_langchains_handler(verdict: Verdict, rule: str) -> None:
     console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system="standard")
     handler = SafeTraceHandler(console)
     run_id = uuid4()
-    for event in answer(verdict):
+    for event in answer(verdict, rule):
         if isinstance(event, Verified):
             handler.on_custom_event(
                 payloads.VERIFICATION, payloads.verification(event), run_id=run_id
@@ -132,12 +164,15 @@ def test_by_langchains_handler(verdict: Verdict) -> None:
             handler.on_custom_event(payloads.ENSEMBLE, payloads.ensemble(event), run_id=run_id)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     plain = [re.sub(r"\x1b\[[\d;]*m", "", line).strip() for line in lines]
-    assert plain[0] == "1 JaY"
-    assert bool(LOOKS[verdict].style) == ("mY" in lines[0])
-    assert plain[1:] == {
-        Verdict.CONFIRMED: ["↳ “Y” confirmed  62% (one 50%, two 75%)  before “X” 12%"],
-        Verdict.CHANGED: ["↳ “X” → “Y”  62% (one 50%, two 75%)  before “X” 12%"],
-    }.get(verdict, [])
+    was, now = ("X", "Y") if rule == "token" else ("XX", "YY")
+    assert plain[0] == f"1 Ja{now}"
+    assert bool(LOOKS[verdict].style) == (f"m{now}" in lines[0])
+    merged = f"62% (one 50%, two 75%)  before “{was}” 12%"
+    told = {
+        Verdict.CONFIRMED: f"↳ “{now}” confirmed  {merged}",
+        Verdict.CHANGED: f"↳ “{was}” → “{now}”  {'drawn: two' if rule == 'drawn' else merged}",
+    }
+    assert plain[1:] == [told[v] for v in told if v is verdict]
 
 
 @pytest.fixture
@@ -150,27 +185,29 @@ def exporter() -> Iterator[InMemorySpanExporter]:
     tracing.disable()
 
 
-@pytest.mark.parametrize("verdict", Verdict)
-def test_in_a_span(verdict: Verdict, exporter: InMemorySpanExporter) -> None:
-    events = (event for event in answer(verdict))
+@decided
+def test_in_a_span(verdict: Verdict, rule: str, exporter: InMemorySpanExporter) -> None:
+    events = (event for event in answer(verdict, rule))
     list(tracing.generation_span("both", GenerationConfig()).follow(events))
     (span,) = exporter.get_finished_spans()
     told = [dict(event.attributes or {}) for event in span.events]
     assert told[0]["safe.verdicts"] == ("unanimous", str(verdict))
     assert [e["safe.verdict"] for e in told[1:]] == [str(verdict)] * (verdict in ENSEMBLED)
+    drawn = [e["safe.drawn"] for e in told[1:] if "safe.drawn" in e]
+    assert drawn == ["org/two"] * (rule == "drawn" and verdict is Verdict.CHANGED)
     attributes = dict(span.attributes or {})
     assert attributes["safe.unsafe"] == (verdict is Verdict.UNSAFE)
     assert attributes["safe.ensembled"] == (verdict in ENSEMBLED)
 
 
-@pytest.mark.parametrize("verdict", Verdict)
-def test_there_and_back_in_payloads_and_messages(verdict: Verdict) -> None:
-    events = answer(verdict)
+@decided
+def test_there_and_back_in_payloads_and_messages(verdict: Verdict, rule: str) -> None:
+    events = answer(verdict, rule)
     result = Result.of(events)
     for piece in result.pieces:
         data = json.loads(json.dumps(payloads.dump(piece)))
         assert payloads.load(Piece, data) == piece
-    rounds = [payloads.round_of(e) for e in events if isinstance(e, Verified)]
+    rounds = [payloads.round_of(e, ["one", "org/two"]) for e in events if isinstance(e, Verified)]
     (end,) = (payloads.generation_end(e) for e in events if isinstance(e, Finished))
     assert read_result(*json.loads(json.dumps([rounds, end])), REFUSED) == result
     assert type(json.loads(json.dumps(rounds))[0][0][0]) is str

@@ -12,11 +12,11 @@ HALF = (0.5, 0.5)
 
 
 def yes(p: float) -> Vote:
-    return Vote("m", b"t", p, b"t", p)
+    return Vote("m", (b"t",), p, b"t", p)
 
 
 def no(p: float) -> Vote:
-    return Vote("m", b"t", p, b"other", 0.9 - p)
+    return Vote("m", (b"t",), p, b"other", 0.9 - p)
 
 
 @pytest.mark.parametrize(

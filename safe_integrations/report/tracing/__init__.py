@@ -52,7 +52,7 @@ def enable(
 
     Args:
         tracer_provider: Where spans go. None takes OpenTelemetry's global one.
-        capture_text: Whether spans hold prompts, answers and the texts of tokens.
+        capture_text: Whether spans hold prompts, answers and the texts of pieces.
         max_events: Most rounds and ensembles that one span lists; the totals are exact all the
             same. OpenTelemetry's SDK keeps 128 events of a span, the last ones.
 

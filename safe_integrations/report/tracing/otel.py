@@ -179,6 +179,8 @@ def _event(event: Verified | Ensembled, capture_text: bool) -> tuple[str, Attrib
             "end": piece.end,
             "candidates": len(piece.candidates),
         }
+        if piece.drawn is not None:
+            told["drawn"] = piece.drawn
         for winner in (c for c in piece.candidates if c.symbol == piece.written):
             told |= {"probability": winner.probability, "probability_by_model": winner.by_model}
         text = {"written": show(piece.written), "proposed": show(piece.proposed)}

@@ -291,6 +291,7 @@ def test_everything_that_changes_the_answer_identifies_the_model() -> None:
         {"verifiers": []},
         {"verifiers": ["c"]},
         {"mode": "drafter-only"},
+        {"unit": "token"},
         {"lookahead": 2},
         {"prompt_lookup": False},
         {"method": "gac"},

@@ -25,6 +25,7 @@ from llama_index.core.schema import TextNode
 from scripted_llms import Endless, says
 from test_safe_llm import all_methods
 
+from safe_integrations.config import GenerationConfig
 from safe_integrations.engine.events import Ensembled, Finished, Verified
 from safe_integrations.llama_index import (
     SafeEnsemble,
@@ -33,8 +34,10 @@ from safe_integrations.llama_index import (
     SafeGenerationStart,
     SafeLLM,
     SafeVerification,
+    result_of,
 )
 from safe_integrations.report import payloads
+from safe_integrations.report.result import Result
 from safe_integrations.safe_engine import load_engine
 from tests.listening import Listener
 
@@ -62,7 +65,7 @@ async def test_events_are_the_payloads_of_the_engine_in_order(
         Finished: (SafeGenerationEnd, payloads.generation_end),
     }
     names = ["drafter", "verifier"]
-    expected: list[Any] = [(SafeGenerationStart, payloads.generation_start(names, "safe"))]
+    expected: list[Any] = [(SafeGenerationStart, payloads.generation_start(names, "safe", "text"))]
     for event in load_engine(llm.drafter, llm.verifiers).generate("Say hello."):
         if type(event) in kinds:
             kind, payload = kinds[type(event)]
@@ -74,6 +77,18 @@ async def test_events_are_the_payloads_of_the_engine_in_order(
     dumped = events[1].model_dump()
     assert dumped["class_name"] == "SafeVerification"
     json.dumps(dumped, default=str)
+
+
+@all_methods
+async def test_an_answer_tells_who_was_drawn_for_each_unit(llm: SafeLLM, method: Any) -> None:
+    """Names are numbers in a message, and only the job that makes the answer knows both."""
+    engine = load_engine(llm.drafter, llm.verifiers)
+    options = GenerationConfig(temperature=1.0, seed=3)
+    told = Result.of(engine.generate("Say hello.", options))
+    drawn = [(piece.written, piece.drawn) for piece in told.pieces]
+    assert {name for _, name in drawn} == {"drafter", "verifier"}
+    read = result_of(await method(llm, temperature=1.0, seed=3))
+    assert [(piece.written, piece.drawn) for piece in read.pieces] == drawn
 
 
 @all_methods
