@@ -28,7 +28,7 @@ from tests.prompts import PROMPTS
 if TYPE_CHECKING:
     from safe_integrations.engine.model import Member
 
-_EXTRACTIONS: Final = 112
+_EXTRACTIONS: Final = 100
 _TOKENS: Final = {"extraction": 96, "gsm8k": 200}
 _STOP: Final = ("\nUser:", "\nAssistant:")  # base models go on with the conversation
 _ORDER_TOKENS: Final = 64

@@ -156,9 +156,9 @@ def _task(name: str, task: Mapping[str, Any]) -> str:
         )
     rows += ["", "| compared | n | right, won:lost | parts, won:lost | same text |"]
     rows += ["| --- | ---: | --- | --- | ---: |"]
-    for name, of in task["paired"].items():
+    for arms, of in task["paired"].items():
         told = [str(Paired(of[key]["won"], of[key]["lost"])) for key in ("right", "parts")]
-        rows.append(f"| {name} | {of['n']} | {told[0]} | {told[1]} | {of['same_text']} |")
-    for name, of in task["orders"].items():
-        rows += ["", f"{name}: {of['right']} of {of['of']} texts are the same."]
+        rows.append(f"| {arms} | {of['n']} | {told[0]} | {told[1]} | {of['same_text']} |")
+    for arms, of in task["orders"].items():
+        rows += ["", f"{arms}: {of['right']} of {of['of']} texts are the same."]
     return "\n".join(rows) + "\n"

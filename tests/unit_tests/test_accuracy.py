@@ -26,7 +26,7 @@ from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.report.result import Result
 from safe_integrations.testing import ScriptedMember, follows
 
-PROBLEMS = [extraction(number) for number in range(112)]
+PROBLEMS = [extraction(number) for number in range(100)]
 MONTHS = "January February March April May June July August September October November December"
 
 
