@@ -24,7 +24,7 @@ from benchmarks.prompts import AGAIN, PROMPTS
 from safe_integrations.config import GenerationConfig
 from safe_integrations.safe_engine import SafeEngine
 
-WAYS: Final[tuple[Way, ...]] = ("generate", "safe", "every-token")
+WAYS: Final[tuple[Way, ...]] = ("generate", "safe", "by-token", "every-token")
 _WARM_UP: Final = 8
 
 Tell = Callable[[str], None]
@@ -127,7 +127,7 @@ class Cell(Rounds):
     def to_dict(self) -> dict[str, Any]:
         """The cell as JSON-safe data, raw repetitions included."""
         speeds = {way: self.over(way, lambda run: run.speed) for way in self.rounds[0]}
-        against = ("generate", "every-token")
+        against = ("generate", "by-token", "every-token")
         ratios = {f"safe/{other}": self.ratio("safe", other) for other in against}
         writing = {f"safe/{other}": self.ratio("safe", other, writing_ratio) for other in against}
         return {

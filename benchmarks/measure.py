@@ -18,12 +18,16 @@ from safe_integrations.report.payloads import statistics_payload
 from safe_integrations.safe_engine import SafeEngine
 
 Clock = Callable[[], float]
-Way = Literal["generate"] | Mode
-"""How an answer is written: by another program, or by this engine in one of its modes."""
+Way = Literal["generate", "by-token"] | Mode
+"""How an answer is written: by another program, or by this engine in one of its modes.
+
+`by-token` is the mode `safe` by the paper's rule, `safe` itself judges units.
+"""
 
 TITLES: Final[dict[Way, str]] = {
     "generate": "generate() of the drafter",
     "safe": "SAFE",
+    "by-token": "SAFE, judged by tokens",
     "every-token": "every token ensembled",
     "drafter-only": "drafter in this engine",
 }
@@ -139,7 +143,7 @@ def run_alone(alone: Alone, prompt: Sequence[int], count: int, clock: Clock = pe
 
 def run_engine(
     engine: SafeEngine,
-    mode: Mode,
+    way: Way,
     messages: Sequence[Message],
     options: GenerationConfig,
     clock: Clock = perf_counter,
@@ -150,12 +154,13 @@ def run_engine(
     marks: list[tuple[int, float]] = []
     first: float | None = None
     tokens = 0
-    config = engine.config.model_copy(update={"mode": mode})
+    rule = {"mode": "safe", "unit": "token"} if way == "by-token" else {"mode": way}
+    config = engine.config.model_copy(update=rule)
     events = SafeEngine(engine.drafter, engine.verifiers, config).generate(messages, options)
     started = clock()
     for event in events:
         if isinstance(event, Verified) and event.pieces:
-            tokens += len(event.pieces)
+            tokens += sum(len(p.votes[0].tokens) if p.votes else 1 for p in event.pieces)
             marks.append((tokens, clock() - started))
         elif isinstance(event, TextDelta) and first is None:
             first = clock() - started
@@ -163,7 +168,7 @@ def run_engine(
             seconds = clock() - started
             # an ensemble may have written several tokens in one piece: only now the count is exact
             marks[-1] = (event.statistics.tokens, seconds)
-            return Run(mode, tuple(marks), seconds if first is None else first, event.statistics)
+            return Run(way, tuple(marks), seconds if first is None else first, event.statistics)
     raise AssertionError("the events hold no Finished")
 
 

@@ -68,6 +68,7 @@ def _answers(pair: str, cells: list[Cell], report: Report) -> Table:
     for heading, by in (("ratios", ratio), ("behind the first text", writing_ratio)):
         made.add_row(heading)
         ratio_row("SAFE / drafter", "generate", by)
+        ratio_row("SAFE / the same by tokens", "by-token", by)
         ratio_row("SAFE / every token", "every-token", by)
     made.add_row("ms per token of SAFE")
     for part in Parts._fields:
@@ -76,11 +77,13 @@ def _answers(pair: str, cells: list[Cell], report: Report) -> Table:
     run_row("outside, share of the whole", lambda run: run.parts.outside / run.seconds, ".1%")
     run_row("drafted tokens accepted", partial(_statistic, name="acceptance"), ".0%")
     run_row("places ensembled", partial(_statistic, name="ensembled_ratio"), ".0%")
-    row(
-        "forwarded per token",
-        lambda cell: " + ".join(f"{count:.1f}" for count in cell.forwarded("safe")),
-    )
+    row("forwarded per token", partial(_forwarded, way="safe"))
+    row("  by tokens", partial(_forwarded, way="by-token"))
     return made
+
+
+def _forwarded(cell: Cell, way: Way) -> str:
+    return " + ".join(f"{count:.1f}" for count in cell.forwarded(way))
 
 
 def _statistic(run: Run, name: str) -> float:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -16,6 +16,7 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from safe_integrations.errors import InvalidArgumentError
@@ -50,11 +51,13 @@ class StrictModel(BaseModel):
             super().__init__(**data)
         except ValidationError as error:
             first = error.errors()[0]
+            if isinstance(known := first.get("ctx", {}).get("error"), InvalidArgumentError):
+                raise known from None
             argument = ".".join(str(part) for part in first["loc"]) or type(self).__name__
             if first["type"] == "extra_forbidden":
-                known = ", ".join(type(self).model_fields)
+                names = ", ".join(type(self).model_fields)
                 raise InvalidArgumentError(
-                    argument, first["input"], f"there is no such option; use one of {known}"
+                    argument, first["input"], f"there is no such option; use one of {names}"
                 ) from None
             message = first["msg"].removeprefix("Value error, ")
             raise InvalidArgumentError(argument, first["input"], message) from None
@@ -112,6 +115,17 @@ class EnsembleConfig(StrictModel):
         if lookahead != "auto" and (type(lookahead) is not int or not 1 <= lookahead <= 64):
             raise ValueError("lookahead must be 'auto' or a whole number from 1 to 64")
         return lookahead
+
+    @model_validator(mode="after")
+    def _rule_knows_its_options(self) -> Self:
+        if self.unit == "text" and self.mode != "every-token":
+            for name in ("method", "sharpening", "sharpen_below", "prefix_threshold"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    remedy = (
+                        "it belongs to judging by tokens; set unit='token' too, or leave it out"
+                    )
+                    raise InvalidArgumentError(name, getattr(self, name), remedy)
+        return self
 
     @field_validator("weights")
     @classmethod

@@ -59,7 +59,8 @@ class Draft:
         self.decided = (0, False)
         self._view = drafter.segments
         self._tokens = drafter.tokens
-        self._window = drafter.room
+        # behind a unit that fills the window one more token tells whether it has ended
+        self._window = drafter.room if units is None else drafter.room + 1
         self.budget = budget
         self._units = units
         windows = [Window(model.tokens, model.room, drafter.tokens) for model in verifiers]
@@ -137,9 +138,6 @@ class Draft:
         if not pieces:
             return False
         piece = pieces[-1]
-        if self._units is not None:
-            piece_stands = piece.written == self.units[len(pieces) - 1].text
-            return piece.verdict is Verdict.CHANGED or not piece_stands
         if piece.verdict is Verdict.CHANGED:
             return True
         if piece.written == END:
@@ -184,30 +182,42 @@ class Draft:
         """The drafter's tokens of what is written at once."""
         return self._units.tokens(0, text) if self._units else self._tokens.pieces(text)
 
-    def respell(self, unit: Unit, expected: Sequence[Distribution | None]) -> None:
-        """Writes a drafted unit in the tokens that it has by itself; drops what follows it.
+    def respell(
+        self, start: int, text: bytes, expected: Sequence[Distribution | None] | None = None
+    ) -> int:
+        """Drafts a text at once, in the tokens that it has by itself, in place of what is there.
 
         Args:
-            unit: The last of the units that are whole.
-            expected: What the drafter expects in front of each of these tokens.
+            start: Where to, in bytes.
+            text: The text.
+            expected: What the drafter expects in front of each of its tokens.
+
+        Returns:
+            How many drafted tokens were dropped.
         """
-        self.steps = [step for step in self.steps if step.start < unit.start]
-        self.cut(unit.start)
-        for token_id, row in zip(self.spelling(unit.text), expected, strict=True):
+        kept = [step for step in self.steps if step.start < start]
+        dropped = len(self.steps) - len(kept)
+        self.steps = kept
+        self.cut(start)
+        for nth, token_id in enumerate(self.spelling(text)):
             token = self._tokens.symbol(token_id)
+            row = expected[nth] if expected else None
             self.steps.append(Step(len(self.text), token_id, token, row))
             self.write(token_id, token)
+        return dropped
 
     def fits(self, unit: Unit) -> bool:
         """Whether a unit in the tokens that it has by itself leaves room for a way to the end."""
         text, ids = bytes(self.text[: unit.start]), self.ids_before(unit.start)
         return self._ways.fit(text, ids, self.spelling(unit.text))
 
-    def trim(self) -> None:
-        """Drops what lies beyond the budget, and the draft."""
+    def trim(self) -> int:
+        """Drops what lies beyond the budget, and the draft; returns how many of its tokens."""
+        dropped = len(self.steps)
         ends = self._view.ends[: min(self.budget, self._count(self.judged))]
         self.steps, self.units = [], []
         self.cut(ends[-1] if ends else 0)
+        return dropped
 
     def show(self, verifiers: Sequence[View], drafter: View) -> None:
         """Has every verifier tokenise the text, from where it has changed since the last time."""

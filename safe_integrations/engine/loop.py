@@ -128,23 +128,23 @@ class _Loop:
             pieces, dropped = walk.pieces, walk.dropped
 
             # Accept what stands; roll back to the first piece that does not.
-            if self.draft.differs(pieces):
+            if walk.changed:
                 dropped += self.draft.replace(pieces[-1], walk.ended)
             else:
                 self.draft.keep(pieces)
             self.models[0].settle(self.draft.ids_before(self.draft.judged))
             self.closed += [(p.start, p.end) for p in pieces if p.verdict is Verdict.CLOSED]
             self._learn(costs, len(tokens), self.draft.tokens_before(self.draft.judged) - written)
-            yield self._counted(Verified(cycle, tuple(pieces), len(self.draft.steps), dropped))
-            yield from (Ensembled(cycle, piece) for piece in pieces if piece.ensembled)
-
-            # Show the text that is final; end where nothing can follow.
             reason: FinishReason | None = None
             if pieces and pieces[-1].written == END:
                 reason = "stop"
-            elif walk.full or self.draft.spent:
+            elif walk.full or self.draft.spent:  # nothing can follow
                 reason = "length"
-                self.draft.trim()
+                dropped += self.draft.trim()
+            yield self._counted(Verified(cycle, tuple(pieces), len(self.draft.steps), dropped))
+            yield from (Ensembled(cycle, piece) for piece in pieces if piece.ensembled)
+
+            # Show the text that is final.
             delta = self.stream.push(bytes(self.draft.text[self.stream.read : self.draft.judged]))
             if self.stream.stopped_at is not None:
                 reason = "stop"

@@ -50,7 +50,7 @@ class Noise:
             at: A place of the text, in bytes.
             symbol: Its bytes.
         """
-        return float(self._gumbel(self._keys(stream, at), hash_symbols([symbol]))[0])
+        return float(self._gumbel(self._keys(stream, at), _hash_one(symbol))[0])
 
     def draw(
         self,
@@ -123,6 +123,11 @@ def hashes_of(table: TokenTable) -> Hashes:
     if table not in _hashes:
         _hashes[table] = hash_symbols([symbol or b"" for symbol in table.symbols()])
     return _hashes[table]
+
+
+@lru_cache(1 << 8)
+def _hash_one(symbol: bytes) -> Hashes:
+    return hash_symbols([symbol])
 
 
 def hash_symbols(symbols: Sequence[bytes]) -> Hashes:

@@ -14,7 +14,9 @@ class Walk:
     """What became of a draft.
 
     Attributes:
-        pieces: The verdicts, in order. The walk ends where something else is to be written.
+        pieces: The verdicts, in order.
+        changed: Whether the last of them writes something else than stands in the draft. The walk
+            ends there.
         dropped: Drafted tokens that were thrown away to fit the windows.
         full: Whether what comes next does not fit a window.
         ended: Whether it is sure that no token of any model reaches across the end of what was
@@ -22,6 +24,7 @@ class Walk:
     """
 
     pieces: list[Piece]
+    changed: bool = False
     dropped: int = 0
     full: bool = False
     ended: bool = False

@@ -74,8 +74,9 @@ class TokenRule:
         """The verdicts on the draft, in order."""
         pieces, overflow = self._verify()
         # after a change, what did not fit a window is no longer what comes next
-        all_judged = len(pieces) == len(self.draft.steps) and not self.draft.differs(pieces)
-        return Walk(pieces, overflow, full=overflow > 0 and all_judged)
+        changed = self.draft.differs(pieces)
+        all_judged = len(pieces) == len(self.draft.steps) and not changed
+        return Walk(pieces, changed, overflow, full=overflow > 0 and all_judged)
 
     def _verify(self) -> tuple[list[Piece], int]:
         """The verdicts, and how many tokens did not fit a window."""

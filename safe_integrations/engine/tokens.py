@@ -11,7 +11,6 @@ straddle, whatever text follows. Those places make two things exact and cheap:
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property
 from typing import Final
@@ -96,21 +95,31 @@ class TokenTable:
     @cached_property
     def first_bytes(self) -> NDArray[np.uint8]:
         """The first byte of every id's symbol, shape `[size]`; 0 for silent ids."""
-        return np.array([0 if s is None else s[0] for s in self._symbols], np.uint8)
+        return (self._beginnings >> np.uint64(56)).astype(np.uint8)
 
-    def compatible(self, text: bytes) -> NDArray[np.intp]:
+    def compatible(self, text: bytes) -> list[int]:
         """The ids of all tokens that begin with a text, or that the text begins with."""
-        ordered, ids = self._ordered
-        first = bisect_left(ordered, text)
-        last = bisect_right(ordered, text + b"\xff\xff")
+        order, known = self._by_beginning
+        first = int.from_bytes(text[:8].ljust(8, b"\0"), "big")
+        last = int.from_bytes(text[:8].ljust(8, b"\xff"), "big")
+        start = known.searchsorted(np.uint64(first))
+        span = slice(start, known.searchsorted(np.uint64(last), "right"))
+        near = ((int(i), self._symbols[i]) for i in order[span])
+        longer = [i for i, s in near if s is not None and s is not END and s.startswith(text)]
         inside = (self._ids.get(text[:n]) for n in range(1, len(text)))
-        return np.array([*ids[first:last], *(i for i in inside if i is not None)], np.intp)
+        return [*longer, *(i for i in inside if i is not None)]
 
     @cached_property
-    def _ordered(self) -> tuple[list[bytes], list[int]]:
-        """The tokens in byte order, and their canonical ids."""
-        pairs = sorted((s, i) for s, i in self._ids.items() if s is not END)
-        return [s for s, _ in pairs], [i for _, i in pairs]
+    def _beginnings(self) -> NDArray[np.uint64]:
+        """The first eight bytes of every id's symbol as a number, shape `[size]`."""
+        cut = ((symbol or b"")[:8].ljust(8, b"\0") for symbol in self._symbols)
+        return np.frombuffer(b"".join(cut), ">u8").astype(np.uint64)
+
+    @cached_property
+    def _by_beginning(self) -> tuple[NDArray[np.intp], NDArray[np.uint64]]:
+        """The ids in the order of their beginnings, and these."""
+        order = np.argsort(self._beginnings, kind="stable")
+        return order, self._beginnings[order]
 
     def encode(self, text: bytes) -> list[int]:
         """Tokenises a text from its beginning, without special tokens."""

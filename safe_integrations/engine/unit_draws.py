@@ -17,9 +17,10 @@ from typing import Any, cast
 import numpy as np
 
 from safe_integrations.engine.distribution import SparseDistribution
-from safe_integrations.engine.events import Candidate, Piece, Verdict
+from safe_integrations.engine.events import Piece, Verdict
 from safe_integrations.engine.model import Dense, Distribution
 from safe_integrations.engine.noise import Noise
+from safe_integrations.engine.rule import Walk
 from safe_integrations.engine.tokens import END
 from safe_integrations.engine.unit_reader import UnitReader
 from safe_integrations.engine.unit_rule import UnitRule
@@ -32,6 +33,8 @@ class DrawnUnits(UnitRule):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._noise = Noise(self.seed)
+        self._begun: tuple[int, bytes] | None = None  # a unit that another model has begun
+        self._beginning = b""
 
     def pick(self, expected: Distribution) -> int:
         """What the drafter draws, if it is the one to write this unit."""
@@ -77,27 +80,57 @@ class DrawnUnits(UnitRule):
 
         return max(self.readers, key=luck)
 
+    def _is_written(self, unit: Unit) -> bool:
+        begun = self._begun is not None and self._begun[0] == unit.start
+        return not begun and super()._is_written(unit)
+
     def _judge(self, unit: Unit) -> tuple[Piece, Unit] | None:
+        """What the drawn model writes.
+
+        Where it begins otherwise than the draft, the drafter goes on behind that beginning, once:
+        the next forward pass of the drawn model tells the rest, without a pass for it alone.
+        """
         reader = self._drawn(unit.start)
-        written = unit if reader is self.drafter else self._write_by(reader, unit.start)
+        proposed = unit.text
+        ask = True
+        if self._begun is not None and self._begun[0] == unit.start:
+            proposed = self._begun[1]
+        elif reader.view.cursor is None:
+            ask = False
+        written: Unit | None = unit
+        if reader is not self.drafter:
+            written = self._write_by(reader, unit.start, ask)
         if written is None or not self._fits(written.text):
             return None
-        verdict = Verdict.ACCEPTED if written.text == unit.text else Verdict.CHANGED
+        verdict = Verdict.ACCEPTED if written.text == proposed else Verdict.CHANGED
         votes = (reader.vote(unit, self.held),)
-        candidates: tuple[Candidate, ...] = ()
         name = reader.view.name
-        end = written.end
-        piece = Piece(
-            unit.start, end, written.text, unit.text, verdict, votes, candidates, drawn=name
-        )
+        piece = Piece(unit.start, written.end, written.text, proposed, verdict, votes, drawn=name)
+        self._begun = None
         return piece, written
 
-    def _write_by(self, reader: UnitReader, start: int) -> Unit | None:
-        """The unit that a model draws; None where its window does not hold it."""
+    def _stopped(self, pieces: list[Piece], unit: Unit, ended: bool) -> Walk:
+        if not self._beginning:
+            return super()._stopped(pieces, unit, ended)
+        self.draft.units = self.draft.units[: len(pieces)]
+        self.draft.decided = (unit.start, ended)
+        dropped = self.draft.respell(unit.start, self._beginning)
+        self._begun, self._beginning = (unit.start, unit.text), b""
+        return Walk(pieces, dropped=dropped, ended=ended)
+
+    def _write_by(self, reader: UnitReader, start: int, ask: bool) -> Unit | None:
+        """The unit that a model draws.
+
+        None where its window does not hold it, or, unless it may be asked, where it has begun
+        otherwise than the draft and is not known to end: `_beginning` is what it has begun.
+        """
         tail: list[int] = []
         text = b""
         symbol = reader.view.tokens.symbol
         while len(reader.ids) + len(tail) <= reader.view.room:
+            if not ask and not reader.knows(tail):
+                self._beginning = text
+                return None
             (row,) = reader.rows(tail, len(tail))
             if not tail:
                 token_id = self._begins(reader, row, start, self.held)

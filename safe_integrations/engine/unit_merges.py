@@ -48,9 +48,9 @@ class MergedUnits(UnitRule):
             agreed = self._consensus(unit, votes)
         if agreed is not None:
             return Piece(unit.start, unit.end, unit.text, unit.text, agreed, votes), unit
-        started = perf_counter()
+        started = perf_counter() - self._model_seconds()
         found = self._merge(unit, votes)
-        self.merge_seconds += perf_counter() - started
+        self.merge_seconds += perf_counter() - self._model_seconds() - started
         if found is None:
             return None
         winner, candidates = found
@@ -136,6 +136,9 @@ class MergedUnits(UnitRule):
         return tuple(
             tuple(r.view.tokens.symbol(i) for i in r.spelling(unit.text)) for r in self.readers
         )
+
+    def _model_seconds(self) -> float:
+        return math.fsum(reader.view.seconds for reader in self.readers)
 
     def _mean(self, values: Sequence[float]) -> float:
         return math.fsum(w * value for w, value in zip(self.weights, values, strict=True))

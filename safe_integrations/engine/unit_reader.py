@@ -39,6 +39,10 @@ class UnitReader:
         """What it expects behind the units written and `tail[:since]`, ..., and all of `tail`."""
         return self.view.expected([*self.ids, *tail], len(self.ids) + since)
 
+    def knows(self, tail: Sequence[int]) -> bool:
+        """Whether `rows` has what it expects behind `tail` without a forward pass."""
+        return self.view.knows([*self.ids, *tail])
+
     def favourite(self, row: Distribution, held: int | None) -> int:
         """Its favourite; among what begins a unit if the text is held at such a last byte."""
         if held is not None and self.joins(held, row.best):
@@ -133,7 +137,7 @@ class UnitReader:
         """
         (row,) = self.rows(())
         tokens = self.view.tokens
-        ids = [tokens.end_id] if text == END else [int(i) for i in tokens.compatible(text)]
+        ids = [tokens.end_id] if text == END else tokens.compatible(text)
         shares = [math.exp(value) for value in _most(row, ids)]
         most = max(shares, default=0.0)
         first = self.spelling(judged.text)[0]

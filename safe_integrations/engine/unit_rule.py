@@ -99,7 +99,7 @@ class UnitRule:
         if any(step.expected is not None for step in steps):
             before = self.draft.ids_before(unit.start)
             rows = self.drafter.view.expected([*before, *ids], len(before))[:-1]
-        self.draft.respell(unit, rows)
+        self.draft.respell(unit.start, unit.text, rows)
         return True
 
     # What the loop asks
@@ -115,24 +115,30 @@ class UnitRule:
         for unit in units:
             if self._spent():
                 break
-            if self._is_written(unit):
-                piece, unit = self._unjudged(unit), unit
-            else:
-                judged = self._judge(unit)
-                if judged is None:  # some candidate fits no window
-                    return Walk(pieces, full=True, ended=ended)
-                piece, unit = judged
-                piece, unit = self._within_budget(piece, unit)
+            judged = self._verdict(unit)
+            if judged is None:
+                return self._stopped(pieces, unit, ended)
+            piece, written = judged
             pieces.append(piece)
-            ended = self._write(unit)
-            if self.draft.differs(pieces):
-                return Walk(pieces, ended=ended)
-        whole = len(pieces) == len(self.draft.units)
-        stuck = whole and not self._over() and not pieces and self.draft.room <= 0
-        return Walk(pieces, full=not self._spent() and (full or stuck), ended=ended)
+            ended = self._write(written)
+            if written != unit:
+                return Walk(pieces, changed=True, ended=ended)
+        stuck = not self.draft.units and self.draft.room <= 0
+        return Walk(pieces, full=not self._spent() and (full or stuck))
+
+    def _verdict(self, unit: Unit) -> tuple[Piece, Unit] | None:
+        """The verdict on a unit, and what is to be written; None where the walk ends before it."""
+        if self._is_written(unit):
+            return self._unjudged(unit), unit
+        judged = self._judge(unit)
+        return judged and self._within_budget(*judged)
+
+    def _stopped(self, pieces: list[Piece], unit: Unit, ended: bool) -> Walk:
+        """The walk ends in front of a unit: what may stand there fits no window."""
+        return Walk(pieces, full=True, ended=ended)
 
     def _judge(self, unit: Unit) -> tuple[Piece, Unit] | None:
-        """The verdict, and what is to be written; None where a candidate fits no window."""
+        """The same of one that somebody is asked about."""
         raise NotImplementedError
 
     def _asked(self, units: Sequence[Unit]) -> Iterator[tuple[UnitReader, int, int]]:

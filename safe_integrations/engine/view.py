@@ -103,6 +103,10 @@ class View:
             for key, raw in zip(keys[missing[0] :], self.score(ids[:last], first), strict=False):
                 self._told.setdefault(key, _Row(raw))
 
+    def knows(self, ids: Sequence[int]) -> bool:
+        """Whether it has told already what it expects behind some ids."""
+        return tuple(ids[len(self._settled) :]) in self._told
+
     def settle(self, ids: Sequence[int]) -> None:
         """Takes in which ids will stay; forgets what it told behind others."""
         new = tuple(ids[len(self._settled) :])

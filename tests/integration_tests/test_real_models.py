@@ -153,7 +153,7 @@ def test_two_models_write_what_the_oracle_writes(
     smollm2: TransformersMember, gemma3: TransformersMember, prompt: str, method: str
 ) -> None:
     """Identical text and verdicts, wherever no decision hangs on float noise."""
-    config = EnsembleConfig(method=method)
+    config = EnsembleConfig(unit="token", method=method)
     options = GenerationConfig(max_tokens=ORACLE_TOKENS)
     result = SafeEngine(smollm2, [gemma3], config).complete(prompt, options)
     expected = Oracle([smollm2, gemma3], config, options).write(prompt)

@@ -126,6 +126,7 @@ def configs(draw: st.DrawFn, models: int, **fixed: Any) -> EnsembleConfig:
     """Ways to merge so many models."""
     shares = draw(st.lists(st.integers(1, 9), min_size=models, max_size=models))
     values: dict[str, Any] = {
+        "unit": "token",
         "method": draw(st.sampled_from(["unite", "gac"])),
         "sharpening": draw(st.sampled_from(["prefix", "prefix", "geometric", "none"])),
         "union_top_k": draw(st.sampled_from([1, 3, 10])),
@@ -133,7 +134,10 @@ def configs(draw: st.DrawFn, models: int, **fixed: Any) -> EnsembleConfig:
         "consensus_above": draw(st.sampled_from([0.5, 0.5, 0.7])),
         "weights": draw(st.sampled_from([None, tuple(s / sum(shares) for s in shares)])),
     }
-    return EnsembleConfig(**{**values, **fixed})
+    values |= fixed
+    if values["unit"] == "text":  # these belong to the other rule
+        del values["method"], values["sharpening"]
+    return EnsembleConfig(**values)
 
 
 @st.composite

@@ -42,14 +42,15 @@ MAY_USE = {
 
 ENGINE = (
     ("rows", "tokens"),
-    ("segments", "text", "events", "model"),
-    ("distribution", "lookahead"),
+    ("segments", "text", "events", "model", "units", "noise"),
+    ("distribution", "lookahead", "rule"),
     ("ensemble",),
     ("sampling",),
     ("view", "closing"),
-    ("draft",),
-    ("drafter", "judge"),
-    ("baseline",),
+    ("draft", "unit_reader"),
+    ("drafter", "judge", "unit_rule"),
+    ("baseline", "unit_merges", "unit_draws"),
+    ("token_rule",),
     ("loop",),
     ("reasoning",),
 )

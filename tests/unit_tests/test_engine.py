@@ -70,7 +70,8 @@ def bare(piece: Any) -> tuple[int, int, bytes, bytes, Verdict]:
 def test_golden_events() -> None:
     """Every verdict but CONFIRMED, in the order of the text, in two cycles."""
     drafter, verifier = greeter(), checker()
-    events = list(SafeEngine(drafter, [verifier]).generate("Greet."))
+    config = EnsembleConfig(unit="token")
+    events = list(SafeEngine(drafter, [verifier], config).generate("Greet."))
     drafted, verified, ensembled, delta, drafted_2, verified_2, finished = events
 
     # the drafter writes five tokens ahead; END is the fifth, so all of it can be judged
@@ -99,13 +100,13 @@ def test_golden_events() -> None:
 
     # provenance: who proposed what, who preferred what, and what came of it
     votes = verified.pieces[3].votes
-    assert [(v.model, v.token, v.best) for v in votes] == [
-        ("drafter", b"!", b"!"),
-        ("verifier", b"!", b"?"),
+    assert [(v.model, v.tokens, v.best) for v in votes] == [
+        ("drafter", (b"!",), b"!"),
+        ("verifier", (b"!",), b"?"),
     ]
     assert [v.probability for v in votes] == pytest.approx([0.6, 0.1])
     assert [v.best_probability for v in votes] == pytest.approx([0.6, 0.8])
-    assert [v.token for v in verified.pieces[1].votes] == [b" the", b" there"]
+    assert [v.tokens for v in verified.pieces[1].votes] == [(b" the",), (b" there",)]
     assert verified.pieces[2].votes == ()
     winner = verified.pieces[3].candidates[0]
     assert winner.symbol == b"?" and winner.probability == pytest.approx(0.55)
@@ -127,7 +128,7 @@ def test_golden_events() -> None:
 def test_end_of_the_lookahead_is_provisional() -> None:
     """` the` may still become ` there`: judging it as the verifier's ` `, `t`, ... would be a
     false boundary (the public code's error), so it waits for more text."""
-    engine = SafeEngine(greeter(), [checker()], EnsembleConfig(lookahead=2))
+    engine = SafeEngine(greeter(), [checker()], EnsembleConfig(unit="token", lookahead=2))
     verified = next(e for e in engine.generate("Greet.") if isinstance(e, Verified))
     assert [p.written for p in verified.pieces] == [b"Hi"]
     assert verified.pending == 1
@@ -135,8 +136,8 @@ def test_end_of_the_lookahead_is_provisional() -> None:
 
 @pytest.mark.parametrize("lookahead", [1, 2, 3, 5, 16])
 def test_lookahead_changes_the_speed_not_the_text(lookahead: int) -> None:
-    engine = SafeEngine(greeter(), [checker()], EnsembleConfig(lookahead=lookahead))
-    result = engine.complete("Greet.")
+    config = EnsembleConfig(unit="token", lookahead=lookahead)
+    result = SafeEngine(greeter(), [checker()], config).complete("Greet.")
     assert (result.text, result.finish_reason) == ("Hi there?", "stop")
     assert [str(p.verdict) for p in result.pieces] == [
         "unanimous",

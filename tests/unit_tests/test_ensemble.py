@@ -29,7 +29,8 @@ def merged(
     members = [ScriptedMember("m", vocabulary, lambda _, r=row: r) for vocabulary, row in models]
     rows = [m.start([0]).score([], 0)[0] for m in members]
     shares = weights or [1 / len(models)] * len(models)
-    return merge([m.tokens for m in members], rows, shares, EnsembleConfig(**config))  # type: ignore[arg-type]
+    by_tokens = EnsembleConfig(unit="token", **config)  # type: ignore[arg-type]
+    return merge([m.tokens for m in members], rows, shares, by_tokens)
 
 
 def values(m: Merge) -> dict[bytes, float]:
@@ -81,7 +82,7 @@ def test_gac_ignores_silent_ids() -> None:
     """Padding rows have no bytes; their mass (it should be none) must reach no symbol."""
     table = TokenTable([b"a", None, b"</s>"], {2}, lambda text: [0])
     row = DenseDistribution(np.log(np.array([0.5, 0.2, 0.3], np.float32)))
-    m = merge([table], [row], [1.0], EnsembleConfig(method="gac", sharpening="none"))
+    m = merge([table], [row], [1.0], EnsembleConfig(unit="token", method="gac", sharpening="none"))
     assert values(m) == close({b"a": 0.5, END: 0.3})
 
 
@@ -94,7 +95,7 @@ def test_end_is_one_symbol_for_all_models(method: str) -> None:
         DenseDistribution(np.log(np.array(p, np.float32) + 1e-30))
         for p in ([0.6, 0.4, 0.0], [0.7, 0.2, 0.1])
     ]
-    m = merge([first, second], rows, [0.5, 0.5], EnsembleConfig(method=method))  # type: ignore[arg-type]
+    m = merge([first, second], rows, [0.5, 0.5], EnsembleConfig(unit="token", method=method))  # type: ignore[arg-type]
     assert list(m.symbols).count(END) == 1
     assert values(m)[END] == pytest.approx(0.55, abs=0.08 if method == "unite" else 1e-6)
     assert m.winner(b"a") == END
@@ -200,7 +201,7 @@ def test_joint_vocabularies_go_with_their_models() -> None:
     """A cache of them would keep the tokens of models that were unloaded."""
     members = [ScriptedMember("m", [b"ab"], lambda _: {b"a": 1.0}) for _ in range(2)]
     rows = [m.start([0]).score([], 0)[0] for m in members]
-    config = EnsembleConfig(method="gac")
+    config = EnsembleConfig(unit="token", method="gac")
     merge([m.tokens for m in members], rows, [0.5, 0.5], config)
     gone = [weakref.ref(m.tokens) for m in members]
     del members, rows

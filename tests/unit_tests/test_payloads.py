@@ -353,7 +353,7 @@ def spread(best: bytes) -> Script:
 
 def test_payloads_stay_small() -> None:
     """A wide union of candidates must not end up in every tracer."""
-    config = EnsembleConfig(union_top_k=200, sharpening="none")
+    config = EnsembleConfig(unit="token", union_top_k=200, sharpening="none")
     members = [ScriptedMember(name, [], spread(name.encode())) for name in ("a", "b")]
     engine = SafeEngine(members[0], members[1:], config)
     happened = list(engine.generate("hi", GenerationConfig(max_tokens=8)))

@@ -67,7 +67,7 @@ class Thinker(ScriptedMember):
 
 
 def pair(**options: Any) -> tuple[Thinker, Thinker]:
-    other = Thinker("verifier", end="[/THINK]", own=False, words=[b"Par", b"is the"], **options)
+    other = Thinker("verifier", end="[/think]", own=False, words=[b"Par", b"is the"], **options)
     return Thinker("drafter", words=[b"Paris", b" capital"], **options), other
 
 
@@ -145,7 +145,8 @@ def test_a_structure_that_no_longer_fits_behind_it_is_not_begun() -> None:
     for room in (8, 7):
         window = len(drafter.reason("x").prompt) + len(f"{THOUGHT}\n</think>\n") + room
         verifier = Thinker("verifier", answer='{"a": 1}', context_window=window)
-        events = SafeEngine(drafter, [verifier]).generate("x", options)
+        by_tokens = EnsembleConfig(unit="token")  # the thought is one of them
+        events = SafeEngine(drafter, [verifier], by_tokens).generate("x", options)
         if room == 8:
             assert said([*events]) == '{"a": 1}'
         else:

@@ -103,7 +103,7 @@ def promised(scripts: list[Script], weights: Sequence[float], k: int) -> dict[by
         ((1, 1), EnsembleConfig(union_top_k=2)),
         ((1, 2), EnsembleConfig(union_top_k=2, weights=(0.3, 0.7))),
         ((1, 2), EnsembleConfig(union_top_k=5, weights=(0.3, 0.7))),
-        ((1, 2), EnsembleConfig(method="gac", union_top_k=5, weights=(0.3, 0.7))),
+        ((1, 2), EnsembleConfig(unit="token", method="gac", union_top_k=5, weights=(0.3, 0.7))),
     ],
     ids=["itself", "part", "whole", "gac"],
 )

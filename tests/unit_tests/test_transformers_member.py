@@ -231,7 +231,9 @@ def test_a_model_that_nobody_needs_any_more_is_freed(tmp_path: Path, method: str
         sources.append(ModelSpec(source=str(tmp_path / str(size)), device="cpu"))
     del model, tokenizer
     engine = SafeEngine(
-        load_member(sources[0]), [load_member(sources[1])], EnsembleConfig(method=method)
+        load_member(sources[0]),
+        [load_member(sources[1])],
+        EnsembleConfig(unit="token", method=method),
     )
     engine.complete("a question", GenerationConfig(max_tokens=8, temperature=0.8, seed=1))
     left = [weakref.ref(member) for member in engine.members]
@@ -250,7 +252,9 @@ SHORT = GenerationConfig(max_tokens=12)
 
 
 def engine_of(members: Sequence[TransformersMember], rng: random.Random) -> SafeEngine:
-    config = EnsembleConfig(method=rng.choice(["unite", "gac"]), lookahead=rng.choice([2, 5]))
+    config = EnsembleConfig(
+        unit="token", method=rng.choice(["unite", "gac"]), lookahead=rng.choice([2, 5])
+    )
     return SafeEngine(members[0], members[1:], config)
 
 
