@@ -38,8 +38,8 @@ class DrawnUnits(UnitRule):
 
     def pick(self, expected: Distribution) -> int:
         """What the drafter draws, if it is the one to write this unit."""
-        text, (begin, ended) = bytes(self.draft.text), self.draft.decided
-        unit = text[begin:]
+        text, (begin, ended) = self.draft.text, self.draft.decided
+        unit = bytes(text[begin:])
         if unit:
             going_on = self._goes_on(self.drafter, expected, len(text), unit)
             if going_on is not None:
@@ -56,7 +56,8 @@ class DrawnUnits(UnitRule):
         if start == len(draft.text):
             return Unit(start, END) if self._over() else None
         for step in draft.steps:
-            if step.start > start and not self.units.joins(draft.text[: step.start], step.token):
+            inside = step.start > start
+            if inside and not self.units.joins(draft.text[step.start - 1], step.token):
                 return Unit(start, bytes(draft.text[start : step.start]))
             end = step.start + len(step.token)
             if step.token != END and _is_cut(bytes(draft.text[start:end])):

@@ -52,7 +52,7 @@ class UnitReader:
 
     def joins(self, last: int, token_id: int) -> bool:
         """Whether a token does not begin a new unit behind such a last byte."""
-        return self._units.joins(bytes([last]), self.view.tokens.symbol(token_id))
+        return self._units.joins(last, self.view.tokens.symbol(token_id))
 
     def ends(self, row: Distribution, unit: Unit) -> float:
         """How likely the unit ends here, by what is expected behind it; 1 where it was cut."""
@@ -79,7 +79,7 @@ class UnitReader:
         for nth, row in enumerate(rows):
             best = self.favourite(row, held if nth == 0 else None)
             own = ids[nth] if nth < len(ids) else None
-            if own is None and not self._units.joins(unit.text, symbol(best)):
+            if own is None and not self.joins(unit.text[-1], best):
                 break
             wanted.append(best)
             if best != own:

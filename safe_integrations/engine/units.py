@@ -89,9 +89,9 @@ class Units:
         self.tokens = lru_cache(_KEPT * len(tables))(self._tokens)
         self.enders = lru_cache(1 << 7)(self._enders)
 
-    def joins(self, text: bytes | bytearray, symbol: bytes) -> bool:
-        """Whether a symbol behind a text does not begin a new unit."""
-        return bool(text) and bool(self._joins[text[-1], symbol[0]])
+    def joins(self, last: int, symbol: bytes) -> bool:
+        """Whether a symbol behind a text with such a last byte does not begin a new unit."""
+        return bool(self._joins[last, symbol[0]])
 
     def _enders(self, nth: int, last: int) -> NDArray[np.float32]:
         """The tokens of a model that end a unit with such a last byte, END among them.
