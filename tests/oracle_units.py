@@ -62,7 +62,8 @@ class Outcome:
         tokens: Tokens of the answer, counted by the drafter; END counts.
         margin: The smallest gap that a decision hung on, as a share of the larger number: an
             engine that computes the same a bit differently may differ where it is tiny.
-        conflicts: Verdicts that keep the drafter's unit where another one has the best score.
+        conflicts: Cut units that all like best, but which some would have cut elsewhere, and which
+            another one beats: there the text depends on who drafts.
     """
 
     data: bytes = b""
@@ -213,12 +214,14 @@ class UnitOracle:
         for unit, score in scores.items():
             if unit != best:
                 self._decided(scores[best], score)
-        judged = Judged(len(text_of(written)), proposed.data, best.data, "changed")
         verdict = self._verdict(written, proposed, scores[proposed])
-        if verdict in ("unanimous", "majority") and proposed != best:
-            self.out.conflicts.append(Judged(*_fields(judged), verdict))
-        elif proposed == best:
-            judged = Judged(*_fields(judged), verdict)
+        judged = Judged(len(text_of(written)), proposed.data, proposed.data, verdict)
+        if proposed == best:
+            return best, judged
+        if verdict == "unanimous":  # only where it was cut: the others may go on otherwise
+            self.out.conflicts.append(judged)
+            return proposed, judged
+        judged = Judged(judged.start, proposed.data, best.data, "changed")
         return best, judged
 
     def _favourites(self, written: list[Unit], count: int) -> list[Unit]:
@@ -285,10 +288,8 @@ class UnitOracle:
             if token != self._favourite(probs if count else self._held(nth, written, probs)):
                 return False
             ids = [*ids, token]
-        if unit == LAST or self.units.tokenwise:
+        if unit == LAST or not unit.ended or self.units.tokenwise:
             return True
-        if not unit.ended:  # where it is cut hangs on what follows
-            return self.proposal(nth, written) == unit
         return bool(self._free(nth, unit)[self._favourite(self.expects(nth, ids))])
 
     def _is_forced(self, text: bytes, unit: Unit) -> bool:
@@ -386,7 +387,3 @@ class UnitOracle:
         if one or other:
             gap = abs(one - other) / max(abs(one), abs(other))
             self.out.margin = min(self.out.margin, float(gap))
-
-
-def _fields(judged: Judged) -> tuple[int, bytes, bytes]:
-    return judged.start, judged.proposed, judged.written

@@ -29,7 +29,37 @@ if TYPE_CHECKING:
 WITHOUT = ("response_format", "tools", "tool_choice", "parallel_tool_calls")
 """Fields of GenerationConfig that have options of their own, or no use on a command line."""
 
+_MANY = "Many questions"
+
 Prompt = Annotated[str, typer.Argument(help='What to ask; "-" reads it from stdin.')]
+MaybePrompt = Annotated[
+    str | None, typer.Argument(help='What to ask; "-" reads it from stdin.', show_default=False)
+]
+Questions = Annotated[
+    Path | None,
+    typer.Option(
+        "--file",
+        help='Questions to answer instead, one per line: text, or JSON objects with a "prompt" or '
+        '"messages"; "-" reads them from stdin.',
+        rich_help_panel=_MANY,
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where to write their answers, as JSON lines, instead of to stdout. What is answered "
+        "there already is passed over.",
+        rich_help_panel=_MANY,
+    ),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Answers that are written at the same time; 8 unless named.",
+        rich_help_panel=_MANY,
+    ),
+]
 System = Annotated[str | None, typer.Option(help="A system message.")]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else.")
@@ -128,7 +158,8 @@ def check(result: Result, options: GenerationConfig) -> None:
     """Checks that a finished answer is what was asked for.
 
     Raises:
-        IncompleteAnswerError: max_tokens has closed it, and that was not allowed.
+        IncompleteAnswerError: max_tokens has closed it, and that was not allowed, or a stop string
+            has cut it.
         SchemaViolationError: It breaks a part of its schema that its grammar did not enforce.
     """
     from safe_integrations.report.verdicts import why_closed
@@ -139,7 +170,11 @@ def check(result: Result, options: GenerationConfig) -> None:
     if closed and options.on_length == "error":
         raise IncompleteAnswerError(f"the answer was {why_closed(statistics.cut)}")
     if isinstance(wanted, JsonSchema) and (closed or result.finish_reason == "stop"):
-        problem = violation(wanted.schema_, json.loads(result.text))
+        try:
+            value = json.loads(result.text)
+        except ValueError:
+            raise IncompleteAnswerError("a stop string cut the answer: leave out --stop") from None
+        problem = violation(wanted.schema_, value)
         if problem is not None:
             raise SchemaViolationError(problem)
 

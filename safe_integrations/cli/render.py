@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from safe_integrations.engine.events import Event, Finished, Reasoned, TextDelta, Verified
@@ -60,8 +61,45 @@ def progress(quiet: bool) -> Iterator[Callable[[str], None]]:
     console = err()
     if quiet:
         yield lambda message: None
-    elif console.is_terminal and os.environ.get("TERM") != "dumb":
+    elif _moves(console):
         with console.status("loading") as status:
             yield lambda message: status.update(Text(message))
     else:
         yield lambda message: console.print(message, style="dim", soft_wrap=True)
+
+
+@contextmanager
+def bar(total: int, done: int, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A bar of what is done, on stderr where that is a terminal.
+
+    Args:
+        total: How much there is to do.
+        done: How much of it is done already.
+        shown: Whether to show anything at all.
+
+    Returns:
+        A function that moves the bar by one, and is told how many have failed so far. Any thread
+        may call it.
+    """
+    console = err()
+    if not shown or not _moves(console):
+        yield lambda failed: None
+        return
+    columns = (
+        TextColumn("{task.completed}/{task.total} answers"),
+        BarColumn(None),
+        TextColumn("{task.fields[failed]}"),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as progress:
+        task = progress.add_task("", total=total, completed=done, failed="")
+        yield lambda failed: progress.update(
+            task, advance=1, failed=f"{failed} failed" if failed else ""
+        )
+
+
+def _moves(console: Console) -> bool:
+    """Whether something can be drawn over what was there."""
+    return console.is_terminal and os.environ.get("TERM") != "dumb"

@@ -171,8 +171,12 @@ class TopDistribution:
         return next((i for i in self._top if flags[i]), None)
 
     def mass(self, flags: Flags) -> float:
-        """The least that the ids that are flagged have together: those that the model has told."""
-        return sum(exp(value) for i, value in self._known.items() if flags[i])
+        """About what the ids that are flagged have together: their share of the best that are told.
+
+        No question can tell more: a model is asked about some ids, not about most of them.
+        """
+        told = {i: exp(self._known[i]) for i in self._top}
+        return sum(value for i, value in told.items() if flags[i]) / sum(told.values())
 
     def logprobs(self, token_ids: Sequence[int]) -> list[float]:
         """Natural logarithms of the probabilities of some ids."""

@@ -54,7 +54,7 @@ class Distribution(Protocol):
         ...
 
     def mass(self, flags: NDArray[np.float32]) -> float:
-        """Probability of all ids with flag 1 together; the least it can be where few are told."""
+        """Probability of all ids with flag 1 together; their share of those told where few are."""
         ...
 
 

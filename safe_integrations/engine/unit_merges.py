@@ -10,20 +10,25 @@ proposal can win (docs/how-it-works.md).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from time import perf_counter
 from typing import Final
 
 from safe_integrations.engine.events import Candidate, Piece, Verdict, Vote
 from safe_integrations.engine.model import Distribution
 from safe_integrations.engine.tokens import END
-from safe_integrations.engine.unit_reader import UnitReader
+from safe_integrations.engine.unit_reader import Told, UnitReader
 from safe_integrations.engine.unit_rule import UnitRule
 from safe_integrations.engine.units import Unit
 
 _SHOWN: Final = 5
 _SURE: Final = 0.5
 """A unit that ends excludes all others that do: only one of them can have more."""
+
+
+def _rank(unit: Unit, score: float) -> tuple[bool, float, bytes, bool]:
+    """The order of proposals, the one to be written first."""
+    return not (unit.ended and score > _SURE), -score, unit.text, not unit.ended
 
 
 class MergedUnits(UnitRule):
@@ -41,11 +46,18 @@ class MergedUnits(UnitRule):
             yield reader, judged[0], judged[-1] + 1
 
     def _judge(self, unit: Unit) -> tuple[Piece, Unit] | None:
-        votes = tuple(reader.vote(unit, self.held, exact=False) for reader in self.readers)
-        agreed = self._consensus(unit, votes)
-        if agreed is not Verdict.UNANIMOUS and self._partial:  # perhaps only by a bound
-            votes = tuple(reader.vote(unit, self.held) for reader in self.readers)
-            agreed = self._consensus(unit, votes)
+        """By check (a), all models have the same proposal, by (b), or by merging."""
+        agreed: Verdict | None = None
+        if all(reader.wants(unit, self.held) for reader in self.others):  # check (a)
+            agreed = Verdict.UNANIMOUS
+            others = (reader.vote(unit, self.held, "most") for reader in self.others)
+            votes = (self.drafter.own_vote(unit, self.held), *others)
+        else:
+            votes = self._votes(unit, "most")
+            if self._is_majority(unit, votes) and self._partial:  # perhaps only by a bound
+                votes = self._votes(unit, "exact")
+            if self._is_majority(unit, votes):
+                agreed = Verdict.MAJORITY
         if agreed is not None:
             return Piece(unit.start, unit.end, unit.text, unit.text, agreed, votes), unit
         started = perf_counter() - self._model_seconds()
@@ -58,16 +70,13 @@ class MergedUnits(UnitRule):
         piece = Piece(winner.start, winner.end, winner.text, unit.text, verdict, votes, candidates)
         return piece, winner
 
-    def _consensus(self, unit: Unit, votes: Sequence[Vote]) -> Verdict | None:
-        """Why no other proposal can win; None where one might.
+    def _votes(self, unit: Unit, told: Told) -> tuple[Vote, ...]:
+        return tuple(reader.vote(unit, self.held, told) for reader in self.readers)
 
-        (a) All models have the same proposal. (b) Units that end exclude each other, so none has
-        more than what is left of 1 by one whose mean is above 1/2.
-        """
-        if all(reader.wants(unit, self.held) for reader in self.others):
-            return Verdict.UNANIMOUS
+    def _is_majority(self, unit: Unit, votes: Sequence[Vote]) -> bool:
+        """Check (b): units that end exclude each other, so no other has more than 1/2, too."""
         mean = self._mean([vote.probability for vote in votes])
-        return Verdict.MAJORITY if unit.ended and mean > self.config.consensus_above else None
+        return unit.ended and mean > self.config.consensus_above
 
     def _merge(
         self, unit: Unit, votes: Sequence[Vote]
@@ -76,27 +85,34 @@ class MergedUnits(UnitRule):
 
         None where one of them fits no window.
         """
-        chances = {unit: [vote.probability for vote in votes]}
-        score = self._mean(chances[unit])
+        chances = self._chances(unit, "least")
+        score = self._mean(chances)
+        found = {unit: chances}
         for reader, vote in zip(self.others, votes[1:], strict=True):
-            for other in self._proposals(reader, vote, unit, score, chances[unit]):
-                if other in chances:
-                    continue
+            for other in self._proposals(reader, vote, unit, score, chances):
                 if other is None or not self._fits(other.text):
                     return None
-                chances[other] = [one.chance(other) for one in self.readers]
-        scores = {one: self._mean(values) for one, values in chances.items()}
-
-        def rank(one: Unit) -> tuple[bool, float, bytes, bool]:
-            sure = one.ended and scores[one] > _SURE
-            return not sure, -scores[one], one.text, not one.ended
-
-        order = sorted(scores, key=rank)
+                if other not in found:
+                    found[other] = self._chances(other, "least")
+        if self._partial and not self._is_certain(found):
+            found = {one: self._chances(one, "exact") for one in found}
+        scores = {one: self._mean(values) for one, values in found.items()}
+        order = sorted(scores, key=lambda one: _rank(one, scores[one]))
         candidates = tuple(
-            Candidate(one.text, scores[one], tuple(chances[one]), self._spellings(one))
+            Candidate(one.text, scores[one], tuple(found[one]), self._spellings(one))
             for one in order[:_SHOWN]
         )
         return order[0], candidates
+
+    def _chances(self, unit: Unit, told: Told) -> list[float]:
+        return [reader.chance(unit, told) for reader in self.readers]
+
+    def _is_certain(self, least: Mapping[Unit, Sequence[float]]) -> bool:
+        """Whether the winner is the same for all that models with few ids may not have told."""
+        low = {one: self._mean(values) for one, values in least.items()}
+        first = min(low, key=lambda one: _rank(one, low[one]))
+        most = {one: self._mean(self._chances(one, "most")) for one in least if one != first}
+        return all(_rank(first, low[first]) < _rank(one, most[one]) for one in most)
 
     def _proposals(
         self, reader: UnitReader, vote: Vote, unit: Unit, score: float, chances: Sequence[float]
@@ -112,7 +128,7 @@ class MergedUnits(UnitRule):
                 for token_id in one.top(self.config.union_top_k):
                     yield Unit(unit.start, symbol(token_id))
             return
-        if reader.wants(unit, self.held):
+        if unit.ended and reader.wants(unit, self.held):
             return
         if self._bound(vote.best, unit, chances, ended=vote.best == END) < score:
             return

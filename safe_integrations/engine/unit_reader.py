@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from safe_integrations.engine.distribution import TopDistribution
 from safe_integrations.engine.events import Vote
@@ -12,6 +13,8 @@ from safe_integrations.engine.model import Distribution
 from safe_integrations.engine.tokens import END
 from safe_integrations.engine.units import Unit, Units
 from safe_integrations.engine.view import View
+
+Told = Literal["exact", "most", "least"]
 
 
 class UnitReader:
@@ -60,18 +63,20 @@ class UnitReader:
             return 1.0
         return row.mass(self._units.enders(self.nth, unit.text[-1]))
 
-    def chance(self, unit: Unit) -> float:
-        """The probability of a unit: of its tokens, and that it ends behind them."""
+    def chance(self, unit: Unit, told: Told = "exact") -> float:
+        """The probability of a unit: of its tokens, and that it ends behind them.
+
+        Args:
+            unit: The unit.
+            told: Whether a model that tells only its best ids is asked about others, or else
+                whether it counts as the `most` or the `least` that it can be.
+        """
         ids = self.spelling(unit.text)
         rows = self.rows(ids if self._needs_end(unit) else ids[:-1])
-        return _product(rows, ids) * self.ends(rows[-1], unit)
+        return _product(rows, ids, told) * self.ends(rows[-1], unit)
 
-    def vote(self, unit: Unit, held: int | None, exact: bool = True) -> Vote:
-        """What it thinks of a unit.
-
-        Unless `exact`, a model that tells only its best ids is not asked about any other: the vote
-        holds the most that the unit can have.
-        """
+    def vote(self, unit: Unit, held: int | None, told: Told = "exact") -> Vote:
+        """What it thinks of a unit (`chance`), and what it wants in its place."""
         ids = self.spelling(unit.text)
         rows = self.rows(ids if self._needs_end(unit) else ids[:-1])
         symbol = self.view.tokens.symbol
@@ -87,9 +92,24 @@ class UnitReader:
         text = b"".join(map(symbol, wanted))
         if len(wanted) > 1 and text.endswith(END):
             text = text.removesuffix(END)
-        chance = _product(rows, ids, exact) * self.ends(rows[-1], unit)
+        chance = self.chance(unit, told)
         tokens = tuple(map(symbol, ids))
         return Vote(self.view.name, tokens, chance, text, _product(rows, wanted))
+
+    def own_vote(self, unit: Unit, held: int | None) -> Vote:
+        """The drafter's vote on what it has drafted and all others want, without a forward pass.
+
+        Of text that the grammar forced it may not have told what it expects: that is certain.
+        """
+        ids = self.spelling(unit.text)
+        behind = len(ids) + self._needs_end(unit)
+        known = [nth for nth in range(behind) if self.knows(ids[:nth])]
+        if len(known) == behind:
+            return self.vote(unit, held, "most")
+        rows = [self.rows(ids[:nth], nth)[0] for nth in known if nth < len(ids)]
+        chance = _product(rows, [ids[nth] for nth in known if nth < len(ids)], "most")
+        tokens = tuple(map(self.view.tokens.symbol, ids))
+        return Vote(self.view.name, tokens, chance, unit.text, chance)
 
     def wants(self, unit: Unit, held: int | None) -> bool:
         """Check (a) for one model: whether its own proposal is this unit."""
@@ -152,7 +172,13 @@ def _most(row: Distribution, ids: Sequence[int]) -> Sequence[float]:
     return row.bounds(ids)[0] if isinstance(row, TopDistribution) else row.logprobs(ids)
 
 
-def _product(rows: Sequence[Distribution], ids: Sequence[int], exact: bool = True) -> float:
+def _product(rows: Sequence[Distribution], ids: Sequence[int], told: Told = "exact") -> float:
     """The probability of some ids, one after another."""
-    told = zip(rows, ids, strict=False)
-    return math.exp(math.fsum((r.logprobs([i]) if exact else _most(r, [i]))[0] for r, i in told))
+    total = 0.0
+    for row, token_id in zip(rows, ids, strict=False):
+        if told == "exact" or not isinstance(row, TopDistribution):
+            total += row.logprobs([token_id])[0]
+        else:
+            (most,), (exact,) = row.bounds([token_id])
+            total += most if exact or told == "most" else -math.inf
+    return math.exp(total)

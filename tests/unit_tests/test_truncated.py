@@ -130,7 +130,7 @@ def test_equal_ids_are_in_order() -> None:
 @pytest.mark.parametrize(
     ("argument", "config", "limits"),
     [
-        ("method", {"method": "gac"}, {}),
+        ("method", {"unit": "token", "method": "gac"}, {}),
         ("temperature", {}, {"temperature": 0.5}),
         ("repetition_penalty", {}, {"repetition_penalty": 1.2}),
         ("response_format", {}, {"response_format": Regex(pattern="a*")}),

@@ -57,6 +57,7 @@ def test_engine_writes_what_the_oracle_writes(kind: str) -> None:
         seen.update(j.verdict for j in outcome.judged)
         seen.update([outcome.finish_reason, kind])
         seen["tight"] += outcome.margin <= TINY
+        seen["conflicts"] += len(outcome.conflicts)
         if outcome.margin > TINY:
             assert same(outcome, run(members, config, options)) == {}, number
 
@@ -134,16 +135,18 @@ def test_a_window_ends_the_answer_in_front_of_a_unit(kind: str) -> None:
         members, config = world.members(), config_of(number, len(world.merges))
         oracle = UnitOracle(members, config, options)
         outcome = oracle.write("Go.")
-        world = replace(world, windows=tuple(random.randint(2, 30) for _ in members))
+        world = replace(world, windows=tuple(random.randint(2, 12) for _ in members))
         narrow = run(world.members(), config, options)
         pieces = pieces_of(narrow)
         if outcome.margin <= TINY:
             continue
         assert pieces == outcome.judged[: len(pieces)], number
+        written = outcome.units[: len(pieces)]
+        assert all(c <= w for c, w in zip(used(oracle, written), world.windows, strict=True))
         if narrow.text != outcome.text:
             assert narrow.finish_reason == "length"
             assert text_of(b"".join(p.written for p in pieces)) == narrow.text
-            assert is_full(oracle, world.windows, outcome.units[: len(pieces)]), number
+            assert is_full(oracle, world.windows, written), number
             seen["window"] += 1
 
 
@@ -153,39 +156,49 @@ def is_full(oracle: UnitOracle, windows: Sequence[int], written: Sequence[Unit])
     near = all(unit.ended and len(unit.data) <= MAX_UNIT for unit in proposals)
     longest = max(len(unit.data) for unit in proposals)
     most = (longest if near else CONTEXT) + LONGEST_TOKEN
-    used = [len(oracle.prompts[n]) + len(oracle.ids_of(n, written)) for n in range(len(windows))]
-    return any(window < count + most for window, count in zip(windows, used, strict=True))
+    return any(w < c + most for w, c in zip(windows, used(oracle, written), strict=True))
 
 
-@pytest.mark.parametrize("first", [0, 1])
-def test_a_unit_that_is_sure_is_not_cut(first: int) -> None:
-    """One model ends at `abab`, the other goes on and on: its text is cut behind `ab`.
+def used(oracle: UnitOracle, written: Sequence[Unit]) -> list[int]:
+    """Tokens of the prompt and of some units, per model; END needs no room."""
+    text = [unit for unit in written if unit.data != END]
+    return [len(p) + len(oracle.ids_of(nth, text)) for nth, p in enumerate(oracle.prompts)]
 
-    More than 1/2 is for `abab` as it ends. That its beginning is more probable, and that both
-    models like it best, must not hide it, or the text depends on who drafts: behind `ab` and `ab`
-    none of the three ends is more probable than another `ab`.
+
+@pytest.mark.parametrize("order", [*permutations(range(3))])
+def test_a_unit_that_is_sure_is_not_cut(order: tuple[int, ...]) -> None:
+    """One model ends at `abab`, one goes on and on: its text is cut behind `ab`; one wants `aa`.
+
+    More than 1/2 is for `abab` as it ends. That its beginning is more probable must not hide it, or
+    the text depends on who drafts: behind `ab` and `ab` no end is more probable than another `ab`.
     """
-    tables = (b"ab", b"ba", b"aa", b"bb"), (b"ab", b"ba", b"aa", b"bb", b"bba")
-    short, long = (Toy(n, t, b"ab.,;", "whole", 99) for n, t in zip("sl", tables, strict=True))
+    table = (b"ab", b"ba", b"aa", b"bb")
+    short, long, odd = (
+        Toy(name, [*table, more], b"ab.,;", "whole", 99)
+        for name, more in (("short", b"bba"), ("long", b"bbb"), ("odd", b"aab"))
+    )
 
-    def wants(toy: Toy, ends: float) -> Mind:
+    def wants(toy: Toy, ends: float, best: bytes) -> Mind:
         def mind(ids: tuple[int, ...]) -> dict[bytes, float]:
             text = b"".join(toy.tokens.symbol(i) for i in ids)
             if text.endswith((b".", b",", b";")):
                 return {END: 0.98, b"a": 0.02}
             if text != b"abab":
-                return {b"ab": 0.98, b"a": 0.02}
+                return {best: 0.98, b"ab" if best == b"aa" else b"a": 0.02}
             return {b".": 0.4 * ends, b",": 0.32 * ends, b";": 0.28 * ends, b"ab": 1 - ends}
 
         return mind
 
-    short.mind, long.mind = wants(short, 0.97), wants(long, 0.2)
-    members, options = [short, long][:: 1 - 2 * first], GenerationConfig(max_tokens=20)
-    outcome = UnitOracle(members, EnsembleConfig(), options).write("Go.")
-    answer = run(members, EnsembleConfig(), options)
+    short.mind, long.mind = wants(short, 0.97, b"ab"), wants(long, 0.1, b"ab")
+    odd.mind = wants(odd, 0.1, b"aa")
+    members = [(short, long, odd)[i] for i in order]
+    config = EnsembleConfig(weights=tuple((0.58, 0.12, 0.3)[i] for i in order))
+    options = GenerationConfig(max_tokens=20)
+    outcome = UnitOracle(members, config, options).write("Go.")
+    answer = run(members, config, options)
     assert same(outcome, answer) == {}
-    assert answer.text == "abab."
-    assert answer.pieces[0].verdict == ("majority" if first == 0 else "changed")
+    assert answer.pieces[0].written == b"abab"
+    assert answer.pieces[0].verdict == ("majority" if order[0] == 0 else "changed")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -270,4 +283,5 @@ def test_the_worlds_were_not_tame() -> None:
     wanted = ["unanimous", "majority", "confirmed", "changed", "unverified", "stop", "length"]
     wanted += ["window", "majority 0.5", "choice forced"]
     assert {name: seen[name] for name in wanted if seen[name] < WORLDS // 5} == {}
+    assert seen["conflicts"] <= WORLDS / 100, "nearly nowhere does the text depend on who drafts"
     assert seen["tight"] < seen["stop"] / 5 and seen["majority 1.0"] == 0
