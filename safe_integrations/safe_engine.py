@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator, Sequence
+from functools import cached_property
 from typing import Any, Final, Protocol, runtime_checkable
 
 from safe_integrations.calls.agreement import agree
@@ -19,6 +20,7 @@ from safe_integrations.engine.events import Event
 from safe_integrations.engine.loop import write
 from safe_integrations.engine.model import Limits, Member, never
 from safe_integrations.engine.reasoning import reason_first
+from safe_integrations.engine.units import Units
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.messages import as_messages
 from safe_integrations.models.load import ModelSource, load_member, with_defaults
@@ -61,6 +63,15 @@ class SafeEngine:
         _log.debug("tools are called in the form %s", self.agreement)
         self.drafter, *rest = (_writing(member, self.agreement.form) for member in members)
         self.verifiers = tuple(rest)
+
+    @cached_property
+    def _units(self) -> Units | None:
+        """Where units end; kept, because the models' tokens do not change."""
+        mode = self.config.mode
+        if self.config.unit == "token" or mode == "every-token":
+            return None
+        members = self.members[:1] if mode == "drafter-only" else self.members
+        return Units([member.tokens for member in members])
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -105,10 +116,10 @@ class SafeEngine:
                 remedy = f"{member.name} writes them without any token; check its chat template"
                 raise InvalidArgumentError("messages", messages, remedy)
         check_room(members, prompts, cursors[0], options.max_tokens)
+        rest = (cursors, self.config, options, self.weights, self._units, cancel)
         if reasonings:
-            rest = (cursors, self.config, options, self.weights, cancel)
             return reason_first(members, reasonings, *rest)
-        return write(members, prompts, cursors, self.config, options, self.weights, cancel)
+        return write(members, prompts, *rest)
 
     def complete(self, messages: object, options: GenerationConfig | None = None) -> Result:
         """Answers in one go. Arguments and errors are those of `generate`."""

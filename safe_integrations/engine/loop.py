@@ -46,6 +46,7 @@ def write(
     config: EnsembleConfig,
     options: GenerationConfig,
     weights: Sequence[float],
+    units: Units | None,
     cancel: Callable[[], bool] = never,
 ) -> Generator[Event, None, None]:
     """Writes one answer.
@@ -57,6 +58,7 @@ def write(
         config: How they are merged.
         options: How this answer is made.
         weights: One per model, summing to 1.
+        units: Where units of the models' text end; None to judge by tokens.
         cancel: Asked before every forward pass whether to stop.
 
     Yields:
@@ -70,7 +72,7 @@ def write(
             stack.callback(models[-1].close)
         waiting = sum(model.limits.remote for model in models[1:])
         pool = stack.enter_context(ThreadPoolExecutor(waiting)) if waiting > 1 else None
-        loop = _Loop(models, config, options, weights, pool)
+        loop = _Loop(models, config, options, weights, units, pool)
         statistics = loop.statistics
         for event in loop.events():
             if isinstance(event, TextDelta) and statistics.first_token_seconds is None:
@@ -91,17 +93,17 @@ class _Loop:
         config: EnsembleConfig,
         options: GenerationConfig,
         weights: Sequence[float],
+        units: Units | None,
         pool: ThreadPoolExecutor | None,
     ) -> None:
         seed = secrets.randbits(64) if options.seed is None else options.seed
         self.models, self.verifiers, self.pool = models, models[1:], pool
-        drafter, tables = models[0], [model.tokens for model in models]
+        drafter = models[0]
         self.stream = TextStream(options.stop)
         self.statistics = Statistics()
         self.closed: list[tuple[int, int]] = []  # where the budget wrote
         self.rule: Rule
-        if config.unit == "text" and config.mode != "every-token":
-            units = Units(tables)
+        if units is not None:
             self.draft = Draft(drafter, self.verifiers, options.max_tokens, units)
             made = DrawnUnits if options.temperature > 0 else MergedUnits
             self.rule = made(models, self.draft, units, config, weights, seed, pool)

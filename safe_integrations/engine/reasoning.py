@@ -16,6 +16,7 @@ from safe_integrations.engine.closing import check_room
 from safe_integrations.engine.events import Event, Finished, Reasoned, TextDelta
 from safe_integrations.engine.loop import write
 from safe_integrations.engine.model import Cursor, Member, Reasoning
+from safe_integrations.engine.units import Units
 from safe_integrations.errors import ContextWindowError, InvalidArgumentError
 
 BUDGET: Final = 1024
@@ -29,6 +30,7 @@ def reason_first(
     config: EnsembleConfig,
     options: GenerationConfig,
     weights: Sequence[float],
+    units: Units | None,
     cancel: Callable[[], bool],
 ) -> Generator[Event, None, None]:
     """Writes the reasoning, and the answer behind it.
@@ -40,6 +42,7 @@ def reason_first(
         config: How they are merged.
         options: How the answer is made, and how much they may reason.
         weights: One per model, summing to 1.
+        units: Where units of the models' text end; None to judge by tokens.
         cancel: Asked before every forward pass whether to stop.
 
     Returns:
@@ -65,7 +68,9 @@ def reason_first(
         text, tokens = "", 0
         prompts = [reasoning.prompt for reasoning in reasonings]
         free = [None] * len(members)
-        with closing(write(members, prompts, free, config, freely, weights, cancel)) as thinking:
+        with closing(
+            write(members, prompts, free, config, freely, weights, units, cancel)
+        ) as thinking:
             for event in thinking:
                 if isinstance(event, TextDelta):
                     text += event.text
@@ -77,7 +82,9 @@ def reason_first(
             for member, reasoning in zip(members, reasonings, strict=True)
         ]
         check_room(members, prompts, cursors[0], options.max_tokens)
-        with closing(write(members, prompts, cursors, config, options, weights, cancel)) as answer:
+        with closing(
+            write(members, prompts, cursors, config, options, weights, units, cancel)
+        ) as answer:
             for event in answer:
                 if isinstance(event, Finished):
                     event.statistics.reasoning_tokens = tokens

@@ -86,13 +86,17 @@ def test_a_model_verified_by_itself_writes_what_generate_writes(
 def test_models_that_tell_64_ids_write_what_whole_ones_write(
     smollm2: TransformersMember, gemma3: TransformersMember
 ) -> None:
-    """As if a server with `logprobs=64` held them; make eval also tells how often it is asked."""
+    """As if a server with `logprobs=64` held them; make eval also tells how often it is asked.
+
+    By tokens: how likely a unit ends is not known exactly from 64 ids.
+    """
     merges = questions = 0
+    config = EnsembleConfig(unit="token")
     for prompt in PROMPTS[:TOP_PROMPTS]:
         served = [TruncatedMember(member, 64) for member in (smollm2, gemma3)]
         options = GenerationConfig(max_tokens=TOP_TOKENS)
-        whole = SafeEngine(smollm2, [gemma3]).complete(prompt, options)
-        result = SafeEngine(served[0], served[1:]).complete(prompt, options)
+        whole = SafeEngine(smollm2, [gemma3], config).complete(prompt, options)
+        result = SafeEngine(served[0], served[1:], config).complete(prompt, options)
         assert result.text == whole.text
         assert [p.verdict for p in result.pieces] == [p.verdict for p in whole.pieces]
         merges += result.statistics.ensembled
