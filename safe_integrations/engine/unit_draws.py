@@ -20,7 +20,6 @@ from safe_integrations.engine.distribution import SparseDistribution
 from safe_integrations.engine.events import Piece, Verdict
 from safe_integrations.engine.model import Dense, Distribution
 from safe_integrations.engine.noise import Noise
-from safe_integrations.engine.rule import Walk
 from safe_integrations.engine.tokens import END
 from safe_integrations.engine.unit_reader import UnitReader
 from safe_integrations.engine.unit_rule import UnitRule
@@ -33,8 +32,6 @@ class DrawnUnits(UnitRule):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._noise = Noise(self.seed)
-        self._begun: tuple[int, bytes] | None = None  # a unit that another model has begun
-        self._beginning = b""
 
     def pick(self, expected: Distribution) -> int:
         """What the drafter draws, if it is the one to write this unit."""
@@ -81,43 +78,21 @@ class DrawnUnits(UnitRule):
 
         return max(self.readers, key=luck)
 
-    def _is_written(self, unit: Unit) -> bool:
-        begun = self._begun is not None and self._begun[0] == unit.start
-        return not begun and super()._is_written(unit)
-
     def _judge(self, unit: Unit) -> tuple[Piece, Unit] | None:
-        """What the drawn model writes.
-
-        Where it begins otherwise than the draft, the drafter goes on behind that beginning, once:
-        the next forward pass of the drawn model tells the rest, without a pass for it alone.
-        """
-        reader = self._drawn(unit.start)
-        proposed = unit.text
-        ask = True
-        if self._begun is not None and self._begun[0] == unit.start:
-            proposed = self._begun[1]
-        elif reader.view.cursor is None:
-            ask = False
+        """What the drawn model writes."""
+        reader, drafted = self._drawn(unit.start), self._drafted(unit)
+        ask = drafted is not unit or reader.view.cursor is not None
         written: Unit | None = unit
         if reader is not self.drafter:
             written = self._write_by(reader, unit.start, ask)
         if written is None or not self._fits(written.text):
             return None
-        verdict = Verdict.ACCEPTED if written.text == proposed else Verdict.CHANGED
-        votes = (reader.vote(unit, self.held),)
-        name = reader.view.name
-        piece = Piece(unit.start, written.end, written.text, proposed, verdict, votes, drawn=name)
         self._begun = None
+        verdict = Verdict.ACCEPTED if written.text == drafted.text else Verdict.CHANGED
+        votes, name = (reader.vote(unit, self.held),), reader.view.name
+        end = written.end
+        piece = Piece(unit.start, end, written.text, drafted.text, verdict, votes, drawn=name)
         return piece, written
-
-    def _stopped(self, pieces: list[Piece], unit: Unit, ended: bool) -> Walk:
-        if not self._beginning:
-            return super()._stopped(pieces, unit, ended)
-        self.draft.units = self.draft.units[: len(pieces)]
-        self.draft.decided = (unit.start, ended)
-        dropped = self.draft.respell(unit.start, self._beginning)
-        self._begun, self._beginning = (unit.start, unit.text), b""
-        return Walk(pieces, dropped=dropped, ended=ended)
 
     def _write_by(self, reader: UnitReader, start: int, ask: bool) -> Unit | None:
         """The unit that a model draws.

@@ -47,6 +47,9 @@ class MergedUnits(UnitRule):
 
     def _judge(self, unit: Unit) -> tuple[Piece, Unit] | None:
         """By check (a), all models have the same proposal, by (b), or by merging."""
+        drafted = self._drafted(unit)
+        if drafted is not unit:
+            return self._ensemble(drafted, self._votes(drafted, "most"))
         agreed: Verdict | None = None
         if all(reader.wants(unit, self.held) for reader in self.others):  # check (a)
             agreed = Verdict.UNANIMOUS
@@ -59,12 +62,17 @@ class MergedUnits(UnitRule):
                 agreed = Verdict.MAJORITY
         if agreed is not None:
             return Piece(unit.start, unit.end, unit.text, unit.text, agreed, votes), unit
+        return self._ensemble(unit, votes)
+
+    def _ensemble(self, unit: Unit, votes: tuple[Vote, ...]) -> tuple[Piece, Unit] | None:
+        """3) Ensemble: which proposal is written, and what was considered."""
         started = perf_counter() - self._model_seconds()
         found = self._merge(unit, votes)
         self.merge_seconds += perf_counter() - self._model_seconds() - started
         if found is None:
             return None
         winner, candidates = found
+        self._begun = None
         verdict = Verdict.CONFIRMED if winner == unit else Verdict.CHANGED
         piece = Piece(winner.start, winner.end, winner.text, unit.text, verdict, votes, candidates)
         return piece, winner
@@ -131,8 +139,13 @@ class MergedUnits(UnitRule):
             return
         if self._bound(vote.best, unit, chances, ended=vote.best == END) < score:
             return
-        proposal = reader.proposal(unit.start, self.held)
+        # alone, it may as well be gone on with: it wins mostly, as what is not known is little
+        ask = len(self.others) > 1 or reader.view.cursor is not None or self._begun is not None
+        proposal = reader.proposal(unit.start, self.held, ask)
         if proposal is None:
+            yield None
+        elif isinstance(proposal, bytes):
+            self._beginning = proposal
             yield None
         elif proposal != unit:
             if self._bound(proposal.text, unit, chances, proposal.ended) >= score:

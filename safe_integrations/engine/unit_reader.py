@@ -123,14 +123,17 @@ class UnitReader:
     def _needs_end(self, unit: Unit) -> bool:
         return unit.ended and unit.text != END and not self._units.single
 
-    def proposal(self, start: int, held: int | None) -> Unit | None:
+    def proposal(self, start: int, held: int | None, ask: bool = True) -> Unit | bytes | None:
         """What it would write: its favourites, until they make a whole unit.
 
-        None where its window does not hold them.
+        None where its window does not hold them. Unless it may be asked, the text of those that it
+        has told, where they do not make one.
         """
         tail: list[int] = []
         text = b""
         while len(self.ids) + len(tail) <= self.view.room:
+            if not ask and not self.knows(tail):
+                return text
             (row,) = self.rows(tail, len(tail))
             best = self.favourite(row, held if not tail else None)
             symbol = self.view.tokens.symbol(best)

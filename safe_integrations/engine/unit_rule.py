@@ -51,6 +51,8 @@ class UnitRule:
         self.drafter, self.others = self.readers[0], self.readers[1:]
         self._partial = any(view.limits.top is not None for view in models)
         self.held: int | None = None  # last byte of a unit that has ended where the walk is
+        self._begun: Unit | None = None  # what was drafted where another model has begun a unit
+        self._beginning = b""  # how it has begun
 
     # What the drafter asks
 
@@ -134,8 +136,23 @@ class UnitRule:
         return judged and self._within_budget(*judged)
 
     def _stopped(self, pieces: list[Piece], unit: Unit, ended: bool) -> Walk:
-        """The walk ends in front of a unit: what may stand there fits no window."""
-        return Walk(pieces, full=True, ended=ended)
+        """The walk ends in front of a unit: what may stand there fits no window.
+
+        Or another model has begun it otherwise (`_beginning`). Then the drafter goes on behind that
+        beginning: the next forward pass of that model tells the rest, without one for it alone.
+        """
+        if not self._beginning:
+            return Walk(pieces, full=True, ended=ended)
+        self.draft.units = self.draft.units[: len(pieces)]
+        self.draft.decided = (unit.start, ended)
+        dropped = self.draft.respell(unit.start, self._beginning)
+        self._begun, self._beginning = unit, b""
+        return Walk(pieces, dropped=dropped, ended=ended)
+
+    def _drafted(self, unit: Unit) -> Unit:
+        """What was drafted in the place of a unit at first."""
+        begun = self._begun
+        return unit if begun is None or begun.start != unit.start else begun
 
     def _judge(self, unit: Unit) -> tuple[Piece, Unit] | None:
         """The same of one that somebody is asked about."""
@@ -213,6 +230,8 @@ class UnitRule:
 
     def _is_written(self, unit: Unit) -> bool:
         """Whether nobody is to be asked: the grammar or the budget wrote it, or nobody is there."""
+        if self._drafted(unit) is not unit:
+            return False
         steps = self._steps(unit)
         closed = any(step.instead_of is not None for step in steps)
         return closed or all(step.expected is None for step in steps) or not self.others

@@ -135,7 +135,7 @@ def test_a_winner_is_not_computed_twice() -> None:
     engine = SafeEngine(whole_numbers(), [digits()], EnsembleConfig(lookahead=2))
     drafter, verifier = engine.members
     list(engine.generate("Go."))
-    assert drafter.sessions[0].work.passes == 4  # 72, ., END; and 64 as a candidate
+    assert drafter.sessions[0].work.passes == 6  # 72, ., END; 64 and what it would have written on
     swapped = SafeEngine(digits(), [whole_numbers()], EnsembleConfig(lookahead=2))
     seen: list[int] = []
     for event in swapped.generate("Go."):
