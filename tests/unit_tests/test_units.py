@@ -131,18 +131,20 @@ def test_tokens_that_nobody_else_would_take_for_the_text_are_replaced() -> None:
 
 
 def test_a_winner_is_not_computed_twice() -> None:
-    """Its row in either model is that of the merge: the drafter goes on without a pass for it."""
-    engine = SafeEngine(whole_numbers(), [digits()], EnsembleConfig(lookahead=2))
-    drafter, verifier = engine.members
-    list(engine.generate("Go."))
-    assert drafter.sessions[0].work.passes == 6  # 72, ., END; 64 and what it would have written on
-    swapped = SafeEngine(digits(), [whole_numbers()], EnsembleConfig(lookahead=2))
-    seen: list[int] = []
-    for event in swapped.generate("Go."):
-        if isinstance(event, Ensembled):
-            seen.append(swapped.drafter.sessions[0].work.passes)
-    # drafted 6, 4 and what follows; then 72 as a candidate; `.` behind it is known from that
-    assert swapped.drafter.sessions[0].work.passes == seen[0] + 1
+    """The other model begins `72`; the drafter goes on behind it, and the next check is its last.
+
+    Passes of the drafter: 6, 4, `.`, then `.` behind 72, and END; the row behind 72 that the
+    merge needs is the one that it went on from.
+    """
+    for lookahead in (2, 3):
+        engine = SafeEngine(digits(), [whole_numbers()], EnsembleConfig(lookahead=lookahead))
+        changed, after = 0, 0
+        for event in engine.generate("Go."):
+            if isinstance(event, Ensembled):
+                changed += 1
+                after = engine.verifiers[0].sessions[0].work.passes
+        assert changed == 1
+        assert after == 2  # of the draft, and of what the drafter wrote on; none for 72 alone
 
 
 def test_no_piece_is_without_a_verdict_of_the_models() -> None:
