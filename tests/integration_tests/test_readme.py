@@ -19,7 +19,7 @@ def test_python_blocks_run(capsys: pytest.CaptureFixture[str]) -> None:
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
         printed.append(capsys.readouterr().out)
-    assert "Paris" in printed[0] and "tokens were ensembled" in printed[0]
+    assert "Paris" in printed[0] and "pieces were ensembled" in printed[0]
     assert set(json.loads(printed[1])) == {"name", "capital"}
     assert len(printed[2]) > 10 and len(printed[3]) > 10
 
