@@ -40,7 +40,7 @@ class Answering(ScriptedMember):
     """Answers what it is asked; its prompt is what was said last, and whether there is a system."""
 
     def __init__(self, name: str, sure: float, world: World) -> None:
-        super().__init__(name, [b"answer", b" to "], follows(b""), context_window=300)
+        super().__init__(name, [b"answer", b" to "], follows(b""), context_window=world.window)
         self.sure, self.world = sure, world
 
     def render(
@@ -66,6 +66,7 @@ class World:
     """Stands in for `load_engine`; sees every forward pass, and counts those who are at work."""
 
     def __init__(self) -> None:
+        self.window = 300
         self.loaded: list[SafeEngine] = []
         self.asked: list[str] = []
         self.hook: Hook = lambda asked, written: None
@@ -482,7 +483,7 @@ def test_control_c_keeps_what_is_finished(
             sent[0] = time.monotonic()
             signal.pthread_kill(main, signal.SIGINT)
 
-    world.hook = interrupt
+    world.hook, world.window = interrupt, 10**6  # it never ends
     arguments = ("--file", file, "--output", output, "--jobs", 2, "--max-tokens", 10**6)
     result = run(*arguments)
     assert result.exit_code == 130
