@@ -140,7 +140,8 @@ class MergedUnits(UnitRule):
         if self._bound(vote.best, unit, chances, ended=vote.best == END) < score:
             return
         # alone, it may as well be gone on with: it wins mostly, as what is not known is little
-        ask = len(self.others) > 1 or reader.view.cursor is not None or self._begun is not None
+        begun = self._begun is not None or not unit.ended
+        ask = len(self.others) > 1 or reader.view.cursor is not None or begun
         proposal = reader.proposal(unit.start, self.held, ask)
         if proposal is None:
             yield None
