@@ -49,6 +49,7 @@ class MergedUnits(UnitRule):
         """By check (a), all models have the same proposal, by (b), or by merging."""
         drafted = self._drafted(unit)
         if drafted is not unit:
+            self._was_begun = True
             return self._ensemble(drafted, self._votes(drafted, "most"))
         agreed: Verdict | None = None
         if all(reader.wants(unit, self.held) for reader in self.others):  # check (a)

@@ -53,6 +53,7 @@ class UnitRule:
         self.held: int | None = None  # last byte of a unit that has ended where the walk is
         self._begun: Unit | None = None  # what was drafted where another model has begun a unit
         self._beginning = b""  # how it has begun
+        self._was_begun = False
 
     # What the drafter asks
 
@@ -123,7 +124,8 @@ class UnitRule:
             piece, written = judged
             pieces.append(piece)
             ended = self._write(written)
-            if written != unit:
+            begun, self._was_begun = self._was_begun, False
+            if written != unit or (begun and not unit.ended):  # a cut hangs on what was begun
                 return Walk(pieces, changed=True, ended=ended)
         stuck = not self.draft.units and self.draft.room <= 0
         return Walk(pieces, full=not self._spent() and (full or stuck))
