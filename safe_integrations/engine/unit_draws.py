@@ -22,7 +22,7 @@ from safe_integrations.engine.model import Dense, Distribution
 from safe_integrations.engine.noise import Noise
 from safe_integrations.engine.tokens import END
 from safe_integrations.engine.unit_reader import UnitReader
-from safe_integrations.engine.unit_rule import UnitRule
+from safe_integrations.engine.unit_rule import Judged, UnitRule
 from safe_integrations.engine.units import MAX_UNIT, Unit, whole_characters
 
 
@@ -62,7 +62,7 @@ class DrawnUnits(UnitRule):
         return None
 
     def _asked(self, units: Sequence[Unit]) -> Iterator[tuple[UnitReader, int, int]]:
-        drawn = [None if self._is_written(unit) else self._drawn(unit.start) for unit in units]
+        drawn = [None if self._unasked(unit) else self._drawn(unit.start) for unit in units]
         for reader in self.others:
             asked = [n for n, one in enumerate(drawn) if one is reader]
             if asked:
@@ -78,35 +78,39 @@ class DrawnUnits(UnitRule):
 
         return max(self.readers, key=luck)
 
-    def _judge(self, unit: Unit) -> tuple[Piece, Unit] | None:
+    def _judge(self, unit: Unit) -> Judged:
         """What the drawn model writes."""
         reader, drafted = self._drawn(unit.start), self._drafted(unit)
-        ask = drafted is not unit or reader.view.cursor is not None
-        written: Unit | None = unit
+        written: Unit | bytes | None = unit
         if reader is not self.drafter:
+            ask = drafted is not unit or reader.view.cursor is not None
             written = self._write_by(reader, unit.start, ask)
+        if isinstance(written, bytes):
+            return written
         if written is None or not self._fits(written.text):
             return None
-        self._begun = None
-        verdict = Verdict.ACCEPTED if written.text == drafted.text else Verdict.CHANGED
-        votes, name = (reader.vote(unit, self.held),), reader.view.name
-        end = written.end
-        piece = Piece(unit.start, end, written.text, drafted.text, verdict, votes, drawn=name)
+        piece = Piece(
+            written.start,
+            written.end,
+            written.text,
+            drafted.text,
+            Verdict.ACCEPTED if written.text == drafted.text else Verdict.CHANGED,
+            votes=(reader.vote(unit, self.held),),
+            drawn=reader.view.name,
+        )
         return piece, written
 
-    def _write_by(self, reader: UnitReader, start: int, ask: bool) -> Unit | None:
-        """The unit that a model draws.
+    def _write_by(self, reader: UnitReader, start: int, ask: bool) -> Unit | bytes | None:
+        """The unit that a model draws; None where its window does not hold it.
 
-        None where its window does not hold it, or, unless it may be asked, where it has begun
-        otherwise than the draft and is not known to end: `_beginning` is what it has begun.
+        Unless it may be asked, how it begins, where what it has told does not make a unit.
         """
         tail: list[int] = []
         text = b""
         symbol = reader.view.tokens.symbol
         while len(reader.ids) + len(tail) <= reader.view.room:
             if not ask and not reader.knows(tail):
-                self._beginning = text
-                return None
+                return text
             (row,) = reader.rows(tail, len(tail))
             if not tail:
                 token_id = self._begins(reader, row, start, self.held)

@@ -18,7 +18,7 @@ from safe_integrations.engine.events import Candidate, Piece, Verdict, Vote
 from safe_integrations.engine.model import Distribution
 from safe_integrations.engine.tokens import END
 from safe_integrations.engine.unit_reader import Told, UnitReader
-from safe_integrations.engine.unit_rule import UnitRule
+from safe_integrations.engine.unit_rule import Judged, UnitRule
 from safe_integrations.engine.units import Unit
 
 _SHOWN: Final = 5
@@ -31,6 +31,10 @@ def _rank(unit: Unit, score: float) -> tuple[bool, float, bytes, bool]:
     return not (unit.ended and score > _SURE), -score, unit.text, not unit.ended
 
 
+def _kept(unit: Unit, verdict: Verdict, votes: tuple[Vote, ...]) -> Piece:
+    return Piece(unit.start, unit.end, unit.text, unit.text, verdict, votes)
+
+
 class MergedUnits(UnitRule):
     """Judges and merges units; `temperature` 0."""
 
@@ -41,39 +45,35 @@ class MergedUnits(UnitRule):
         return self.drafter.favourite(expected, held)
 
     def _asked(self, units: Sequence[Unit]) -> Iterator[tuple[UnitReader, int, int]]:
-        judged = [n for n, unit in enumerate(units) if not self._is_written(unit)]
+        judged = [n for n, unit in enumerate(units) if self._unasked(unit) is None]
         for reader in self.others if judged else ():
             yield reader, judged[0], judged[-1] + 1
 
-    def _judge(self, unit: Unit) -> tuple[Piece, Unit] | None:
+    def _judge(self, unit: Unit) -> Judged:
         """By check (a), all models have the same proposal, by (b), or by merging."""
         drafted = self._drafted(unit)
         if drafted is not unit:
-            self._was_begun = True
-            return self._ensemble(drafted, self._votes(drafted, "most"))
-        agreed: Verdict | None = None
+            return self._ensemble(drafted, self._votes(drafted, "most"), ask=True)
         if all(reader.wants(unit, self.held) for reader in self.others):  # check (a)
-            agreed = Verdict.UNANIMOUS
             votes = tuple(reader.agreement(unit) for reader in self.readers)
-        else:
-            votes = self._votes(unit, "most")
-            if self._is_majority(unit, votes) and self._partial:  # perhaps only by a bound
-                votes = self._votes(unit, "exact")
-            if self._is_majority(unit, votes):
-                agreed = Verdict.MAJORITY
-        if agreed is not None:
-            return Piece(unit.start, unit.end, unit.text, unit.text, agreed, votes), unit
-        return self._ensemble(unit, votes)
+            return _kept(unit, Verdict.UNANIMOUS, votes), unit
+        votes = self._votes(unit, "most")
+        if self._is_majority(unit, votes) and self._partial:  # perhaps only by a bound
+            votes = self._votes(unit, "exact")
+        if self._is_majority(unit, votes):
+            return _kept(unit, Verdict.MAJORITY, votes), unit
+        # a single other one may as well be gone on with: it wins mostly, as little is not known
+        ask = len(self.others) > 1 or self.drafter.view.cursor is not None
+        return self._ensemble(unit, votes, ask)
 
-    def _ensemble(self, unit: Unit, votes: tuple[Vote, ...]) -> tuple[Piece, Unit] | None:
+    def _ensemble(self, unit: Unit, votes: tuple[Vote, ...], ask: bool) -> Judged:
         """3) Ensemble: which proposal is written, and what was considered."""
         started = perf_counter() - self._model_seconds()
-        found = self._merge(unit, votes)
+        found = self._merge(unit, votes, ask)
         self.merge_seconds += perf_counter() - self._model_seconds() - started
-        if found is None:
-            return None
+        if found is None or isinstance(found, bytes):
+            return found
         winner, candidates = found
-        self._begun = None
         verdict = Verdict.CONFIRMED if winner == unit else Verdict.CHANGED
         piece = Piece(winner.start, winner.end, winner.text, unit.text, verdict, votes, candidates)
         return piece, winner
@@ -87,21 +87,22 @@ class MergedUnits(UnitRule):
         return unit.ended and mean > self.config.consensus_above
 
     def _merge(
-        self, unit: Unit, votes: Sequence[Vote]
-    ) -> tuple[Unit, tuple[Candidate, ...]] | None:
+        self, unit: Unit, votes: Sequence[Vote], ask: bool
+    ) -> tuple[Unit, tuple[Candidate, ...]] | bytes | None:
         """The proposal with the highest mean, and all that were considered.
 
-        None where one of them fits no window.
+        None where one of them fits no window. Unless models may be asked, how one begins.
         """
         chances = self._chances(unit, "least")
-        score = self._mean(chances)
         found = {unit: chances}
-        for reader, vote in zip(self.others, votes[1:], strict=True):
-            for other in self._proposals(reader, vote, unit, score, chances):
-                if other is None or not self._fits(other.text):
-                    return None
-                if other not in found:
-                    found[other] = self._chances(other, "least")
+        single = self.units.single
+        for other in self._tokens(unit) if single else self._proposals(unit, votes, chances, ask):
+            if other is None or isinstance(other, bytes):
+                return other
+            if not self._fits(other.text):
+                return None
+            if other not in found:
+                found[other] = self._chances(other, "least")
         if self._partial and not self._is_certain(found):
             found = {one: self._chances(one, "exact") for one in found}
         scores = {one: self._mean(values) for one, values in found.items()}
@@ -122,36 +123,31 @@ class MergedUnits(UnitRule):
         most = {one: self._mean(self._chances(one, "most")) for one in least if one != first}
         return all(_rank(first, low[first]) < _rank(one, most[one]) for one in most)
 
-    def _proposals(
-        self, reader: UnitReader, vote: Vote, unit: Unit, score: float, chances: Sequence[float]
-    ) -> Iterator[Unit | None]:
-        """What a model proposes, where a bound does not show that it cannot win.
-
-        None where no window holds it.
-        """
-        if self.units.single:
+    def _tokens(self, unit: Unit) -> Iterator[Unit]:
+        """All models' best tokens: where they have the same, no further pass is needed."""
+        for reader in self.readers:
             (row,) = reader.rows(())
-            symbol = reader.view.tokens.symbol
-            for one in (r.rows(())[0] for r in self.readers):
-                for token_id in one.top(self.config.union_top_k):
-                    yield Unit(unit.start, symbol(token_id))
-            return
-        if unit.ended and reader.wants(unit, self.held):
-            return
-        if self._bound(vote.best, unit, chances, ended=vote.best == END) < score:
-            return
-        # alone, it may as well be gone on with: it wins mostly, as what is not known is little
-        begun = self._begun is not None or not unit.ended
-        ask = len(self.others) > 1 or reader.view.cursor is not None or begun
-        proposal = reader.proposal(unit.start, self.held, ask)
-        if proposal is None:
-            yield None
-        elif isinstance(proposal, bytes):
-            self._beginning = proposal
-            yield None
-        elif proposal != unit:
-            if self._bound(proposal.text, unit, chances, proposal.ended) >= score:
-                yield proposal
+            for token_id in row.top(self.config.union_top_k):
+                yield Unit(unit.start, reader.view.tokens.symbol(token_id))
+
+    def _proposals(
+        self, unit: Unit, votes: Sequence[Vote], chances: Sequence[float], ask: bool
+    ) -> Iterator[Unit | bytes | None]:
+        """What the others propose, where a bound does not show that it cannot win.
+
+        None where no window holds it. Unless they may be asked, how one begins.
+        """
+        score = self._mean(chances)
+        for reader, vote in zip(self.others, votes[1:], strict=True):
+            if unit.ended and reader.wants(unit, self.held):
+                continue
+            if self._bound(vote.best, unit, chances, ended=vote.best == END) < score:
+                continue
+            other = reader.proposal(unit.start, self.held, ask)
+            if not isinstance(other, Unit):
+                yield other
+            elif other != unit and self._bound(other.text, unit, chances, other.ended) >= score:
+                yield other
 
     def _bound(self, text: bytes, unit: Unit, chances: Sequence[float], ended: bool) -> float:
         """The most that a unit can have which begins with a text and is not the one judged."""

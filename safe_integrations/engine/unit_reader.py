@@ -61,9 +61,8 @@ class UnitReader:
 
     def ends(self, row: Distribution, unit: Unit) -> float:
         """How likely the unit ends here, by what is expected behind it; 1 where it was cut."""
-        if not unit.ended or unit.text == END or self._units.single:
-            return 1.0
-        return row.mass(self._units.enders(self.nth, unit.text[-1]))
+        ends = self._needs_end(unit)
+        return row.mass(self._units.enders(self.nth, unit.text[-1])) if ends else 1.0
 
     def chance(self, unit: Unit, told: Told = "exact") -> float:
         """The probability of a unit: of its tokens, and that it ends behind them.
@@ -73,14 +72,12 @@ class UnitReader:
             told: Whether a model that tells only its best ids is asked about others, or else
                 whether it counts as the `most` or the `least` that it can be.
         """
-        ids = self.spelling(unit.text)
-        rows = self.rows(ids if self._needs_end(unit) else ids[:-1])
+        ids, rows = self._read(unit)
         return _product(rows, ids, told) * self.ends(rows[-1], unit)
 
     def vote(self, unit: Unit, held: int | None, told: Told = "exact") -> Vote:
         """What it thinks of a unit (`chance`), and what it wants in its place."""
-        ids = self.spelling(unit.text)
-        rows = self.rows(ids if self._needs_end(unit) else ids[:-1])
+        ids, rows = self._read(unit)
         symbol = self.view.tokens.symbol
         wanted: list[int] = []
         for nth, row in enumerate(rows):
@@ -112,13 +109,17 @@ class UnitReader:
 
     def wants(self, unit: Unit, held: int | None) -> bool:
         """Check (a) for one model: whether its own proposal is this unit."""
-        ids = self.spelling(unit.text)
-        rows = self.rows(ids if self._needs_end(unit) else ids[:-1])
+        ids, rows = self._read(unit)
         for nth, token_id in enumerate(ids):
             if self.favourite(rows[nth], held if nth == 0 else None) != token_id:
                 return False
         behind = rows[-1].best
         return not self._needs_end(unit) or not self.joins(unit.text[-1], behind)
+
+    def _read(self, unit: Unit) -> tuple[tuple[int, ...], list[Distribution]]:
+        """Its tokens of a unit, and what it expects in front of each; and behind, if it ends."""
+        ids = self.spelling(unit.text)
+        return ids, self.rows(ids if self._needs_end(unit) else ids[:-1])
 
     def _needs_end(self, unit: Unit) -> bool:
         return unit.ended and unit.text != END and not self._units.single

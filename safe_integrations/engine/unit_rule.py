@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from time import perf_counter
 
 from safe_integrations.config import EnsembleConfig
@@ -15,6 +16,24 @@ from safe_integrations.engine.tokens import END
 from safe_integrations.engine.unit_reader import UnitReader
 from safe_integrations.engine.units import Unit, Units
 from safe_integrations.engine.view import View
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A unit that another model has begun otherwise than the draft.
+
+    Attributes:
+        drafted: What was drafted in its place.
+        end: How far the other model has begun it, in bytes.
+    """
+
+    drafted: Unit
+    end: int
+
+
+Judged = tuple[Piece, Unit] | bytes | None
+"""The verdict on a unit, and what is to be written. Or how another model has begun the unit. Or
+None: what may stand there fits no window."""
 
 
 class UnitRule:
@@ -51,9 +70,7 @@ class UnitRule:
         self.drafter, self.others = self.readers[0], self.readers[1:]
         self._partial = any(view.limits.top is not None for view in models)
         self.held: int | None = None  # last byte of a unit that has ended where the walk is
-        self._begun: Unit | None = None  # what was drafted where another model has begun a unit
-        self._beginning = b""  # how it has begun
-        self._was_begun = False
+        self._begun: _Begun | None = None
 
     # What the drafter asks
 
@@ -110,7 +127,7 @@ class UnitRule:
     def walk(self) -> Walk:
         """Judges the units of the draft that are whole."""
         units, full = self._fitting()
-        for reader in self.readers:
+        for reader in self.others:  # the drafter's view is settled with the draft
             reader.view.settle(reader.ids)
         self._verify(units)
         pieces: list[Piece] = []
@@ -119,45 +136,50 @@ class UnitRule:
             if self._spent():
                 break
             judged = self._verdict(unit)
+            if isinstance(judged, bytes):
+                return self._begin(pieces, unit, judged, ended)
             if judged is None:
-                return self._stopped(pieces, unit, ended)
+                return Walk(pieces, full=True, ended=ended)
             piece, written = judged
             pieces.append(piece)
             ended = self._write(written)
-            begun, self._was_begun = self._was_begun, False
-            if written != unit or (begun and not unit.ended):  # a cut hangs on what was begun
+            begun, self._begun = self._begun, None
+            # behind a unit that ends inside of what another model began stands nothing of the draft
+            if written != unit or (begun is not None and unit.end < begun.end):
                 return Walk(pieces, changed=True, ended=ended)
         stuck = not self.draft.units and self.draft.room <= 0
         return Walk(pieces, full=not self._spent() and (full or stuck))
 
-    def _verdict(self, unit: Unit) -> tuple[Piece, Unit] | None:
-        """The verdict on a unit, and what is to be written; None where the walk ends before it."""
-        if self._is_written(unit):
-            return self._unjudged(unit), unit
+    def _verdict(self, unit: Unit) -> Judged:
+        """The verdict on a unit, within the budget."""
+        if (verdict := self._unasked(unit)) is not None:
+            return self._kept(unit, verdict), unit
         judged = self._judge(unit)
-        return judged and self._within_budget(*judged)
+        if judged is None or isinstance(judged, bytes):
+            return judged
+        piece, written = judged
+        within = self.draft.within_budget(piece)
+        return within, written if within is piece else Unit(piece.start, within.written, False)
 
-    def _stopped(self, pieces: list[Piece], unit: Unit, ended: bool) -> Walk:
-        """The walk ends in front of a unit: what may stand there fits no window.
+    def _begin(self, pieces: list[Piece], unit: Unit, beginning: bytes, ended: bool) -> Walk:
+        """The walk ends in front of a unit that another model has begun otherwise.
 
-        Or another model has begun it otherwise (`_beginning`). Then the drafter goes on behind that
-        beginning: the next forward pass of that model tells the rest, without one for it alone.
+        The drafter goes on behind that beginning: the next forward pass of the other model tells
+        the rest, without one for it alone.
         """
-        if not self._beginning:
-            return Walk(pieces, full=True, ended=ended)
         self.draft.units = self.draft.units[: len(pieces)]
         self.draft.decided = (unit.start, ended)
-        dropped = self.draft.respell(unit.start, self._beginning)
-        self._begun, self._beginning = unit, b""
+        dropped = self.draft.respell(unit.start, beginning)
+        self._begun = _Begun(unit, unit.start + len(beginning))
         return Walk(pieces, dropped=dropped, ended=ended)
 
     def _drafted(self, unit: Unit) -> Unit:
         """What was drafted in the place of a unit at first."""
         begun = self._begun
-        return unit if begun is None or begun.start != unit.start else begun
+        return unit if begun is None or begun.drafted.start != unit.start else begun.drafted
 
-    def _judge(self, unit: Unit) -> tuple[Piece, Unit] | None:
-        """The same of one that somebody is asked about."""
+    def _judge(self, unit: Unit) -> Judged:
+        """The verdict on a unit that somebody is asked about."""
         raise NotImplementedError
 
     def _asked(self, units: Sequence[Unit]) -> Iterator[tuple[UnitReader, int, int]]:
@@ -173,10 +195,8 @@ class UnitRule:
             for unit in units[:behind]:
                 ids += reader.spelling(unit.text)
                 counts.append(len(ids))
-            if units[behind - 1].text == END:
-                ids.pop()  # nobody reads END
-            elif self.units.single:
-                ids = ids[:-1]  # nor what comes behind a token
+            if units[behind - 1].text == END or self.units.single:
+                ids.pop()  # nobody reads END, nor asks what comes behind a single token
             jobs.append((reader.view, ids, counts[first]))
         self.tokenise_seconds += perf_counter() - started
         waiting = [
@@ -230,29 +250,19 @@ class UnitRule:
             return self.draft.steps[-1:]
         return [s for s in self.draft.steps if unit.start <= s.start < unit.end]
 
-    def _is_written(self, unit: Unit) -> bool:
-        """Whether nobody is to be asked: the grammar or the budget wrote it, or nobody is there."""
+    def _unasked(self, unit: Unit) -> Verdict | None:
+        """The verdict on a unit that nobody is asked about; None where somebody is."""
         if self._drafted(unit) is not unit:
-            return False
+            return None
         steps = self._steps(unit)
-        closed = any(step.instead_of is not None for step in steps)
-        return closed or all(step.expected is None for step in steps) or not self.others
+        if any(step.instead_of is not None for step in steps):
+            return Verdict.CLOSED
+        if all(step.expected is None for step in steps):
+            return Verdict.FORCED
+        return None if self.others else Verdict.UNVERIFIED
 
-    def _unjudged(self, unit: Unit) -> Piece:
-        steps = self._steps(unit)
-        wanted = b"".join(step.instead_of or step.token for step in steps)
+    def _kept(self, unit: Unit, verdict: Verdict) -> Piece:
+        wanted = b"".join(step.instead_of or step.token for step in self._steps(unit))
         if wanted != END:
             wanted = wanted.removesuffix(END)
-        verdict = Verdict.UNVERIFIED
-        if any(step.instead_of is not None for step in steps):
-            verdict = Verdict.CLOSED
-        elif all(step.expected is None for step in steps):
-            verdict = Verdict.FORCED
         return Piece(unit.start, unit.end, unit.text, wanted, verdict)
-
-    def _within_budget(self, piece: Piece, unit: Unit) -> tuple[Piece, Unit]:
-        """The verdict, or what must be written instead to end within the budget."""
-        within = self.draft.within_budget(piece)
-        if within is not piece:
-            unit = Unit(piece.start, within.written, ended=False)
-        return within, unit

@@ -62,6 +62,19 @@ def test_engine_writes_what_the_oracle_writes(kind: str) -> None:
             assert same(outcome, run(members, config, options)) == {}, number
 
 
+@pytest.mark.parametrize(("kind", "number"), [("chinese", 154), ("thai", 148), ("thai", 314)])
+def test_behind_a_unit_that_ends_inside_of_a_beginning_the_draft_begins_anew(
+    kind: str, number: int
+) -> None:
+    """Another model began more than the unit that was cut: what follows is not the drafter's."""
+    world = world_of(number, kind=kind)
+    members = world.members()
+    config, options = config_of(number, len(members)), options_of(number, world)
+    outcome = UnitOracle(members, config, options).write("Go.")
+    assert outcome.margin > TINY
+    assert same(outcome, run(members, config, options)) == {}
+
+
 @pytest.mark.parametrize("kind", SHORT)
 def test_under_a_choice_it_writes_what_the_oracle_writes(kind: str) -> None:
     """Only some texts are allowed: masks change proposals, scores, and what may be held."""
