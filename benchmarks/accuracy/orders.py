@@ -9,8 +9,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Final
 
-from benchmarks.accuracy.figures import agree
 from benchmarks.accuracy.running import ARMS, Tell, append
+from benchmarks.figures import agree
 from safe_integrations.config import GenerationConfig
 from safe_integrations.engine.events import Piece
 from safe_integrations.engine.model import Member

@@ -10,9 +10,9 @@ from typing import Any, Final
 import jsonschema
 
 from benchmarks.accuracy.extraction import FAMILIES, Extraction
-from benchmarks.accuracy.figures import Paired, Share, agree
 from benchmarks.accuracy.gsm8k import WordProblem
 from benchmarks.accuracy.running import ARMS, Answer
+from benchmarks.figures import Paired, Share, agree
 
 AGAINST: Final = (
     ("text", "token"),

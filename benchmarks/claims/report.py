@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from benchmarks.claims.arms import TOGETHER, Answer, Arm, Way
-from benchmarks.claims.intervals import Paired, paired, wilson
 from benchmarks.claims.problems import Problem, broken, right
 from benchmarks.claims.recipes import RECIPES
+from benchmarks.figures import Paired, Share
 
 _RULES: Final[tuple[Way, ...]] = ("token", "text", "every-token")
 _SAME: Final = (("DC", "CD"), ("ACB", "CAB"), ("BC", "CB"), ("GS", "SG"))
@@ -78,7 +78,7 @@ class Outcome:
             "way": self.arm.way,
             "problems": len(self.right),
             "right": sum(self.right),
-            "interval": wilson(sum(self.right), len(self.right)),
+            "interval": _share(self.right).interval,
             "exact": sum(self.exact),
             "broken": self.total_broken,
             "tokens": self.total("tokens"),
@@ -161,7 +161,7 @@ class Report:
             if arm.way not in _RULES:
                 continue
             best = self.best_single(arm.members)
-            tested = paired(outcome.right, best.right)
+            tested = Paired.of(outcome.right, best.right)
             n = len(outcome.right)
             rows.append(
                 [
@@ -189,9 +189,9 @@ class Report:
                 [
                     old.arm.title,
                     f"{_percent(old.right)} → {_percent(new.right)}",
-                    _tested(paired(new.right, old.right)),
+                    _tested(Paired.of(new.right, old.right)),
                     f"{_percent(old.exact)} → {_percent(new.exact)}",
-                    _tested(paired(new.exact, old.exact)),
+                    _tested(Paired.of(new.exact, old.exact)),
                     f"{same} of {len(old.texts)}",
                 ]
             )
@@ -219,16 +219,19 @@ class Report:
 
 
 def _marks(outcome: Outcome) -> list[str]:
-    low, high = wilson(sum(outcome.right), len(outcome.right))
     return [
-        f"{_percent(outcome.right)} [{100 * low:.1f}, {100 * high:.1f}]",
+        str(_share(outcome.right)),
         _percent(outcome.exact),
         str(outcome.total_broken),
     ]
 
 
+def _share(marks: Sequence[bool]) -> Share:
+    return Share(sum(marks), len(marks))
+
+
 def _percent(marks: Sequence[bool]) -> str:
-    return f"{100 * sum(marks) / len(marks):.1f}"
+    return f"{100 * _share(marks).value:.1f}"
 
 
 def _tested(test: Paired) -> str:

@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 from benchmarks.accuracy import __main__ as command
 from benchmarks.accuracy import running
 from benchmarks.accuracy.extraction import FAMILIES, extraction
-from benchmarks.accuracy.figures import Paired, Share, agree
 from benchmarks.accuracy.gsm8k import WordProblem, last_number, word_problems
 from benchmarks.accuracy.orders import Compared, first_difference, place
 from benchmarks.accuracy.orders import markdown as markdown_of_orders
 from benchmarks.accuracy.report import is_valid, markdown, scored, summary
+from benchmarks.figures import Paired, Share, agree
 from safe_integrations.config import GenerationConfig
 from safe_integrations.engine.events import Candidate, Finished, Piece, Statistics, Verdict
 from safe_integrations.engine.tokens import END

@@ -11,7 +11,6 @@ import pytest
 
 from benchmarks.claims import members as m
 from benchmarks.claims.arms import Answer, Arm
-from benchmarks.claims.intervals import Paired, paired, wilson
 from benchmarks.claims.problems import (
     AROUND_1000,
     FACTS,
@@ -25,6 +24,7 @@ from benchmarks.claims.problems import (
 )
 from benchmarks.claims.recipes import RECIPES, known_facts
 from benchmarks.claims.report import Outcome, Report
+from benchmarks.figures import Paired, Share
 
 PROBLEM = Problem(
     "Ann has 28 cards. Ann finds 8, loses 2, buys 5, sells 3.",
@@ -98,14 +98,14 @@ def test_marks(change: tuple[str, str], is_right: bool, found: str | None) -> No
 
 def test_statistics_are_those_of_the_tables() -> None:
     """Wilson 1927, as Newcombe 1998 has it: 81 of 263; McNemar's exact test by the binomial."""
-    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
-    assert wilson(0, 20) == pytest.approx((0, 0.1611), abs=5e-5)
+    assert Share(81, 263).interval == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert Share(15, 148).interval == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert Share(0, 20).interval == pytest.approx((0, 0.1611), abs=5e-5)
     assert Paired(0, 13).p == 2 / 2**13
     assert Paired(9, 1).p == pytest.approx(22 / 1024)
     assert Paired(1, 9).p == Paired(9, 1).p
     assert Paired(4, 4).p == Paired(0, 0).p == 1
-    assert paired([True, True, False, True], [False, False, True, True]) == (2, 1)
+    assert Paired.of([True, True, False, True], [False, False, True, True]) == Paired(2, 1)
 
 
 WRONG = PROBLEM.answer.replace("36.", "35.")

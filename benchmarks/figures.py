@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import comb, sqrt
 from typing import Final
 
-_Z: Final = 1.959964  # 95 %
+_Z: Final = 1.959963984540054  # 97.5 % of the normal distribution lie below
 
 
 @dataclass(frozen=True, slots=True)
