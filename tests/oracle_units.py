@@ -15,7 +15,6 @@ It uses the protocol of a member (`render`, `start`, `score`, `close`), a token 
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import fsum, inf, log
@@ -24,12 +23,13 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
-from places_by_hand import LAST, MAX_UNIT, Unit, Units, Vocabulary, stopped, text_of, whole
 
 from safe_integrations.config import Choice, EnsembleConfig, GenerationConfig
 from safe_integrations.engine.model import Dense, Member
 from safe_integrations.engine.tokens import END
 from safe_integrations.messages import as_messages
+from tests.oracle import Judged, Outcome
+from tests.places_by_hand import LAST, MAX_UNIT, Unit, Units, Vocabulary, stopped, text_of, whole
 
 SURE = 0.5
 """Units that end exclude each other: one that has more is written, whatever else is proposed."""
@@ -40,44 +40,18 @@ Noise = Callable[[str, int, bytes], float]
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Judged:
-    """The drafter's unit at a place and what became of it."""
-
-    start: int
-    proposed: bytes
-    written: bytes
-    verdict: str
-
-
 @dataclass
-class Outcome:
-    """What the oracle wrote.
+class UnitOutcome(Outcome):
+    """What the oracle wrote; `judged` are units, and `margin` is a share of the larger number.
 
     Attributes:
-        data: The answer in bytes, cut at a stop string or by max_tokens.
-        finish_reason: `stop` or `length`.
-        judged: What became of the units that start inside the answer.
         units: All units that were written.
-        tokens: Tokens of the answer, counted by the drafter; END counts.
-        margin: The smallest gap that a decision hung on, as a share of the larger number: an
-            engine that computes the same a bit differently may differ where it is tiny.
         conflicts: Cut units that all like best, but which some would have cut elsewhere, and which
             another one beats: there the text depends on who drafts.
     """
 
-    data: bytes = b""
-    finish_reason: str = ""
-    judged: list[Judged] = field(default_factory=list)
     units: list[Unit] = field(default_factory=list)
-    tokens: int = 0
-    margin: float = inf
     conflicts: list[Judged] = field(default_factory=list)
-
-    @property
-    def text(self) -> str:
-        """The answer as text; half a character at its end is left out."""
-        return codecs.getincrementaldecoder("utf-8")("replace").decode(self.data, final=False)
 
 
 class UnitOracle:
@@ -102,17 +76,19 @@ class UnitOracle:
         self.vocabularies = [Vocabulary(m) for m in members]
         self.units = Units(self.vocabularies)
         self.everyone = range(len(members))
-        self.out = Outcome()
+        self.out = UnitOutcome()
 
-    def write(self, messages: object) -> Outcome:
+    def write(self, messages: object) -> UnitOutcome:
         """The greedy answer."""
         return self._run(messages, self._greedy)
 
-    def sample(self, messages: object, noise: Noise) -> Outcome:
+    def sample(self, messages: object, noise: Noise) -> UnitOutcome:
         """The answer that is drawn with some noise."""
         return self._run(messages, lambda written: self._drawn(written, noise))
 
-    def _run(self, messages: object, judge: Callable[[list[Unit]], tuple[Unit, Judged]]) -> Outcome:
+    def _run(
+        self, messages: object, judge: Callable[[list[Unit]], tuple[Unit, Judged]]
+    ) -> UnitOutcome:
         self._begin(messages)
         written: list[Unit] = []
         while not self.out.finish_reason:
@@ -132,7 +108,7 @@ class UnitOracle:
     def _begin(self, messages: object) -> None:
         args = (self.options.tools, self.options.template_args)
         self.prompts = [m.render(as_messages(messages), *args) for m in self.members]
-        self.out = Outcome()
+        self.out = UnitOutcome()
 
     # What a model expects
 
@@ -361,7 +337,7 @@ class UnitOracle:
             for nth, member in enumerate(self.members)
         )
 
-    def _end(self, written: list[Unit]) -> Outcome:
+    def _end(self, written: list[Unit]) -> UnitOutcome:
         """The first tokens of what was written, up to a stop string."""
         out = self.out
         ids = self.ids_of(0, written)[: self.options.max_tokens]

@@ -16,8 +16,6 @@ from random import Random
 
 import numpy as np
 import pytest
-from oracle_units import UnitOracle
-from places_by_hand import MAX_UNIT, Unit, whole
 from test_sampling import chi_square_excess
 from unit_answers import TINY, pieces_of, run, same, text_of
 from unit_worlds import KINDS, SHORT, Toy, choice_of, config_of, options_of, shape_of, world_of
@@ -27,6 +25,8 @@ from safe_integrations.engine.events import Verified
 from safe_integrations.engine.noise import Noise
 from safe_integrations.engine.tokens import END
 from safe_integrations.safe_engine import SafeEngine
+from tests.oracle_units import UnitOracle
+from tests.places_by_hand import MAX_UNIT, Unit, whole
 
 WORLDS = int(os.environ.get("SAFE_EVAL_UNITS", "25"))
 DRAWS = int(os.environ.get("SAFE_EVAL_DRAWS", "250"))

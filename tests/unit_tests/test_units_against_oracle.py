@@ -14,8 +14,6 @@ from random import Random
 from typing import Literal
 
 import pytest
-from oracle_units import UnitOracle
-from places_by_hand import CONTEXT, MAX_UNIT, Unit, Units, Vocabulary
 from truncated import TruncatedMember
 from unit_answers import TINY, pieces_of, run, same, text_of
 from unit_worlds import (
@@ -34,6 +32,8 @@ from unit_worlds import (
 from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.engine.tokens import END
 from safe_integrations.engine.units import Units as EngineUnits
+from tests.oracle_units import UnitOracle
+from tests.places_by_hand import CONTEXT, MAX_UNIT, Unit, Units, Vocabulary
 
 WORLDS = int(os.environ.get("SAFE_EVAL_UNITS", "25"))
 LOOKAHEADS: tuple[int | Literal["auto"], ...] = (1, 2, 3, 5, 16, "auto")

@@ -6,14 +6,13 @@ import codecs
 from collections.abc import Sequence
 from typing import Any
 
-from oracle_units import Judged, Outcome
-
 from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.engine.events import Finished, TextDelta, Verdict, Verified
 from safe_integrations.engine.tokens import END
 from safe_integrations.report.result import Result
 from safe_integrations.safe_engine import SafeEngine
 from safe_integrations.testing import ScriptedMember
+from tests.oracle_units import Judged, Outcome
 
 TINY = 1e-5
 """A decision that hangs on less may fall otherwise where numbers are rounded otherwise."""

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 from cases import chance
-from oracle_units import Noise
-from places_by_hand import NEUTRAL, whole
 
 from safe_integrations.config import Choice, EnsembleConfig, GenerationConfig
 from safe_integrations.engine.distribution import DenseDistribution
 from safe_integrations.engine.model import never
 from safe_integrations.engine.tokens import END
 from safe_integrations.testing import ScriptedMember, ScriptedSession, follows
+from tests.oracle_units import Noise
+from tests.places_by_hand import NEUTRAL, whole
 
 KINDS = ("words", "numbers", "chinese", "thai", "spaces", "mixed")
 
