@@ -120,9 +120,9 @@ class Draft:
         """The verdict, or what must be written instead to end within the budget."""
         if piece.verdict is not Verdict.CHANGED or piece.written == END:
             return piece
-        text, ids = bytes(self.text[: piece.start]), self.ids[: self._count(piece.start)]
-        if self._ways.fit(text, ids, self.spelling(piece.written)):
+        if self.fits(piece.start, piece.written):
             return piece
+        text, ids = self._before(piece.start)
         token = self._tokens.symbol(self._ways.first(text, ids)[0])
         end = piece.start + (0 if token == END else len(token))
         return replace(piece, end=end, written=token, verdict=Verdict.CLOSED, candidates=())
@@ -206,10 +206,9 @@ class Draft:
             self.write(token_id, token)
         return dropped
 
-    def fits(self, unit: Unit) -> bool:
-        """Whether a unit in the tokens that it has by itself leaves room for a way to the end."""
-        text, ids = bytes(self.text[: unit.start]), self.ids_before(unit.start)
-        return self._ways.fit(text, ids, self.spelling(unit.text))
+    def fits(self, start: int, text: bytes) -> bool:
+        """Whether a text in the tokens that it has by itself leaves room for a way to the end."""
+        return self._ways.fit(*self._before(start), self.spelling(text))
 
     def trim(self) -> int:
         """Drops what lies beyond the budget, and the draft; returns how many of its tokens."""
@@ -247,6 +246,9 @@ class Draft:
     def ids_before(self, length: int) -> list[int]:
         """The drafter's ids of the first bytes of the text."""
         return self.ids[: self._count(length)]
+
+    def _before(self, length: int) -> tuple[bytes, list[int]]:
+        return bytes(self.text[:length]), self.ids_before(length)
 
     def _count(self, length: int) -> int:
         """How many of the drafter's tokens write the first bytes of the text."""

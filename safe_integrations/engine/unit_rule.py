@@ -113,7 +113,7 @@ class UnitRule:
         symbol = self.drafter.view.tokens.symbol
         exact = b"".join(map(symbol, ids)) == unit.text
         closed = any(step.instead_of is not None for step in steps)
-        if not exact or closed or not self.draft.fits(unit):
+        if not exact or closed or not self.draft.fits(unit.start, unit.text):
             return False
         rows: Sequence[Distribution | None] = [None] * len(ids)
         if any(step.expected is not None for step in steps):
