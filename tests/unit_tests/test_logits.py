@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from safe_integrations.engine.tokens import END, TokenTable
-from safe_integrations.models.transformers.logits import Fold, LogitsDistribution
+from safe_integrations.models.transformers.logits import Fold, distributions
 
 NOTHING: list[int] = []
 COLUMNS = [n for n in range(320) if n % 10 < 3]  # the first three of each of 32 parts of 320
@@ -35,7 +36,7 @@ def test_probabilities_are_those_of_a_softmax_over_canonical_ids(
     weights[4] += weights[5] + weights[6]
     weights[[3, 5, 6, 7]] = 0
     expected = weights / weights.sum()
-    distribution = LogitsDistribution(logits.copy(), Fold(table(size)))
+    (distribution,) = distributions(torch.tensor(logits)[None], Fold(table(size)))
     got = np.exp(distribution.logprobs(range(size)))
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-9)
     np.testing.assert_allclose(np.exp(distribution.dense()), expected, rtol=1e-4, atol=1e-9)

@@ -136,14 +136,18 @@ def rope_switch(config: PretrainedConfig) -> int | None:
     Keys from before the switch are of no use behind it, nor the other way round.
     """
     name, built = "original_max_position_embeddings", config.get_text_config(decoder=True)
-    rope = getattr(built, "rope_parameters", None) or {}
-    kinds = (rope, *(kind for kind in rope.values() if isinstance(kind, dict)))  # layers may differ
     lengths = (
         kind.get(name) or getattr(built, name, None) or built.max_position_embeddings
-        for kind in kinds
+        for kind in rope_kinds(config)
         if kind.get("rope_type") == "longrope"
     )
     return min(lengths, default=None)
+
+
+def rope_kinds(config: PretrainedConfig) -> list[dict[str, Any]]:
+    """How a model rotates positions; its layers may differ."""
+    rope = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    return [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
 
 
 def _grown(states: torch.Tensor, used: int, needed: int) -> torch.Tensor:

@@ -21,6 +21,7 @@ from safe_integrations.models.tokenizer import build_token_table, end_ids_of, ta
 from safe_integrations.models.transformers.fork import check_process
 from safe_integrations.models.transformers.gguf import is_converted
 from safe_integrations.models.transformers.member import Render, TransformersMember
+from safe_integrations.models.transformers.openmp import send_team_home
 from safe_integrations.models.transformers.packing import pack
 
 
@@ -33,6 +34,7 @@ def load(spec: ModelSpec, tell: Progress) -> TransformersMember:
         _return_free_memory()  # before the weights are read: what they take is never free again
         if spec.pack:
             pack(loaded.model)
+        send_team_home()
     return member
 
 

@@ -1,0 +1,220 @@
+"""Which rows a forward pass computes: those of all sessions of a model that wait for one.
+
+The price of a pass is that of reading the weights, and for a few more rows it is hardly higher. So
+sessions share passes, by group commit: while one pass runs, others queue, and the next takes all
+that wait for its model. Whichever thread is first in the queue computes for all: there are no
+threads but the callers', and a caller who is alone computes as if there was no queue.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import Final, Protocol
+
+ROWS_ALONE: Final = 256
+"""Rows of a long prompt to compute at a time for a session that nobody waits beside.
+
+What a pass needs beside weights and caches grows with its length, attention masks with the square.
+Models with sliding windows even get faster: most of a long prompt's mask is outside of the window.
+Between two parts a prefill can be cancelled, and other sessions get their turn.
+"""
+
+ROWS_TOGETHER: Final = 64
+"""Rows of a pass that several sessions share: they all wait for it."""
+
+_PATIENCE: Final = 0.3
+"""How long a pass waits for those whom the last one has answered, as a share of its time.
+
+They have a millisecond or so to do before they ask again, one after the other. A pass that did not
+wait would find the first of them, and leave the others to the next.
+"""
+
+_PASSED_OVER: Final = 4
+"""Passes after which who waits for another model is next, however few wait with him."""
+
+
+class Model(Protocol):
+    """What computes passes."""
+
+    @property
+    def shares(self) -> bool:
+        """Whether one pass can compute rows of several sessions."""
+        ...
+
+    @property
+    def rows_alone(self) -> int:
+        """Most rows of a pass for one session."""
+        ...
+
+    def compute(self, parts: Sequence[Part]) -> None:
+        """One pass over the first `taken` rows of each part. Where it raises, over none of any."""
+        ...
+
+
+class Part:
+    """Rows that one session wants to have computed.
+
+    Args:
+        model: Who computes.
+        rows: How many rows there are.
+        wanted: How many of the last ones must be in one pass: the caller asks for their results.
+
+    Attributes:
+        taken: How many of them the pass has taken, from the first on. The rest is to be asked for
+            again.
+        seconds: Wall time of the pass; where it was shared, what of it is due to these rows.
+    """
+
+    def __init__(self, model: Model, rows: int, wanted: int) -> None:
+        self.model = model
+        self.rows = rows
+        self.wanted = wanted
+        self.taken = 0
+        self.seconds = 0.0
+        self.error: Exception | None = None
+        self.done = False
+        self.leads = False
+        self.passed_over = 0
+        self.caller = threading.get_ident()
+        self.woken = threading.Lock()
+        self.woken.acquire()
+
+    def fit(self, room: int) -> int:
+        """How many of its rows a pass can take that has room for so many."""
+        return self.rows if self.rows <= room else max(0, min(room, self.rows - self.wanted))
+
+
+class Passes:
+    """The passes of one device, one at a time.
+
+    Args:
+        step_aside: Called by a thread before it leaves the device to another one.
+    """
+
+    def __init__(self, step_aside: Callable[[], None] = lambda: None) -> None:
+        self._step_aside = step_aside
+        self._lock = threading.Lock()
+        self._all_are_back = threading.Condition(self._lock)
+        self._waiting: list[Part] = []
+        self._computing = False
+        self._answered: set[int] = set()  # threads that will ask again, most likely
+        self._last_leader = 0
+        self._seconds = 0.0  # of the last pass
+
+    def run(self, part: Part) -> None:
+        """Has a part computed, in a pass of its own or with others; returns when it is.
+
+        Raises:
+            Exception: What the model raises for this part alone. Others never see it.
+        """
+        try:
+            with self._lock:
+                self._waiting.append(part)
+                self._is_back(part.caller)
+                if not self._computing:
+                    self._computing = part.leads = True
+            while not part.done:
+                if not part.leads:
+                    self._step_aside()
+                    part.woken.acquire()
+                if part.leads:
+                    self._compute(part)
+                    self._hand_over(part)
+        finally:  # Ctrl-C comes here, too, out of any line above
+            with self._lock:
+                if part in self._waiting:
+                    self._waiting.remove(part)
+            self._hand_over(part)
+        if part.error is not None:
+            raise part.error
+
+    def leave(self) -> None:
+        """Told by a thread that will not ask again, so that no pass waits for it.
+
+        It never waits itself: the garbage collector may close a session at any time.
+        """
+        self._step_aside()
+        if self._lock.acquire(blocking=False):
+            try:
+                self._is_back(threading.get_ident())
+            finally:
+                self._lock.release()
+
+    def _is_back(self, caller: int) -> None:
+        """The caller holds the lock."""
+        self._answered.discard(caller)
+        if not self._answered:
+            self._all_are_back.notify()
+
+    def _compute(self, ours: Part) -> None:
+        """A pass, by the thread that leads."""
+        with self._lock:
+            self._all_are_back.wait_for(lambda: not self._answered, _PATIENCE * self._seconds)
+            self._answered.clear()
+            parts = self._choose()
+        started = perf_counter()
+        try:
+            try:
+                self._try(parts)
+            except Exception:
+                for part in parts:  # whose fault it is shows alone
+                    self._try([part])
+        finally:  # Ctrl-C in this thread is nothing to the others: they go first again
+            if self._waiting or self._last_leader != ours.caller:
+                self._step_aside()
+            self._last_leader = ours.caller
+            with self._lock:
+                self._seconds = perf_counter() - started
+                self._waiting[:0] = [part for part in parts if not part.done]
+                self._answered |= {part.caller for part in parts if part.done}
+            for part in parts:
+                if part.done and part is not ours:
+                    part.woken.release()
+
+    def _try(self, parts: Sequence[Part]) -> None:
+        try:
+            parts[0].model.compute(parts)
+        except Exception as error:
+            if len(parts) > 1:
+                raise
+            parts[0].error = error
+        for part in parts:
+            part.done = True
+
+    def _choose(self) -> list[Part]:
+        """Takes those out of the queue that the next pass computes: for the model that most want.
+
+        The caller holds the lock.
+        """
+        asked = Counter(id(part.model) for part in self._waiting)
+        first, *others = sorted(
+            self._waiting, key=lambda p: (p.passed_over < _PASSED_OVER, -asked[id(p.model)])
+        )
+        others = [p for p in others if p.model is first.model and first.model.shares]
+        first.taken = first.fit(ROWS_TOGETHER if others else first.model.rows_alone) or first.rows
+        parts, room = [first], ROWS_TOGETHER - first.taken
+        for part in others:
+            part.taken = part.fit(room)
+            if part.taken > 0:
+                parts.append(part)
+                room -= part.taken
+        self._waiting = [part for part in self._waiting if part not in parts]
+        for part in self._waiting:
+            part.passed_over += 1
+        return parts
+
+    def _hand_over(self, part: Part) -> None:
+        """Has another thread lead, if this one does."""
+        with self._lock:
+            if not part.leads:
+                return
+            part.leads = False
+            self._computing = bool(self._waiting)
+            if self._waiting:
+                following = self._waiting[0]
+                following.leads = True
+                if following is not part:
+                    following.woken.release()
