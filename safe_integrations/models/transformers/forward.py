@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from safe_integrations.engine.model import Dense
+from safe_integrations.engine.distribution import DenseDistribution
 from safe_integrations.models.passes import ROWS_ALONE, Part, Passes
 from safe_integrations.models.transformers import together
 from safe_integrations.models.transformers.kv_cache import CroppableCache
@@ -31,7 +31,7 @@ class Computed(NamedTuple):
     """
 
     taken: int
-    rows: Sequence[Dense]
+    rows: Sequence[DenseDistribution]
     seconds: float
 
 
@@ -43,7 +43,7 @@ class _Ids(Part):
         self.ids = ids
         self.kv = kv
         self.fold = fold
-        self.result: Sequence[Dense] = ()
+        self.result: Sequence[DenseDistribution] = ()
 
 
 class Forward:

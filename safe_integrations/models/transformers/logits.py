@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 
 from safe_integrations.engine.distribution import DenseDistribution
-from safe_integrations.engine.model import Dense
 from safe_integrations.engine.tokens import TokenTable
 
 _PARTS: Final = 32  # of a row, so that several cores can work on it
@@ -46,7 +45,7 @@ class Fold:
         logits.index_fill_(1, self._gone.to(logits.device), -torch.inf)
 
 
-def distributions(logits: torch.Tensor, fold: Fold) -> Sequence[Dense]:
+def distributions(logits: torch.Tensor, fold: Fold) -> Sequence[DenseDistribution]:
     """What a model expects at several places.
 
     Args:
@@ -55,17 +54,26 @@ def distributions(logits: torch.Tensor, fold: Fold) -> Sequence[Dense]:
     """
     logits = logits[:, : fold.size].float()
     fold(logits)
-    best = logits.argmax(-1, keepdim=True)
-    count = 1 if logits.shape[1] % _PARTS else _PARTS
-    parts = logits.reshape(len(logits), count, -1)
-    peaks = parts.argmax(-1, keepdim=True)
-    sums = (parts.gather(-1, peaks) - parts.log_softmax(-1).gather(-1, peaks)).double()[..., 0]
+    here = logits.device.type == "cpu"
+    known: list[tuple[int, float]] = []
+    for rows in torch.split(logits, 1 if here else len(logits)):  # what a cache of a CPU can hold
+        known += zip(*_best_and_total(rows), strict=True)
+    if here:
+        return [LogitsDistribution(r, *k) for r, k in zip(logits.numpy(), known, strict=True)]
+    return [DeviceDistribution(r, *k) for r, k in zip(logits, known, strict=True)]
+
+
+def _best_and_total(rows: torch.Tensor) -> tuple[list[int], list[float]]:
+    """Of each row the best id, and the logarithm of the sum of all exponentials."""
+    count = 1 if rows.shape[1] % _PARTS else _PARTS
+    parts = rows.reshape(len(rows), count, -1)
+    peaks = parts.amax(-1)
+    sums = (peaks - parts.log_softmax(-1).amax(-1)).double()
     totals = sums.masked_fill(sums.isnan(), -torch.inf).logsumexp(-1)  # parts without any: nan
-    found = zip(best[:, 0].tolist(), totals.tolist(), strict=True)
-    if logits.device.type == "cpu":
-        rows = logits.numpy()
-        return [LogitsDistribution(row, *pair) for row, pair in zip(rows, found, strict=True)]
-    return [DeviceDistribution(row, *pair) for row, pair in zip(logits, found, strict=True)]
+    where = peaks.argmax(-1)  # of equals the first
+    inside = parts[torch.arange(len(rows), device=rows.device), where].argmax(-1)
+    best: list[int] = (where * parts.shape[-1] + inside).tolist()
+    return best, totals.tolist()
 
 
 class LogitsDistribution(DenseDistribution):

@@ -10,7 +10,8 @@ from typing import Any, Final, NoReturn, Protocol
 
 from safe_integrations.calls.form import Form
 from safe_integrations.config import Tool
-from safe_integrations.engine.model import Dense, Limits, Reasoning, Work, never
+from safe_integrations.engine.distribution import DenseDistribution
+from safe_integrations.engine.model import Limits, Reasoning, Work, never
 from safe_integrations.engine.tokens import TokenTable, common_prefix
 from safe_integrations.errors import GenerationCancelled, ModelError
 from safe_integrations.messages import Message
@@ -208,9 +209,9 @@ class TransformersSession:
         self._prompt = prompt
         self._cached: _Cached | None = cached
         self._cancel = cancel
-        self._rows: list[Dense] = []  # after the last tokens of the cache, in order
+        self._rows: list[DenseDistribution] = []  # after the last tokens of the cache, in order
 
-    def score(self, ids: Sequence[int], since: int) -> Sequence[Dense]:
+    def score(self, ids: Sequence[int], since: int) -> Sequence[DenseDistribution]:
         """What the model expects after `ids[:since]`, ..., after `ids`; see `Session`.
 
         Raises:
@@ -236,7 +237,7 @@ class TransformersSession:
         self._rows = self._rows[first - (len(cached.ids) - len(self._rows)) :]
         return tuple(self._rows)
 
-    def _read(self, new: list[int], rows: int) -> Sequence[Dense]:
+    def _read(self, new: list[int], rows: int) -> Sequence[DenseDistribution]:
         """Forwards what the cache does not hold; what is expected at the last `rows` positions."""
         cached = self._cached
         assert cached is not None
