@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from benchmarks.benchmark import Contest, Tell
+    from benchmarks.many import Many, Write
+    from benchmarks.measure import Way
     from safe_integrations.messages import Message
     from safe_integrations.models.spec import ModelSpec
 
@@ -48,6 +50,15 @@ OverheadOnly = Annotated[
         "with tools bound, and held to a JSON schema.",
     ),
 ]
+ManyOnly = Annotated[
+    bool,
+    typer.Option(
+        "--many",
+        help="Measure many answers at once instead: of the ensemble, of its drafter, and of "
+        "transformers' batched `generate` and continuous batching of the drafter.",
+    ),
+]
+AtOnce = Annotated[list[int], typer.Option(help="Answers at once, with --many; repeatable.", min=1)]
 JsonFile = Annotated[
     Path | None,
     typer.Option("--json", help="Write everything measured to this file.", dir_okay=False),
@@ -69,6 +80,8 @@ def bench(
     swapped: Swapped = True,
     alone: Alone = False,
     overhead: OverheadOnly = False,
+    many: ManyOnly = False,
+    at_once: AtOnce = [1, 2, 4, 8, 16, 32],  # noqa: B006
     drafter: o.Drafter = None,
     verifier: o.Verifiers = None,
     dtype: o.Dtype = None,
@@ -87,6 +100,7 @@ def bench(
     from benchmarks.machine import machine
     from benchmarks.overhead import measure_overhead
     from benchmarks.prompts import PROMPTS
+    from benchmarks.tables_many import tables as draw_many
 
     specs = o.specs_of(drafter, verifier, dtype, device)
     if len(specs) < 2:
@@ -96,6 +110,9 @@ def bench(
         if overhead:
             measured = measure_overhead(o.load(specs, config, tell), repetitions, tell)
             document, tables = measured.to_dict(), [draw.overhead(measured)]
+        elif many:
+            crowd = _many(specs, config, sorted(set(at_once)), tell)
+            document, tables = crowd.to_dict(), draw_many(crowd)
         else:
             settings = Settings(
                 lengths=tuple(sorted(set(tokens))),
@@ -109,7 +126,7 @@ def bench(
             document = {"memory": memory, **report.to_dict()}
             tables = draw.tables(report, memory)
         described = machine() | {"dtype": dtype or "auto", "config": config.model_dump(mode="json")}
-    _show(tables, repetitions)
+    _show(tables, None if many else repetitions)
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         document = {"version": 1, "machine": described, **document}
@@ -151,14 +168,39 @@ def _contests(
     return contests, memory
 
 
-def _show(tables: Sequence[Table], repetitions: int) -> None:
+def _many(
+    specs: Sequence[ModelSpec], config: EnsembleConfig, levels: Sequence[int], tell: Tell
+) -> Many:
+    """Many answers at once: nobody keeps caches, and transformers has models of its own."""
+    from benchmarks.many import as_questions, measure_many
+    from benchmarks.reference import Batches, Continuous
+    from safe_integrations.models.tokenizer import end_ids_of
+    from safe_integrations.models.transformers.load import load_model
+    from safe_integrations.models.transformers.packing import pack
+
+    engine = o.load([spec.model_copy(update={"reuse_bytes": 0}) for spec in specs], config, tell)
+    plain, packed = (load_model(specs[0], tell) for _ in range(2))
+    pack(packed.model)
+    ends = sorted(end_ids_of(plain.tokenizer, plain.model.generation_config, plain.model.config))
+    render = engine.drafter.render
+    others: dict[Way, Write] = {
+        "generate": as_questions(Batches(plain.model, ends), render),
+        "packed": as_questions(Batches(packed.model, ends, "packed"), render),
+        "continuous": as_questions(Continuous(packed.model, ends), render),
+    }
+    return measure_many(engine, others, levels, tell)
+
+
+def _show(tables: Sequence[Table], repetitions: int | None) -> None:
     console = out()
     for table in tables:
         console.print(table, soft_wrap=False)
         console.print()
-    console.print(
-        f"Medians of {repetitions} repetitions, ± half the distance from the lowest to the highest."
-    )
+    if repetitions is not None:
+        console.print(
+            f"Medians of {repetitions} repetitions, ± half the distance from the lowest to the "
+            "highest."
+        )
 
 
 if __name__ == "__main__":

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import gc
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Final, Literal, NamedTuple
 
 from safe_integrations.config import GenerationConfig, Mode
-from safe_integrations.engine.events import Finished, Statistics, TextDelta, Verified
+from safe_integrations.engine.events import Event, Finished, Statistics, TextDelta, Verified
 from safe_integrations.engine.model import Member
 from safe_integrations.messages import Message
 from safe_integrations.report.payloads import statistics_payload
 from safe_integrations.safe_engine import SafeEngine
 
 Clock = Callable[[], float]
-Way = Literal["generate", "by-token"] | Mode
+Way = Literal["generate", "packed", "continuous", "by-token"] | Mode
 """How an answer is written: by another program, or by this engine in one of its modes.
 
-`by-token` is the mode `safe` by the paper's rule, `safe` itself judges units.
+`packed` is `generate` with the weights packed as this engine packs them, `continuous` the same with
+transformers' continuous batching. `by-token` is the mode `safe` by the paper's rule, `safe` itself
+judges units.
 """
 
 TITLES: Final[dict[Way, str]] = {
     "generate": "generate() of the drafter",
+    "packed": "generate(), packed weights",
+    "continuous": "continuous batching, packed",
     "safe": "SAFE",
     "by-token": "SAFE, judged by tokens",
     "every-token": "every token ensembled",
@@ -117,6 +121,14 @@ class Run:
         }
 
 
+class Written(NamedTuple):
+    """One answer of many: when it was begun, when whoever asked had it, and the answer itself."""
+
+    begun: float
+    ended: float
+    run: Run
+
+
 def ratio(run: Run, reference: Run) -> float:
     """How fast a run was, as a multiple of another one, over equally many tokens.
 
@@ -151,12 +163,17 @@ def run_engine(
     """Times the engine on a prompt that no model has seen."""
     forget(engine.members)
     gc.collect()
-    marks: list[tuple[int, float]] = []
-    first: float | None = None
-    tokens = 0
     rule = {"mode": "safe", "unit": "token"} if way == "by-token" else {"mode": way}
     config = engine.config.model_copy(update=rule)
     events = SafeEngine(engine.drafter, engine.verifiers, config).generate(messages, options)
+    return follow(way, events, clock)
+
+
+def follow(way: Way, events: Iterable[Event], clock: Clock = perf_counter) -> Run:
+    """Times an answer by its events."""
+    marks: list[tuple[int, float]] = []
+    first: float | None = None
+    tokens = 0
     started = clock()
     for event in events:
         if isinstance(event, Verified) and event.pieces:

@@ -6,10 +6,12 @@ import json
 import sys
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from benchmarks.measure import TITLES, Way
 
 PARTS = {
     "draft": "#4477aa",
@@ -18,14 +20,54 @@ PARTS = {
     "tokenise": "#aa3377",
     "rest": "#ee6677",
 }
+WAYS = {
+    "safe": "#4477aa",
+    "drafter-only": "#228833",
+    "generate": "#bbbbbb",
+    "packed": "#ccbb44",
+    "continuous": "#ee6677",
+}
 
 
 def plot(document: dict[str, Any], file: Path) -> None:
-    """Draws the ratio by length, and where the time went."""
+    """Draws the ratio by length and where the time went, or many answers at once."""
+    if "levels" in document:
+        _many(document, file)
+        return
     figure = Figure(figsize=(13, 5.5), layout="constrained", dpi=150)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.5))
     _ratios(left, document["cells"], document["settings"]["lengths"])
     _times(right, document["cells"])
+    figure.savefig(file)
+
+
+def _many(document: dict[str, Any], file: Path) -> None:
+    """Draws throughput by answers at once, with its bound, and what a pass of it holds."""
+    figure = Figure(figsize=(13, 5.5), layout="constrained", dpi=150)
+    left, right = figure.subplots(1, 2)
+    levels = document["levels"]
+    at_once = [level["at_once"] for level in levels]
+    for way, colour in WAYS.items():
+        line = [level["ways"][way] for level in levels if way in level["ways"]]
+        if not line:
+            continue
+        label = TITLES[cast(Way, way)]
+        left.plot(at_once, [n["ratio"] for n in line], marker="o", color=colour, label=label)
+        if "bound_ratio" in line[0]:
+            bounds = [n["bound_ratio"] for n in line]
+            left.plot(at_once, bounds, linestyle=":", color=colour, label=f"{label}: the bound")
+        speeds = [n["tokens_per_second"] for n in line]
+        right.plot(at_once, speeds, marker="o", color=colour, label=label)
+    left.set(title="Throughput, as a multiple of one after another", ylabel="times")
+    right.set(title="Throughput", ylabel="tokens per second, all answers together")
+    for axes in (left, right):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(at_once, [str(n) for n in at_once])
+        axes.minorticks_off()
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("answers at once")
+        axes.legend(fontsize="small", loc="upper left")
+        axes.grid(alpha=0.3)
     figure.savefig(file)
 
 

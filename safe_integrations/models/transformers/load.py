@@ -31,7 +31,7 @@ def load(spec: ModelSpec, tell: Progress) -> TransformersMember:
     with _collecting_nothing():
         loaded = load_model(spec, tell)
         member = member_of(loaded, spec)
-        _return_free_memory()  # before the weights are read: what they take is never free again
+        return_free_memory()  # before the weights are read: what they take is never free again
         if spec.pack:
             pack(loaded.model)
         send_team_home()
@@ -214,7 +214,7 @@ def _collecting_nothing() -> Iterator[None]:
             gc.enable()
 
 
-def _return_free_memory() -> None:
+def return_free_memory() -> None:
     """Has glibc return what it holds free: tokenizers leave plenty. Others cannot be told to."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
