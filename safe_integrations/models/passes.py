@@ -36,8 +36,39 @@ _PASSED_OVER: Final = 4
 """Passes after which who waits for another model is next, however few wait with him."""
 
 
+_MEMORY: Final = 0.98
+_FEW: Final = 8
+
+
+class Price:
+    """What a pass of a model takes: a line over its rows, through what was measured lately."""
+
+    def __init__(self) -> None:
+        self._sums: tuple[float, ...] = (0.0,) * 5
+
+    def learn(self, rows: int, seconds: float) -> None:
+        """Takes in one pass."""
+        values = (1, rows, seconds, rows * rows, rows * seconds)
+        pairs = zip(self._sums, values, strict=True)
+        self._sums = tuple(_MEMORY * old + new for old, new in pairs)
+
+    @property
+    def row(self) -> float:
+        """Seconds that one more row takes; 0 while little is known."""
+        count, rows, seconds, squares, products = self._sums
+        spread = squares * count - rows * rows
+        if count < _FEW or spread < count:
+            return 0.0
+        return max(0.0, (products * count - rows * seconds) / spread)
+
+
 class Model(Protocol):
     """What computes passes."""
+
+    @property
+    def price(self) -> Price:
+        """What its passes take."""
+        ...
 
     @property
     def shares(self) -> bool:
@@ -65,7 +96,8 @@ class Part:
     Attributes:
         taken: How many of them the pass has taken, from the first on. The rest is to be asked for
             again.
-        seconds: Wall time of the pass; where it was shared, what of it is due to these rows.
+        seconds: Wall time of the pass. Of one that was shared, what these rows cost, and an equal
+            part of the rest.
     """
 
     def __init__(self, model: Model, rows: int, wanted: int) -> None:
@@ -175,13 +207,19 @@ class Passes:
                     part.woken.release()
 
     def _try(self, parts: Sequence[Part]) -> None:
+        model, started = parts[0].model, perf_counter()
         try:
-            parts[0].model.compute(parts)
+            model.compute(parts)
         except Exception as error:
             if len(parts) > 1:
                 raise
             parts[0].error = error
+        seconds, rows = perf_counter() - started, sum(part.taken for part in parts)
+        if all(part.taken <= part.wanted for part in parts):  # most of a prompt's rows are cheaper
+            model.price.learn(rows, seconds)
+        row = min(model.price.row, seconds / rows)
         for part in parts:
+            part.seconds = row * part.taken + (seconds - row * rows) / len(parts)
             part.done = True
 
     def _choose(self) -> list[Part]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from time import perf_counter
 from typing import Any, Final, NamedTuple
 
 import torch
 
 from safe_integrations.engine.distribution import DenseDistribution
-from safe_integrations.models.passes import ROWS_ALONE, Part, Passes
+from safe_integrations.models.passes import ROWS_ALONE, Part, Passes, Price
 from safe_integrations.models.transformers import together
 from safe_integrations.models.transformers.kv_cache import CroppableCache
 from safe_integrations.models.transformers.logits import Fold, distributions
@@ -62,6 +61,7 @@ class Forward:
         self._name = name
         whole = self.device.type != "cpu" or together.why_not(model.config) is not None
         self.rows_alone = sys.maxsize if whole else ROWS_ALONE
+        self.price = Price()
         self._tried = False
         self.shares = True
         self._passes = passes_on(self.device)
@@ -90,19 +90,14 @@ class Forward:
         asked = [part for part in parts if isinstance(part, _Ids)]
         begins = [part.kv.get_seq_length() for part in asked]
         try:
-            started = perf_counter()
             with torch.inference_mode():
                 logits = [self._alone(asked[0])] if len(asked) == 1 else self._together(asked)
                 for part, own in zip(asked, logits, strict=True):
                     part.result = distributions(own, part.fold)  # waits for the device
-            seconds = perf_counter() - started
         except BaseException:
             for part, begin in zip(asked, begins, strict=True):
                 part.kv.cut(begin)
             raise
-        total = sum(part.taken for part in asked)
-        for part in asked:
-            part.seconds = seconds * part.taken / total
 
     def _alone(self, part: _Ids) -> torch.Tensor:
         batch = torch.tensor([part.ids[: part.taken]], device=self.device)
