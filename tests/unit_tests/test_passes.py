@@ -1,136 +1,23 @@
-"""Which rows a forward pass computes: order, fairness, errors, Ctrl-C; on models of nothing."""
+"""Which rows a forward pass computes: order, fairness, rows, patience, errors; by held queues."""
 
 from __future__ import annotations
 
-import linecache
 import random
-import signal
-import sys
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from safe_integrations.models import passes as module
-from safe_integrations.models.passes import ROWS_TOGETHER, Part, Passes, Price
-
-PATIENCE = 20
-"""Seconds until something hangs."""
-
-
-class Fake:
-    """Computes nothing, keeps what it was asked for, and does what it is told meanwhile."""
-
-    def __init__(self, log: list[list[tuple[str, int]]], *, shares: bool = True) -> None:
-        self.log = log
-        self.shares = shares
-        self.rows_alone = 256
-        self.price = Price()
-        self.within: Callable[[Sequence[Ask]], None] = lambda parts: None
-
-    def compute(self, parts: Sequence[Any]) -> None:
-        self.log.append([(part.name, part.taken) for part in parts])
-        assert all(part.model is self for part in parts)
-        self.within(parts)
-        for part in parts:
-            part.computed.append(part.taken)
-
-
-class Ask(Part):
-    """Rows with a name."""
-
-    def __init__(self, model: Fake, name: str, rows: int = 1, wanted: int = 1) -> None:
-        super().__init__(model, rows, wanted)
-        self.name = name
-        self.computed: list[int] = []
-
-
-class Desk:
-    """A queue whose device can be held, so that it is known who waits, and in which order."""
-
-    def __init__(self) -> None:
-        self.passes = Passes()
-        self.log: list[list[tuple[str, int]]] = []
-        self.threads: list[threading.Thread] = []
-        self.errors: dict[str, BaseException] = {}
-
-    def model(self, *, shares: bool = True) -> Fake:
-        return Fake(self.log, shares=shares)
-
-    def start(self, work: Callable[[], None]) -> None:
-        self.threads.append(threading.Thread(target=work, daemon=True))
-        self.threads[-1].start()
-
-    def ask(self, part: Ask) -> None:
-        """Has a thread of its own ask, and waits until it is in the queue."""
-
-        def run() -> None:
-            try:
-                self.passes.run(part)
-            except BaseException as error:
-                self.errors[part.name] = error
-            self.passes.leave()
-
-        count = len(self.passes._waiting)
-        self.start(run)
-        until(lambda: len(self.passes._waiting) > count or part.done)
-
-    def hold(self) -> threading.Event:
-        """Holds the device until the event is set."""
-        model, entered, opened = Fake([]), threading.Event(), threading.Event()
-
-        def within(_: object) -> None:
-            entered.set()
-            assert opened.wait(PATIENCE)
-
-        def run() -> None:
-            self.passes.run(Ask(model, "holds"))
-            self.passes.leave()
-
-        model.within = within
-        self.start(run)
-        assert entered.wait(PATIENCE)
-        return opened
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Nothing is computed meanwhile, besides what holds the device."""
-        opened = self.hold()
-        try:
-            yield
-        finally:
-            opened.set()
-
-    def ended(self) -> list[list[tuple[str, int]]]:
-        """All passes, once all have left."""
-        for thread in self.threads:
-            thread.join(PATIENCE)
-            assert not thread.is_alive(), "somebody waits for ever"
-        assert self.passes._leader is None
-        assert self.passes._waiting == self.passes._chosen == []
-        return self.log
-
-    def names(self) -> list[str]:
-        return ["".join(name for name, _ in parts) for parts in self.ended()]
+from safe_integrations.models.passes import ROWS_TOGETHER, Passes
+from tests.desk import PATIENCE, Ask, Desk, until
 
 
 @pytest.fixture
 def desk() -> Desk:
     """Empty."""
     return Desk()
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Waits for something."""
-    end = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < end, "it never comes"
-        time.sleep(0.0005)
 
 
 # Order
@@ -177,10 +64,10 @@ def test_the_model_that_most_wait_for_is_first(desk: Desk) -> None:
     assert desk.names() == ["ABC", "ab"]
 
 
-@pytest.mark.parametrize(("crowd", "rows"), [(12, 1), (12, ROWS_TOGETHER)], ids=["short", "long"])
-def test_nobody_is_passed_over_for_ever(desk: Desk, crowd: int, rows: int) -> None:
-    """Rows that fill a pass make others wait, too; those who wait long must not be a crowd again."""
-    busy, other, go_on = desk.model(), desk.model(), threading.Event()
+@pytest.mark.parametrize("rows", [1, ROWS_TOGETHER], ids=["short", "long"])
+def test_nobody_is_passed_over_for_ever(desk: Desk, rows: int) -> None:
+    """Rows that fill a pass make others wait, too: those who wait long may be a crowd again."""
+    busy, other, go_on, crowd = desk.model(), desk.model(), threading.Event(), 12
 
     def asks(name: str) -> None:
         assert go_on.wait(PATIENCE)
@@ -188,8 +75,8 @@ def test_nobody_is_passed_over_for_ever(desk: Desk, crowd: int, rows: int) -> No
             desk.passes.run(Ask(busy, name, rows, rows))
         desk.passes.leave()
 
-    for nth in range(crowd):
-        desk.start(lambda name=chr(97 + nth): asks(name))  # type: ignore[misc]
+    for name in "abcdefghijkl":
+        desk.start(lambda name=name: asks(name))  # type: ignore[misc]
     with desk.held():
         go_on.set()
         until(lambda: len(desk.passes._waiting) == crowd)
@@ -442,268 +329,3 @@ def test_an_error_of_all_together_is_nobodys(desk: Desk) -> None:
         for name in "abc":
             desk.ask(Ask(model, name))
     assert desk.names() == ["abc", "a", "b", "c"] and desk.errors == {}
-
-
-# Ctrl-C
-
-
-@pytest.fixture
-def ctrl_c() -> Iterator[Callable[[], None]]:
-    """Sends it to this thread; a shell that runs tests in the background has it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    main = threading.main_thread().ident
-    assert main is not None and main == threading.get_ident()
-    yield lambda: signal.pthread_kill(main, signal.SIGINT)
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_ctrl_c_in_the_thread_that_computes(
-    desk: Desk, ctrl_c: Callable[[], None], shared: bool
-) -> None:
-    """Alone, while others wait; and for them, too."""
-    model, opened = desk.model(), desk.hold()
-    ours = Ask(model, "m")
-
-    def others() -> None:
-        until(lambda: desk.log != [] if not shared else ours in desk.passes._waiting)
-        for name in "abc":
-            desk.ask(Ask(model, name))
-        opened.set()
-
-    def within(parts: Sequence[Ask]) -> None:
-        if ours in parts:
-            assert threading.current_thread() is threading.main_thread()
-            until(lambda: len(desk.passes._waiting) + len(parts) == 4)
-            ctrl_c()
-            until(lambda: False)
-
-    model.within = within
-    desk.start(others)
-    if not shared:
-        opened.set()
-    with pytest.raises(KeyboardInterrupt):
-        desk.passes.run(ours)
-    assert desk.names() == (["mabc", "abc"] if shared else ["m", "abc"])
-    assert desk.errors == {} and ours.computed == []
-
-
-@pytest.mark.parametrize("computing", [False, True])
-def test_ctrl_c_in_a_thread_that_waits(
-    desk: Desk, ctrl_c: Callable[[], None], computing: bool
-) -> None:
-    """In the queue, or while another thread computes for it."""
-    model, opened = desk.model(), desk.hold()
-    ours = Ask(model, "m")
-
-    def within(parts: Sequence[Ask]) -> None:
-        if computing:
-            assert ours in parts
-            ctrl_c()
-            until(lambda: ours.gone)
-
-    def send() -> None:
-        until(lambda: ours in desk.passes._waiting)
-        desk.ask(Ask(model, "b"))
-        if not computing:
-            ctrl_c()
-            until(lambda: ours not in desk.passes._waiting)
-        opened.set()
-
-    model.within = within
-    desk.ask(Ask(model, "a"))
-    desk.start(send)
-    with pytest.raises(KeyboardInterrupt):
-        desk.passes.run(ours)
-    assert desk.names() == (["amb"] if computing else ["ab"])
-    assert desk.errors == {}
-
-
-def test_who_was_interrupted_in_a_pass_that_is_interrupted_is_not_computed_again(
-    desk: Desk,
-) -> None:
-    """Nobody would wake up to lead: all the others would wait for ever."""
-    model, ours = desk.model(), []
-
-    def fail(parts: Sequence[Ask]) -> None:
-        if not ours:
-            ours.extend(parts)
-            parts[1].gone = True  # as its thread does, where Ctrl-C reaches it
-            raise KeyboardInterrupt
-
-    model.within = fail
-    with desk.held():
-        for name in "abcd":
-            desk.ask(Ask(model, name))
-    # the thread of `b` would have gone; here it still waits, so it has to be told
-    until(lambda: len(desk.log) == 2)
-    ours[1].done = True
-    ours[1].woken.release()
-    assert desk.names() == ["abcd", "cd"]
-    assert isinstance(desk.errors["a"], KeyboardInterrupt)
-
-
-OURS = module.__file__
-
-
-class Interrupting:
-    """Raises KeyboardInterrupt in this thread, at the nth place in our module.
-
-    Places are lines, and beginnings and ends of functions. Python looks for signals behind calls
-    and at the beginning of functions: never at `try`, nor where a lock was just taken or released.
-    """
-
-    def __init__(self, nth: int, within: str = "") -> None:
-        self.left = nth
-        self._within = within
-
-    def __call__(self, frame: FrameType, event: str, arg: object) -> Any:
-        if frame.f_code.co_filename != OURS or frame.f_code.co_name in ("wake", "learn", "row"):
-            return None
-        line = linecache.getline(OURS, frame.f_lineno).strip()
-        if event == "exception" or (event == "line" and line.startswith(("try:", "with "))):
-            return self
-        if self._within and not self._inside(frame):
-            return self
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
-        return self
-
-    def _inside(self, frame: FrameType | None) -> bool:
-        while frame is not None and frame.f_code.co_filename == OURS:
-            if frame.f_code.co_name == self._within:
-                return True
-            frame = frame.f_back
-        return False
-
-
-@pytest.mark.parametrize("first", [False, True], ids=["anywhere", "again while leaving"])
-def test_ctrl_c_anywhere_leaves_nobody_behind(first: bool) -> None:
-    """All places one after another; also a second one, while the first is on its way out."""
-    places = 0
-    for nth in range(1, 1000):
-        desk = Desk()
-        model, interrupting = desk.model(), Interrupting(nth, "_go" if first else "")
-        start = threading.Barrier(4)
-        victim: list[int] = []
-        outcome: list[str] = []
-
-        def within(parts: Sequence[Ask], victim: list[int] = victim) -> None:
-            if first and [threading.get_ident()] == victim:
-                raise KeyboardInterrupt
-
-        def interrupted(
-            desk: Desk = desk,
-            model: Fake = model,
-            interrupting: Interrupting = interrupting,
-            outcome: list[str] = outcome,
-            start: threading.Barrier = start,
-            victim: list[int] = victim,
-        ) -> None:
-            victim.append(threading.get_ident())
-            start.wait(PATIENCE)
-            sys.settrace(interrupting)
-            try:
-                for _ in range(3):
-                    desk.passes.run(Ask(model, "m"))
-                outcome.append("finished")
-            except KeyboardInterrupt:
-                outcome.append("interrupted")
-            finally:
-                sys.settrace(None)
-
-        def going_on(
-            name: str, desk: Desk = desk, model: Fake = model, start: threading.Barrier = start
-        ) -> None:
-            start.wait(PATIENCE)
-            for _ in range(3):
-                part = Ask(model, name)
-                try:
-                    desk.passes.run(part)
-                except BaseException as error:
-                    desk.errors[name] = error
-                if not part.computed:
-                    desk.errors[name] = AssertionError("not computed")
-
-        model.within = within
-        desk.start(interrupted)
-        for name in "abc":
-            desk.start(lambda name=name, go=going_on: go(name))  # type: ignore[misc]
-        desk.ended()
-        assert desk.errors == {} and len(outcome) == 1, nth
-        desk.passes.run(Ask(model, "z"))
-        if interrupting.left > 0:
-            break
-        places += 1
-    assert places > (12 if first else 40)
-
-
-# Everything at once
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_many_threads_that_fail_and_leave_at_random(seed: int) -> None:
-    """Whoever is in order is computed, once, whole, and sees no error of others."""
-    passes, log, busy = Passes(), [], threading.Lock()
-    models = [Fake(log, shares=nth < 2) for nth in range(3)]
-    dice = random.Random(seed)
-    wrong: list[str] = []
-
-    def within(parts: Sequence[Ask]) -> None:
-        if not busy.acquire(blocking=False):
-            wrong.append("two passes at the same time")
-            return
-        try:
-            if len(parts) > 1 and sum(part.taken for part in parts) > ROWS_TOGETHER:
-                wrong.append("too many rows")
-            time.sleep(dice.choice([0, 0, 0.0005]))
-            if dice.random() < 0.04:
-                raise KeyboardInterrupt
-            if any(part.name == "bad" for part in parts):
-                raise ValueError("bad")
-        finally:
-            busy.release()
-
-    for model in models:
-        model.within = within
-
-    def answer(rng: random.Random) -> str:
-        """One answer: a prompt, and some rows; says how it ended."""
-        left = rng.choice([1, 5, 70, 300])
-        for _ in range(rng.randint(1, 12)):
-            while left:
-                name = "bad" if rng.random() < 0.03 else "good"
-                wanted = min(left, rng.choice([1, 3, 20]))
-                part = Ask(rng.choice(models), name, left, wanted)
-                try:
-                    passes.run(part)
-                except ValueError:
-                    return "bad" if name == "bad" else "an error of others"
-                except KeyboardInterrupt:
-                    return "interrupted"
-                if name == "bad" or part.computed[-1:] != [part.taken]:
-                    return "not computed"
-                if not 0 < part.taken <= part.rows - (wanted if part.taken < left else 0):
-                    return "torn"
-                left -= part.taken
-            left = rng.choice([1, 1, 4])
-        return "whole"
-
-    outcomes: Counter[str] = Counter()
-
-    def thread(nth: int) -> None:
-        rng = random.Random(f"{seed} {nth}")
-        for _ in range(rng.randint(4, 10)):
-            outcomes[answer(rng)] += 1
-            if rng.random() < 0.7:
-                passes.leave()
-
-    threads = [threading.Thread(target=thread, args=(nth,), daemon=True) for nth in range(24)]
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join(PATIENCE)
-        assert not one.is_alive(), f"somebody waits for ever: {outcomes}"
-    assert wrong == [] and set(outcomes) == {"whole", "bad", "interrupted"}, outcomes
-    assert passes._leader is None and passes._waiting == passes._chosen == []
