@@ -36,8 +36,39 @@ _PASSED_OVER: Final = 4
 """Passes after which who waits for another model is next, however few wait with him."""
 
 
+_MEMORY: Final = 0.98
+_FEW: Final = 8
+
+
+class Price:
+    """What a pass of a model takes: a line over its rows, through what was measured lately."""
+
+    def __init__(self) -> None:
+        self._sums: tuple[float, ...] = (0.0,) * 5
+
+    def learn(self, rows: int, seconds: float) -> None:
+        """Takes in one pass."""
+        values = (1, rows, seconds, rows * rows, rows * seconds)
+        pairs = zip(self._sums, values, strict=True)
+        self._sums = tuple(_MEMORY * old + new for old, new in pairs)
+
+    @property
+    def row(self) -> float:
+        """Seconds that one more row takes; 0 while little is known."""
+        count, rows, seconds, squares, products = self._sums
+        spread = squares * count - rows * rows
+        if count < _FEW or spread < count:
+            return 0.0
+        return max(0.0, (products * count - rows * seconds) / spread)
+
+
 class Model(Protocol):
     """What computes passes."""
+
+    @property
+    def price(self) -> Price:
+        """What its passes take."""
+        ...
 
     @property
     def shares(self) -> bool:
@@ -65,7 +96,8 @@ class Part:
     Attributes:
         taken: How many of them the pass has taken, from the first on. The rest is to be asked for
             again.
-        seconds: Wall time of the pass; where it was shared, what of it is due to these rows.
+        seconds: Wall time of the pass. Of one that was shared, what these rows cost, and an equal
+            part of the rest.
     """
 
     def __init__(self, model: Model, rows: int, wanted: int) -> None:
@@ -76,11 +108,16 @@ class Part:
         self.seconds = 0.0
         self.error: Exception | None = None
         self.done = False
-        self.leads = False
+        self.gone = False  # nobody waits for it any more
         self.passed_over = 0
         self.caller = threading.get_ident()
         self.woken = threading.Lock()
         self.woken.acquire()
+
+    def wake(self) -> None:
+        """Wakes its caller up, if he sleeps, or is about to. The caller holds the queue's lock."""
+        if self.woken.locked():
+            self.woken.release()
 
     def fit(self, room: int) -> int:
         """How many of its rows a pass can take that has room for so many."""
@@ -99,7 +136,8 @@ class Passes:
         self._lock = threading.Lock()
         self._all_are_back = threading.Condition(self._lock)
         self._waiting: list[Part] = []
-        self._computing = False
+        self._chosen: list[Part] = []  # for the pass that is being computed
+        self._leader: Part | None = None  # whose thread computes
         self._answered: set[int] = set()  # threads that will ask again, most likely
         self._last_leader = 0
         self._seconds = 0.0  # of the last pass
@@ -114,20 +152,21 @@ class Passes:
             with self._lock:
                 self._waiting.append(part)
                 self._is_back(part.caller)
-                if not self._computing:
-                    self._computing = part.leads = True
+                if self._leader is None:
+                    self._leader = part
             while not part.done:
-                if not part.leads:
+                if self._leader is not part:
                     self._step_aside()
                     part.woken.acquire()
-                if part.leads:
+                if self._leader is part:
                     self._compute(part)
                     self._hand_over(part)
         finally:  # Ctrl-C comes here, too, out of any line above
-            with self._lock:
-                if part in self._waiting:
-                    self._waiting.remove(part)
-            self._hand_over(part)
+            try:
+                self._go(part)
+            except KeyboardInterrupt:  # others would wait for ever for who left in the middle
+                self._go(part)
+                raise
         if part.error is not None:
             raise part.error
 
@@ -154,44 +193,46 @@ class Passes:
         with self._lock:
             self._all_are_back.wait_for(lambda: not self._answered, _PATIENCE * self._seconds)
             self._answered.clear()
-            parts = self._choose()
+            self._choose()
         started = perf_counter()
         try:
-            try:
-                self._try(parts)
-            except Exception:
-                for part in parts:  # whose fault it is shows alone
-                    self._try([part])
-        finally:  # Ctrl-C in this thread is nothing to the others: they go first again
-            if self._waiting or self._last_leader != ours.caller:
-                self._step_aside()
-            self._last_leader = ours.caller
-            with self._lock:
-                self._seconds = perf_counter() - started
-                self._waiting[:0] = [part for part in parts if not part.done]
-                self._answered |= {part.caller for part in parts if part.done}
-            for part in parts:
-                if part.done and part is not ours:
-                    part.woken.release()
+            self._try(self._chosen)
+        except Exception:
+            for part in self._chosen:  # whose fault it is shows alone
+                self._try([part])
+        self._seconds = perf_counter() - started
+        if self._waiting or self._last_leader != ours.caller:
+            self._step_aside()
+        self._last_leader = ours.caller
 
     def _try(self, parts: Sequence[Part]) -> None:
+        model, started = parts[0].model, perf_counter()
         try:
-            parts[0].model.compute(parts)
+            model.compute(parts)
         except Exception as error:
             if len(parts) > 1:
                 raise
             parts[0].error = error
+        seconds, rows = perf_counter() - started, sum(part.taken for part in parts)
+        if parts[0].error is None and all(p.taken <= p.wanted for p in parts):
+            # most of a prompt's rows are cheaper
+            model.price.learn(rows, seconds)
+        row = min(model.price.row, seconds / rows)
         for part in parts:
+            part.seconds = row * part.taken + (seconds - row * rows) / len(parts)
             part.done = True
 
-    def _choose(self) -> list[Part]:
+    def _choose(self) -> None:
         """Takes those out of the queue that the next pass computes: for the model that most want.
 
         The caller holds the lock.
         """
         asked = Counter(id(part.model) for part in self._waiting)
         first, *others = sorted(
-            self._waiting, key=lambda p: (p.passed_over < _PASSED_OVER, -asked[id(p.model)])
+            self._waiting,
+            key=lambda p: (
+                (-p.passed_over, 0) if p.passed_over >= _PASSED_OVER else (0, -asked[id(p.model)])
+            ),
         )
         others = [p for p in others if p.model is first.model and first.model.shares]
         first.taken = first.fit(ROWS_TOGETHER if others else first.model.rows_alone) or first.rows
@@ -201,20 +242,31 @@ class Passes:
             if part.taken > 0:
                 parts.append(part)
                 room -= part.taken
-        self._waiting = [part for part in self._waiting if part not in parts]
         for part in self._waiting:
-            part.passed_over += 1
-        return parts
+            part.passed_over += part not in parts
+        self._chosen, self._waiting = parts, [p for p in self._waiting if p not in parts]
 
     def _hand_over(self, part: Part) -> None:
-        """Has another thread lead, if this one does."""
+        """Ends a pass and has another thread lead, if this one does.
+
+        May be done again where Ctrl-C broke in: waking somebody once more does no harm.
+        """
         with self._lock:
-            if not part.leads:
-                return
-            part.leads = False
-            self._computing = bool(self._waiting)
-            if self._waiting:
-                following = self._waiting[0]
-                following.leads = True
-                if following is not part:
-                    following.woken.release()
+            if self._leader is part:
+                for chosen in self._chosen:
+                    if chosen.done:
+                        self._answered.add(chosen.caller)
+                        chosen.wake()
+                left = [p for p in self._chosen if not (p.done or p.gone)]  # they go first again
+                self._chosen, self._waiting = [], left + self._waiting
+                self._leader = self._waiting[0] if self._waiting else None
+            if self._leader is not None:
+                self._leader.wake()
+
+    def _go(self, part: Part) -> None:
+        """Leaves nothing behind of a part: its caller does not wait any more."""
+        part.gone = True
+        with self._lock:
+            if part in self._waiting:
+                self._waiting.remove(part)
+        self._hand_over(part)

@@ -193,7 +193,7 @@ def drafts(step: float, check: float, judged: int, probability: float) -> int:
     """How far it drafts tokens of one probability, having seen cycles of five drafted tokens."""
     auto = AutoLookahead()
     for _ in range(60):
-        auto.learn(5, 5 * step, judged, check)
+        auto.learn(5, 5 * step, judged, check, 0.0)
     auto.start(())
     return next(n for n in range(1, 99) if not auto.goes_on([probability]))
 
@@ -212,7 +212,7 @@ def test_auto_drafts_on_while_another_token_is_worth_its_time() -> None:
 def test_auto_begins_with_five(timed: bool) -> None:
     auto = AutoLookahead()
     if not timed:
-        auto.learn(9, 0.0, 9, 0.0)
+        auto.learn(9, 0.0, 9, 0.0, 0.0)
     auto.start(())
     assert [auto.goes_on([0.1]) for _ in range(5)] == [True] * 4 + [False]
 
@@ -220,7 +220,7 @@ def test_auto_begins_with_five(timed: bool) -> None:
 def test_what_waits_for_a_verdict_counts() -> None:
     """By hand: a token costs 2 steps, so on while the chance that all are kept is above 1/2."""
     auto = AutoLookahead()
-    auto.learn(5, 5, 5, 5)
+    auto.learn(5, 5, 5, 5, 0)
     auto.start([0.5])  # 0.7
     assert not auto.goes_on([0.5])  # 0.49
     auto.start([])
@@ -229,7 +229,7 @@ def test_what_waits_for_a_verdict_counts() -> None:
 
 def test_a_new_draft_begins_anew() -> None:
     auto = AutoLookahead()
-    auto.learn(5, 5, 5, 5)
+    auto.learn(5, 5, 5, 5, 0)
     auto.start(())
     assert not auto.goes_on([0.5, 0.5])
     auto.start(())

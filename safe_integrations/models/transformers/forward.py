@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from time import perf_counter
 from typing import Any, Final, NamedTuple
 
 import torch
 
 from safe_integrations.engine.distribution import DenseDistribution
-from safe_integrations.models.passes import ROWS_ALONE, Part, Passes
+from safe_integrations.models.passes import ROWS_ALONE, Part, Passes, Price
 from safe_integrations.models.transformers import together
 from safe_integrations.models.transformers.kv_cache import CroppableCache
 from safe_integrations.models.transformers.logits import Fold, distributions
@@ -42,6 +41,7 @@ class _Ids(Part):
         super().__init__(model, len(ids), wanted)
         self.ids = ids
         self.kv = kv
+        self.begin = kv.get_seq_length()
         self.fold = fold
         self.result: Sequence[DenseDistribution] = ()
 
@@ -60,10 +60,13 @@ class Forward:
         self._model = model
         self._windows = windows
         self._name = name
-        whole = self.device.type != "cpu" or together.why_not(model.config) is not None
-        self.rows_alone = sys.maxsize if whole else ROWS_ALONE
-        self._tried = False
+        refused = together.why_not(model.config)
         self.shares = True
+        self._refuse(refused)
+        whole = self.device.type != "cpu" or refused is not None
+        self.rows_alone = sys.maxsize if whole else ROWS_ALONE
+        self.price = Price()
+        self._tried = False
         self._passes = passes_on(self.device)
 
     def __call__(self, ids: Sequence[int], kv: CroppableCache, rows: int, fold: Fold) -> Computed:
@@ -88,21 +91,17 @@ class Forward:
     def compute(self, parts: Sequence[Part]) -> None:
         """One pass (`passes.Model.compute`)."""
         asked = [part for part in parts if isinstance(part, _Ids)]
-        begins = [part.kv.get_seq_length() for part in asked]
+        for part in asked:  # Ctrl-C may have ended the pass that had all but told that it is done
+            part.kv.cut(part.begin)
         try:
-            started = perf_counter()
             with torch.inference_mode():
                 logits = [self._alone(asked[0])] if len(asked) == 1 else self._together(asked)
                 for part, own in zip(asked, logits, strict=True):
                     part.result = distributions(own, part.fold)  # waits for the device
-            seconds = perf_counter() - started
         except BaseException:
-            for part, begin in zip(asked, begins, strict=True):
-                part.kv.cut(begin)
+            for part in asked:
+                part.kv.cut(part.begin)
             raise
-        total = sum(part.taken for part in asked)
-        for part in asked:
-            part.seconds = seconds * part.taken / total
 
     def _alone(self, part: _Ids) -> torch.Tensor:
         batch = torch.tensor([part.ids[: part.taken]], device=self.device)
@@ -113,11 +112,11 @@ class Forward:
 
     def _together(self, parts: Sequence[_Ids]) -> list[torch.Tensor]:
         if not self._tried:
-            self._tried = True
             self._refuse(together.probe(self._model, self._windows))
+            self._tried = True
         if not self.shares:
             raise together.CannotShare  # they are tried alone
-        rows = [together.Rows(p.ids[: p.taken], p.kv, p.wanted) for p in parts]
+        rows = [together.Rows(p.ids[: p.taken], p.kv, min(p.wanted, p.taken)) for p in parts]
         try:
             return together.forward(self._model, rows)
         except together.CannotShare as refusal:

@@ -51,8 +51,8 @@ class CroppableLayer(CacheLayerMixin):
         assert self.keys is not None and self.values is not None
         end = self.length + key_states.shape[-2]
         if end > self.keys.shape[-2]:
-            self.keys = _grown(self.keys, self.length, end)
-            self.values = _grown(self.values, self.length, end)
+            keys, values = (_grown(s, self.length, end) for s in (self.keys, self.values))
+            self.keys, self.values = keys, values  # both or none, where memory is short
         self.keys[:, :, self.length : end] = key_states
         self.values[:, :, self.length : end] = value_states
         first = self._first_visible()

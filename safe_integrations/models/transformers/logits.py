@@ -68,7 +68,7 @@ def _best_and_total(rows: torch.Tensor) -> tuple[list[int], list[float]]:
     count = 1 if rows.shape[1] % _PARTS else _PARTS
     parts = rows.reshape(len(rows), count, -1)
     peaks = parts.amax(-1)
-    sums = (peaks - parts.log_softmax(-1).amax(-1)).double()
+    sums = (peaks - parts.log_softmax(-1).amax(-1)).cpu().double()  # Apple's GPUs have no doubles
     totals = sums.masked_fill(sums.isnan(), -torch.inf).logsumexp(-1)  # parts without any: nan
     where = peaks.argmax(-1)  # of equals the first
     inside = parts[torch.arange(len(rows), device=rows.device), where].argmax(-1)
@@ -106,5 +106,5 @@ class DeviceDistribution(DenseDistribution):
 
     def logprobs(self, token_ids: Sequence[int]) -> list[float]:
         """Natural logarithms of the probabilities of some ids."""
-        values: list[float] = (self._there[list(token_ids)].double() - self.total).tolist()
+        values: list[float] = (self._there[list(token_ids)].cpu().double() - self.total).tolist()
         return values

@@ -251,6 +251,7 @@ class TransformersSession:
             self._cached = cached
             self.work.tokens += taken
             self.work.seconds += computed.seconds
+            self.work.row_seconds = self._member.forward.price.row
             if taken == len(new):
                 self.work.passes += 1
                 return computed.rows

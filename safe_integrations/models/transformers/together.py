@@ -93,6 +93,7 @@ def why_not(config: PretrainedConfig) -> str | None:
     return f"positions are rotated by the longest text ({', '.join(moving)})" if moving else None
 
 
+@torch.inference_mode()
 def probe(model: Any, windows: Sequence[int | None]) -> str | None:
     """Tries whether sessions can share a pass of a model.
 
@@ -118,13 +119,9 @@ def probe(model: Any, windows: Sequence[int | None]) -> str | None:
         return f"{type(error).__name__}: {error}"
     if model.device.type == "meta":
         return None
-    with torch.inference_mode():
-        alone = torch.stack(
-            [
-                model(input_ids=torch.tensor([text], device=model.device)).logits[0, -1]
-                for text in texts
-            ]
-        )
+    alone = torch.stack(
+        [model(input_ids=torch.tensor([text], device=model.device)).logits[0, -1] for text in texts]
+    )
     scale = alone.float().abs().max()
     off = float((together.float() - alone.float()).abs().max() / scale)
     return None if off < _TOLERANCE[alone.dtype] else f"numbers differ by {off:.1%} of the largest"
