@@ -63,6 +63,8 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks --tokens 1000 --repetitions 1 --prompt rag --json docs/performance/long-rag.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks --overhead --json docs/performance/overhead.json
 	$(BIN)/python benchmarks/toys.py
+	$(BIN)/python -m benchmarks --many --json docs/performance/many.json
+	$(BIN)/python benchmarks/plot.py docs/performance/many.json docs/images/many.png
 
 # Tiny models, trained here on word problems: what judging by units changes. Ten minutes of training,
 # which build/claims keeps, and an hour of answers; results in docs/evaluation.md.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from safe_integrations.cli.answers import Answers
-from safe_integrations.cli.options import check
+from safe_integrations.cli.options import JOBS, check
 from safe_integrations.cli.questions import Question, read_questions
 from safe_integrations.cli.render import bar
 from safe_integrations.config import GenerationConfig
@@ -23,9 +23,6 @@ from safe_integrations.report.terminal import err
 from safe_integrations.safe_engine import SafeEngine
 
 T = TypeVar("T")
-
-JOBS: Final = 8
-"""Answers at the same time unless something else is said."""
 
 _GLANCE: Final = 0.2
 """Seconds between two looks at whether to stop: not every system lets Ctrl-C end a wait."""

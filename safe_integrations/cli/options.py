@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -30,6 +30,9 @@ WITHOUT = ("response_format", "tools", "tool_choice", "parallel_tool_calls")
 """Fields of GenerationConfig that have options of their own, or no use on a command line."""
 
 _MANY = "Many questions"
+
+JOBS: Final = 8
+"""Answers at the same time unless something else is said."""
 
 Prompt = Annotated[str, typer.Argument(help='What to ask; "-" reads it from stdin.')]
 MaybePrompt = Annotated[
@@ -56,7 +59,7 @@ Jobs = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Answers that are written at the same time; 8 unless named.",
+        help=f"Answers that are written at the same time; {JOBS} unless named.",
         rich_help_panel=_MANY,
     ),
 ]
