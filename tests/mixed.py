@@ -33,7 +33,7 @@ class Question:
     """One call.
 
     Attributes:
-        text: What is asked; those of one batch are asked together.
+        texts: What is asked; those of one batch are asked together.
         way: By which method.
         fate: `finishes`, `is left` (after `delay` seconds, or so many chunks), `times out`,
             `is wrong`.
@@ -49,13 +49,13 @@ class Question:
 
 
 def questions(
-    texts: Sequence[str], tokens: int, rng: random.Random, longest: float
+    texts: Sequence[str], tokens: int, rng: random.Random, longest: float, batch_size: int
 ) -> list[Question]:
-    """Calls with these texts, a third of them left; four texts at a time to the batches."""
+    """Calls with these texts, a third of them left; so many texts at a time to the batches."""
     asked = []
     rest = list(texts)
     for way in BATCHES:
-        batch, rest = tuple(rest[:4]), rest[4:]
+        batch, rest = tuple(rest[:batch_size]), rest[batch_size:]
         asked.append(Question(batch, way, "finishes", {"max_tokens": tokens}))
     fates = ["is left"] * (len(texts) // 3) + ["is wrong"] * (len(texts) // 12)
     fates += ["finishes"] * (len(rest) - len(fates))

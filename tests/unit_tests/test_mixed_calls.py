@@ -53,7 +53,7 @@ def nobody_is_left(members: Sequence[TransformersMember], limit: int, sessions: 
 
 async def test_64_mixed_calls() -> None:
     """Sync and async, of both adapters; a third is left, some are wrong, some have schemas."""
-    asked = questions(TEXTS, 12, random.Random(5), longest=0.5)
+    asked = questions(TEXTS, 12, random.Random(5), longest=0.5, batch_size=4)
     assert len(asked) == 64
     fates = Counter(question.fate for question in asked)
     assert fates["is left"] + fates["times out"] >= 20 and fates["is wrong"] >= 4
