@@ -119,6 +119,12 @@ def _show(report: dict[str, Any]) -> None:
     for model in report["models"]:
         if model["problem"]:
             show(Text(f"{model['name']} cannot be used: {model['problem']}", "red"))
+    for model in usable:
+        if model["takes_turns"]:
+            why = f"answers at the same time take turns at {model['name']}: {model['takes_turns']}"
+            show(Text(why, "yellow"))
+    if usable and not any(model["takes_turns"] for model in usable):
+        show(Text("Answers at the same time share forward passes."))
     tool_form = report["tool_form"]
     show(Text(f"Tools are called in the form {tool_form['form']}: {tool_form['why']}"))
     for pair in report["pairs"]:

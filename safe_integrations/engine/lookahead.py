@@ -20,9 +20,9 @@ class AutoLookahead:
 
     It is worth it while the chance that all tokens before it are kept, times what a token costs in
     this answer, exceeds what it costs to draft one and to check it. Checking is all but free where
-    an answer is alone; where answers share passes it is not, and drafts get shorter. A token is kept about as often as the drafter
-    believes in it, and more: of tokens with probability p, a share of 0.4 + 0.6 p, about, was kept
-    in answers of the default pair (docs/performance.md).
+    an answer is alone; where answers share passes it is not, and drafts get shorter. A token is
+    kept about as often as the drafter believes in it, and more: of tokens with probability p, a
+    share of 0.4 + 0.6 p, about, was kept in answers of the default pair (docs/performance.md).
     """
 
     def __init__(self) -> None:

@@ -29,6 +29,8 @@ class ModelReport:
         tokens: Its tokens as bytes.
         teaches: The form of a tool call that its chat template teaches; None where it is none we
             know.
+        takes_turns: Why answers that are made at the same time cannot share its forward passes;
+            None where they can.
     """
 
     name: str
@@ -40,6 +42,7 @@ class ModelReport:
     context_window: int | None = None
     tokens: TokenTable | None = None
     teaches: Form | None = None
+    takes_turns: str | None = None
 
 
 def form_of_calls(reports: Sequence[ModelReport]) -> Agreement:
@@ -84,6 +87,7 @@ def _inspect(spec: ModelSpec, tell: Progress) -> ModelReport:
         context_window=load.context_window_of(config, spec),
         tokens=tokens,
         teaches=Renderer(tokenizer, spec.source).teaches,
+        takes_turns=load.takes_turns(config, spec),
     )
 
 

@@ -20,9 +20,11 @@ from safe_integrations.models.spec import LoadedModel, ModelCard, ModelSpec, Pro
 from safe_integrations.models.tokenizer import build_token_table, end_ids_of, tags_of
 from safe_integrations.models.transformers.fork import check_process
 from safe_integrations.models.transformers.gguf import is_converted
+from safe_integrations.models.transformers.kv_cache import layer_windows
 from safe_integrations.models.transformers.member import Render, TransformersMember
 from safe_integrations.models.transformers.openmp import send_team_home
 from safe_integrations.models.transformers.packing import pack
+from safe_integrations.models.transformers.together import probe
 
 
 def load(spec: ModelSpec, tell: Progress) -> TransformersMember:
@@ -122,6 +124,19 @@ def look_at(spec: ModelSpec, tell: Progress) -> tuple[str, Any, Any, Any]:
         except OSError:  # a model need not have one
             generation_config = None
     return where, config, generation_config, tokenizer
+
+
+def takes_turns(config: Any, spec: ModelSpec) -> str | None:
+    """Why answers cannot share forward passes of a model; None where they can.
+
+    Tried without weights; what only numbers show is tried when two answers first ask at once.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with _reading(spec), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
+        return probe(model.eval(), layer_windows(config, name_of(spec)))
 
 
 def _read_tokenizer(where: str, options: dict[str, Any], spec: ModelSpec) -> Any:
