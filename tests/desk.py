@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from safe_integrations.models.passes import Part, Passes, Price
+from safe_integrations.models.passes import ROWS_TOGETHER, Part, Passes, Price
 
 PATIENCE = 20
 """Seconds until something hangs."""
@@ -29,6 +29,7 @@ class Fake:
         self.log = log
         self.shares = shares
         self.rows_alone = 256
+        self.rows_together = ROWS_TOGETHER
         self.price = Price()
         self.within: Callable[[Sequence[Ask]], None] = lambda parts: None
 

@@ -48,9 +48,10 @@ def doctor(
 
 def _examine(specs: Sequence[ModelSpec], quiet: bool) -> dict[str, Any]:
     """Everything that is found out, as JSON-safe data."""
-    from safe_integrations.cli.machine import available_memory, versions
+    from safe_integrations.cli.machine import versions
     from safe_integrations.models import inspection
     from safe_integrations.models.embedded import EMBEDDED, is_installed
+    from safe_integrations.models.memory import available_memory
 
     with progress(quiet) as tell:
         found = [inspection.inspect_model(spec, tell) for spec in specs]

@@ -66,24 +66,20 @@ def inspect_model(spec: ModelSpec, tell: Progress) -> ModelReport:
 def _inspect(spec: ModelSpec, tell: Progress) -> ModelReport:
     from safe_integrations.models.rendering import Renderer
     from safe_integrations.models.transformers import load
-    from safe_integrations.models.transformers.kv_cache import layer_windows
+    from safe_integrations.models.transformers.kv_cache import layer_windows, position_bytes
 
     where, config, generation_config, tokenizer = load.look_at(spec, tell)
     layers = len(layer_windows(config, spec.source))
     tokens = load.tokens_of(tokenizer, config, generation_config, spec.source)
-    text_config = config.get_text_config(decoder=True)
     stored = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     dtype = stored if spec.dtype == "auto" else spec.dtype
     on_disk = _weights_on_disk(folder_of(where, spec.revision, spec.load_kwargs.get("cache_dir")))
-    heads = text_config.num_attention_heads
-    kv_heads = getattr(text_config, "num_key_value_heads", None) or heads
-    head_dim = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
     return ModelReport(
         name=spec.source,
         where=where,
         dtype=dtype,
         weight_bytes=on_disk and on_disk * _width(dtype) // _width(stored),
-        kv_bytes=1000 * 2 * layers * kv_heads * head_dim * _width(dtype),
+        kv_bytes=1000 * position_bytes(config, layers, _width(dtype)) or None,
         context_window=load.context_window_of(config, spec),
         tokens=tokens,
         teaches=Renderer(tokenizer, spec.source).teaches,

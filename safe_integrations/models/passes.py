@@ -23,7 +23,7 @@ Between two parts a prefill can be cancelled, and other sessions get their turn.
 """
 
 ROWS_TOGETHER: Final = 64
-"""Rows of a pass that several sessions share: they all wait for it."""
+"""Rows of a pass on a CPU that several sessions share: they all wait for it."""
 
 _PATIENCE: Final = 0.3
 """How long a pass waits for those whom the last one has answered, as a share of its time.
@@ -78,6 +78,11 @@ class Model(Protocol):
     @property
     def rows_alone(self) -> int:
         """Most rows of a pass for one session."""
+        ...
+
+    @property
+    def rows_together(self) -> int:
+        """Most rows of a pass for several."""
         ...
 
     def compute(self, parts: Sequence[Part]) -> None:
@@ -235,8 +240,9 @@ class Passes:
             ),
         )
         others = [p for p in others if p.model is first.model and first.model.shares]
-        first.taken = first.fit(ROWS_TOGETHER if others else first.model.rows_alone) or first.rows
-        parts, room = [first], ROWS_TOGETHER - first.taken
+        model = first.model
+        first.taken = first.fit(model.rows_together if others else model.rows_alone) or first.rows
+        parts, room = [first], model.rows_together - first.taken
         for part in others:
             part.taken = part.fit(room)
             if part.taken > 0:

@@ -10,13 +10,17 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from safe_integrations.engine.distribution import DenseDistribution
-from safe_integrations.models.passes import ROWS_ALONE, Part, Passes, Price
+from safe_integrations.models.passes import ROWS_ALONE, ROWS_TOGETHER, Part, Passes, Price
 from safe_integrations.models.transformers import together
 from safe_integrations.models.transformers.kv_cache import CroppableCache
 from safe_integrations.models.transformers.logits import Fold, distributions
 from safe_integrations.models.transformers.openmp import send_team_home
 
 _log: Final = logging.getLogger(__name__)
+
+
+_ROWS_ON_A_GPU: Final = 1024
+"""Rows of a pass that sessions share there; a guess, not measured."""
 
 
 class Computed(NamedTuple):
@@ -63,8 +67,9 @@ class Forward:
         refused = together.why_not(model.config)
         self.shares = True
         self._refuse(refused)
-        whole = self.device.type != "cpu" or refused is not None
-        self.rows_alone = sys.maxsize if whole else ROWS_ALONE
+        on_cpu = self.device.type == "cpu"
+        self.rows_alone = ROWS_ALONE if on_cpu and refused is None else sys.maxsize
+        self.rows_together = ROWS_TOGETHER if on_cpu else _ROWS_ON_A_GPU
         self.price = Price()
         self._tried = False
         self._passes = passes_on(self.device)

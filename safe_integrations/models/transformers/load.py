@@ -87,6 +87,7 @@ def member_of(loaded: LoadedModel, spec: ModelSpec | None = None) -> Transformer
         name=name,
         context_window=context_window_of(model.config, spec),
         reuse_bytes=spec.reuse_bytes,
+        cache_bytes=spec.cache_bytes,
         teaches=render.teaches,
         in_form=in_form,
     )

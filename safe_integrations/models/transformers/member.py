@@ -15,11 +15,15 @@ from safe_integrations.engine.model import Limits, Reasoning, Work, never
 from safe_integrations.engine.tokens import TokenTable, common_prefix
 from safe_integrations.errors import GenerationCancelled, ModelError
 from safe_integrations.messages import Message
+from safe_integrations.models.admission import Memory
+from safe_integrations.models.memory import available_on
 from safe_integrations.models.transformers.fork import check_process
 from safe_integrations.models.transformers.forward import Forward
 from safe_integrations.models.transformers.kv_cache import (
     CroppableCache,
     layer_windows,
+    position_bytes,
+    positions,
     rope_switch,
 )
 from safe_integrations.models.transformers.logits import Fold
@@ -55,6 +59,7 @@ class TransformersMember:
         name: How errors and statistics call it.
         context_window: Tokens it can hold; see `load.context_window_of`.
         reuse_bytes: Memory for caches of finished prompts, in bytes; 0 keeps none.
+        cache_bytes: Memory for caches of answers in flight, in bytes; see `ModelSpec`.
         teaches: The form of a call that its chat template teaches; None where it is none we know.
         in_form: `tokens` and `render` where calls have a form. None where none changes them.
 
@@ -71,6 +76,7 @@ class TransformersMember:
         name: str,
         context_window: int,
         reuse_bytes: int,
+        cache_bytes: int | None = None,
         teaches: Form | None = None,
         in_form: Callable[[Form], tuple[TokenTable, Render]] | None = None,
     ) -> None:
@@ -84,6 +90,12 @@ class TransformersMember:
         self._windows = layer_windows(model.config, name)
         self._rope_switch = rope_switch(model.config)
         self.forward: Final = Forward(model, self._windows, name)
+        self.memory: Final = Memory(
+            cache_bytes,
+            lambda: available_on(weights.device for weights in model.parameters()),
+            positions,
+            position_bytes(model.config, len(self._windows), model.dtype.itemsize),
+        )
         self._reuse_bytes = reuse_bytes
         self._lock = threading.Lock()
         self._idle: list[_Cached] = []
@@ -249,6 +261,8 @@ class TransformersSession:
             taken = computed.taken
             cached.ids += new[:taken]
             self._cached = cached
+            if self.work.tokens == 0:
+                self._member.memory.position_bytes = cached.kv.position_bytes
             self.work.tokens += taken
             self.work.seconds += computed.seconds
             self.work.row_seconds = self._member.forward.price.row
