@@ -36,9 +36,9 @@ BESIDE: Final = 15
 """Answers that are being written while somebody waits for his."""
 
 _ROUNDS: Final = 3  # questions for each answer at once
-_FEWEST: Final = 8  # questions
+_FEWEST: Final = 6  # questions
 _WARM_UP: Final = 8  # tokens
-_ARRIVALS: Final = 6
+_ARRIVALS: Final = 5
 _PAUSE: Final = 1.0  # seconds, at most, before the next question arrives
 _GLANCE: Final = 0.01  # seconds
 

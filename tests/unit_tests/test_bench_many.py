@@ -121,14 +121,14 @@ def test_ratios_are_those_of_one_way() -> None:
         many.loads[way, n] = Load(way, n, answers)  # type: ignore[index, arg-type]
     assert many.levels == [1, 4] and many.ways == ["safe", "packed"]
     assert many.ratio("safe", 4) == 8
-    many.arrivals += [Arrival(2, 4, 1, 1), Arrival(1, 3, 1, 1), Arrival(1, 9, 1, 1)]
+    many.arrivals.extend(Arrival(alone, beside, 1, 1) for alone, beside in ((2, 4), (1, 3), (1, 9)))
     slowdown = many.slowdown()
     assert slowdown is not None and (slowdown.median, slowdown.high) == (3, 9)
 
 
 def test_there_are_enough_questions() -> None:
     assert len({str(question) for question in QUESTIONS}) == len(QUESTIONS) >= 32
-    assert [len(questions_for(n)) for n in (1, 2, 8, 32)] == [8, 8, 24, 96]
+    assert [len(questions_for(n)) for n in (1, 2, 8, 32)] == [6, 6, 24, 96]
 
 
 def test_an_arrival_is_compared_with_the_same_question_alone() -> None:
