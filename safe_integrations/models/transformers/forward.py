@@ -102,6 +102,8 @@ class Forward:
             with torch.inference_mode():
                 logits = [self._alone(asked[0])] if len(asked) == 1 else self._together(asked)
                 for part, own in zip(asked, logits, strict=True):
+                    # as a view, a row would keep the rows of all others in memory
+                    own = own.clone() if len(asked) > 1 else own
                     part.result = distributions(own, part.fold)  # waits for the device
         except BaseException:
             for part in asked:
