@@ -137,6 +137,11 @@ class _Renamed:
         self.name = name
         self._member = member
 
+    @property
+    def teaches(self) -> Form | None:
+        """What a protocol asks for must stand in the class."""
+        return self._member.teaches if isinstance(self._member, _Writer) else None
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._member, name)
 

@@ -112,7 +112,6 @@ class _Answer:
     """One answer, in the queue or in flight."""
 
     def __init__(self, caches: Sequence[tuple[Memory, int]]) -> None:
-        self.models = len(caches)
         self.caches: dict[Memory, list[int]] = {}  # a model may be there twice
         for memory, tokens in caches:
             self.caches.setdefault(memory, []).append(tokens)
@@ -151,7 +150,7 @@ class _Answer:
     def _fits(self, memory: Memory, own: Sequence[int]) -> bool:
         others = [answer for answer in _in_flight if memory in answer.caches]
         held = [tokens for answer in others for tokens in answer.caches[memory]]
-        if memory.holds([*held, *own], self.models):
+        if memory.holds([*held, *own], len(self.caches)):
             return True
         left = monotonic() - _PATIENCE
         return all(answer.resting_since < left for answer in others)  # or there are none

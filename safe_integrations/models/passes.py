@@ -86,7 +86,7 @@ class Model(Protocol):
         ...
 
     def compute(self, parts: Sequence[Part]) -> None:
-        """One pass over the first `taken` rows of each part. Where it raises, over none of any."""
+        """One pass over the first `taken` rows of each part; it may be asked for them again."""
         ...
 
 

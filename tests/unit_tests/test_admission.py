@@ -218,7 +218,7 @@ def test_the_whole_answer_is_reserved_for_every_model() -> None:
 
 
 def test_a_model_that_is_there_twice_holds_two_caches() -> None:
-    member = Limited(10)
+    member = Limited(None, free=20)
     twice = SafeEngine(member, [member])
     holder = begun(twice, 5)
     assert member.memory.asked == [5, 5]

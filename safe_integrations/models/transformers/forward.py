@@ -96,17 +96,14 @@ class Forward:
     def compute(self, parts: Sequence[Part]) -> None:
         """One pass (`passes.Model.compute`)."""
         asked = [part for part in parts if isinstance(part, _Ids)]
-        for part in asked:  # Ctrl-C may have ended the pass that had all but told that it is done
+        for part in asked:  # of a pass that broke off it may hold more
             part.kv.cut(part.begin)
-        try:
-            with torch.inference_mode():
-                logits = [self._alone(asked[0])] if len(asked) == 1 else self._together(asked)
-                for part, own in zip(asked, logits, strict=True):
-                    part.result = distributions(own, part.fold)  # waits for the device
-        except BaseException:
-            for part in asked:
-                part.kv.cut(part.begin)
-            raise
+        with torch.inference_mode():
+            logits = [self._alone(asked[0])] if len(asked) == 1 else self._together(asked)
+            for part, own in zip(asked, logits, strict=True):
+                # as a view, a row would keep the rows of all others in memory
+                own = own.clone() if len(asked) > 1 else own
+                part.result = distributions(own, part.fold)  # waits for the device
 
     def _alone(self, part: _Ids) -> torch.Tensor:
         batch = torch.tensor([part.ids[: part.taken]], device=self.device)

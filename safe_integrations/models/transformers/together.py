@@ -8,6 +8,7 @@ keys and values of every layer, and here they go to the caches, and attend, sess
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,12 +17,18 @@ from typing import Any, Final
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, Cache, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    Cache,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from safe_integrations.models.transformers.kv_cache import CroppableCache, rope_kinds
 
 _NAME: Final = "safe_together"
-"""What transformers calls the attention function by. It has no mask function, so none is made."""
+"""What transformers calls the attention and mask functions by."""
 
 _HARMLESS: Final = {
     "is_causal", "position_ids", "cache_position", "use_cache", "output_attentions",
@@ -190,9 +197,19 @@ def _attend(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     **others: Any,
-) -> tuple[torch.Tensor, None]:
+) -> tuple[torch.Tensor, Any]:
     """Attention of each session's rows to its own past; shapes `[1, heads, rows, head_dim]`."""
-    joint = _pass.get()
+    joint = _pass.get(None)
+    if joint is None:  # another thread's call: the model may have an owner who uses it, too
+        given = {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window}
+        own = AttentionInterface().get_interface(
+            _owners_choice(module.config),
+            getattr(sys.modules[type(module).__module__], "eager_attention_forward", None),
+        )
+        attended: tuple[torch.Tensor, Any] = own(
+            module, query, key, value, attention_mask, **given, **others
+        )
+        return attended
     asked = {name for name, given in others.items() if given is not None and given is not False}
     if refused := asked - _HARMLESS:
         raise CannotShare(f"its attention takes {', '.join(sorted(refused))}")
@@ -202,8 +219,8 @@ def _attend(
         raise CannotShare("it drops out")
     heads, groups = query.shape[1], query.shape[1] // key.shape[1]
     outputs = []
-    own = (torch.split(states, joint.counts, 2) for states in (query, key, value))
-    for session, (kv, q, k, v) in enumerate(zip(joint.caches, *own, strict=True)):
+    split = (torch.split(states, joint.counts, 2) for states in (query, key, value))
+    for session, (kv, q, k, v) in enumerate(zip(joint.caches, *split, strict=True)):
         layer = kv.layers[module.layer_idx]
         if layer.window != sliding_window:
             raise CannotShare(f"its windows are {sliding_window}, and not {layer.window}")
@@ -227,14 +244,31 @@ def _attend(
     return torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0], None
 
 
+def _mask(*args: Any, config: Any, **options: Any) -> Any:
+    """No mask: sessions mask for themselves. But for what other threads call meanwhile."""
+    if _pass.get(None) is not None:
+        return None
+    return AttentionMaskInterface()[_owners_choice(config)](*args, config=config, **options)
+
+
 AttentionInterface.register(_NAME, _attend)
+AttentionMaskInterface.register(_NAME, _mask)
+
+_choices: Final[dict[int, str]] = {}
+
+
+def _owners_choice(config: Any) -> str:
+    """By what a model attends where sessions do not share a pass."""
+    name: str = config._attn_implementation
+    return _choices[id(config)] if name == _NAME else name
 
 
 @contextmanager
 def _attending(model: Any) -> Iterator[None]:
     """Has a model attend by `_attend`; what it did before is restored."""
     configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
-    before = [(config, config._attn_implementation_internal) for config in configs.values()]
+    before = [(config, _owners_choice(config)) for config in configs.values()]
+    _choices.update((id(config), name) for config, name in before)
     try:
         for config in configs.values():
             config._attn_implementation_internal = _NAME
