@@ -31,8 +31,8 @@ from tests.mixed import LEFT, Both, Open, questions
 from tests.oracle_units import UnitOracle
 from tests.prompts import PROMPTS
 
-COUNT: Final = int(os.environ.get("SAFE_EVAL_BESIDE", "4"))
-TOKENS: Final = int(os.environ.get("SAFE_EVAL_BESIDE_TOKENS", "10"))
+COUNT: Final = int(os.environ.get("SAFE_EVAL_BESIDE", "3"))
+TOKENS: Final = int(os.environ.get("SAFE_EVAL_BESIDE_TOKENS", "8"))
 AT_ONCE: Final = 16
 NOISE: Final = 1e-4
 """What batching differently may do to a float32 probability; closer decisions may flip."""
@@ -195,7 +195,7 @@ def test_two_models_write_what_the_oracle_of_units_writes_beside_others(
 async def test_mixed_calls() -> None:
     """Of both adapters, sync and async; a third is left, one is wrong; as on toys."""
     members: list[Any] = [load_member(name) for name in ("smollm2-135m", "gemma3-270m")]
-    texts = [PROMPTS[n % 40] for n in range(max(18, COUNT))]
+    texts = [PROMPTS[n % 40] for n in range(max(12, COUNT))]
     asked = questions(texts, 5, random.Random(3), longest=2.0, batch_size=2)
     both, sessions = Both(members), Open()
     with sessions.watched():

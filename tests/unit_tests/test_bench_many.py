@@ -14,6 +14,7 @@ import torch
 from toy_models import toy_model
 from typer.testing import CliRunner
 
+from benchmarks import many
 from benchmarks.__main__ import app
 from benchmarks.many import (
     BESIDE,
@@ -254,7 +255,16 @@ def test_continuous_batching_writes_as_much(
     assert all(a.begun < a.begun + a.run.seconds <= a.ended for a in runs)
 
 
-def test_everything_is_measured_at_every_level(engine: SafeEngine) -> None:
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few tokens and questions: how much is measured changes nothing about what is made of it."""
+    monkeypatch.setattr(many, "TOKENS", 12)
+    monkeypatch.setattr(many, "_FEWEST", 2)
+    monkeypatch.setattr(many, "_ROUNDS", 1)
+    monkeypatch.setattr(many, "_ARRIVALS", 1)
+
+
+def test_everything_is_measured_at_every_level(engine: SafeEngine, few: None) -> None:
     order: list[tuple[str, int]] = []
 
     def other(questions: Sequence[Any], at_once: int, count: int) -> list[Written]:
@@ -265,11 +275,13 @@ def test_everything_is_measured_at_every_level(engine: SafeEngine) -> None:
         raise RuntimeError("no such device")
 
     others: dict[Any, Any] = {"packed": other, "continuous": broken}
-    many = measure_many(engine, others, (1, 2), pause=lambda _: None)
-    assert many.failed == {"continuous": "RuntimeError: no such device"}
-    assert set(many.loads) == {(w, n) for w in ("safe", "drafter-only", "packed") for n in (1, 2)}
+    measured = measure_many(engine, others, (1, 2), pause=lambda _: None)
+    assert measured.failed == {"continuous": "RuntimeError: no such device"}
+    assert set(measured.loads) == {
+        (w, n) for w in ("safe", "drafter-only", "packed") for n in (1, 2)
+    }
     assert order[1:] == [("packed", 1), ("packed", 2)]  # behind the warming up
-    document = json.loads(json.dumps(many.to_dict()))
+    document = json.loads(json.dumps(measured.to_dict()))
     assert [level["at_once"] for level in document["levels"]] == [1, 2]
     for level in document["levels"]:
         assert set(level["ways"]) == {"safe", "drafter-only", "packed"}
@@ -283,7 +295,7 @@ def test_everything_is_measured_at_every_level(engine: SafeEngine) -> None:
 
 
 def test_the_command_shows_and_draws_what_it_measured(
-    toys: dict[str, LoadedModel], tmp_path: Path
+    toys: dict[str, LoadedModel], tmp_path: Path, few: None
 ) -> None:
     for name, model in toys.items():
         model.model.save_pretrained(tmp_path / name)
