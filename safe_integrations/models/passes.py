@@ -32,6 +32,9 @@ They have a millisecond or so to do before they ask again, one after the other. 
 wait would find the first of them, and leave the others to the next.
 """
 
+_MOST_PATIENCE: Final = 0.05
+"""The same in seconds, at most: what is done between two passes is no more for a large model."""
+
 _PASSED_OVER: Final = 4
 """Passes after which who waits for another model is next, however few wait with him."""
 
@@ -196,7 +199,8 @@ class Passes:
     def _compute(self, ours: Part) -> None:
         """A pass, by the thread that leads."""
         with self._lock:
-            self._all_are_back.wait_for(lambda: not self._answered, _PATIENCE * self._seconds)
+            patience = min(_PATIENCE * self._seconds, _MOST_PATIENCE)
+            self._all_are_back.wait_for(lambda: not self._answered, patience)
             self._answered.clear()
             self._choose()
         started = perf_counter()

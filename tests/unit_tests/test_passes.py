@@ -243,19 +243,20 @@ class Patience:
         return True
 
 
+@pytest.mark.parametrize(("took", "waited"), [(0.01, 0.003), (100.0, 0.05)], ids=["short", "long"])
 def test_who_never_comes_back_costs_a_share_of_one_pass_once(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, took: float, waited: float
 ) -> None:
-    model, clock = desk.model(), iter(range(1, 100_000, 5))  # every pass takes a multiple of it
-    monkeypatch.setattr(module, "perf_counter", lambda: float(next(clock)))
+    """And never more than what the others have to do between two passes."""
+    model = desk.model()
     patience = Patience(desk.passes)
     gone = threading.Thread(target=lambda: desk.passes.run(Ask(model, "gone")))
     gone.start()
     gone.join(PATIENCE)
-    seconds = desk.passes._seconds
+    desk.passes._seconds = took
     for _ in range(5):
         desk.passes.run(Ask(model, "a"))
-    assert patience.waits == [({gone.ident}, module._PATIENCE * seconds)]
+    assert patience.waits == [({gone.ident}, pytest.approx(waited))]
 
 
 def test_nobody_waits_for_who_has_left(desk: Desk) -> None:
@@ -276,10 +277,13 @@ def test_leaving_never_waits(desk: Desk) -> None:
         desk.passes.leave()
 
 
-def test_a_pass_goes_on_when_the_last_one_is_back(desk: Desk) -> None:
+def test_a_pass_goes_on_when_the_last_one_is_back(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Or has left: else every pass would wait as long as it may."""
+    monkeypatch.setattr(module, "_MOST_PATIENCE", 1000.0)
     model, parked = desk.model(), threading.Event()
-    desk.passes._seconds = 1000.0
+    desk.passes._seconds = 10_000.0
     desk.passes._answered = {1}
     desk.ask(Ask(model, "a"))
     assert desk.log == []
