@@ -23,6 +23,7 @@ from safe_integrations.config import GenerationConfig
 from safe_integrations.errors import GenerationCancelled
 from safe_integrations.messages import Message
 from safe_integrations.models.transformers.load import return_free_memory
+from safe_integrations.models.transformers.openmp import send_team_home
 from safe_integrations.report.result import Result
 from safe_integrations.safe_engine import SafeEngine
 
@@ -274,8 +275,10 @@ def measure_many(
             return_free_memory()
             members = engines[way].members if way in engines else ()
             with noting_passes(members, clock) as passes, _watching_memory() as memory:
+                send_team_home()  # of `generate`, which computes in this thread
                 written = ways[way](questions_for(at_once), at_once, TOKENS)
             measured.loads[way, at_once] = Load(way, at_once, written, passes, memory())
+    send_team_home()
     tell(f"one question beside {BESIDE} others")
     measured.arrivals.extend(arrivals(engine, clock, pause))
     return measured
