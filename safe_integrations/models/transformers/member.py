@@ -18,7 +18,7 @@ from safe_integrations.engine.model import Limits, Reasoning, Work, never
 from safe_integrations.engine.tokens import TokenTable, common_prefix
 from safe_integrations.errors import GenerationCancelled, ModelError
 from safe_integrations.messages import Message
-from safe_integrations.models.transformers.fork import check_process
+from safe_integrations.models.fork import check_process
 from safe_integrations.models.transformers.kv_cache import (
     CroppableCache,
     layer_windows,
