@@ -29,6 +29,7 @@ from safe_integrations.messages import Message, Role
 from safe_integrations.models.agreement import Start
 from safe_integrations.models.rendering import Renderer
 from safe_integrations.models.template import Template
+from safe_integrations.models.transformers.tokenizer import TransformersTokenizer
 
 _PAGE: Final = Path(__file__).parent.parent / "docs" / "models.md"
 _CONTROL: Final = re.compile(r"<[|｜][^<>\s'\"{}]+[|｜]>|\[/?[A-Z_]+\]|</?[a-z_:]*think[a-z_:]*>")
@@ -121,7 +122,8 @@ class Found:
 def look_at(source: str) -> Found:
     """Renders all kinds of conversations by a template."""
     tokenizer = _tokenizer(source)
-    renderer = Renderer(tokenizer, "it")
+    wrapped = TransformersTokenizer(tokenizer, "it")
+    renderer = Renderer(wrapped)
     render = renderer.writing(renderer.teaches or HERMES)
     refused, lost, forged = dict[str, str](), dict[str, str](), list[str]()
     for kind, (messages, tools) in _KINDS.items():
@@ -143,7 +145,7 @@ def look_at(source: str) -> Found:
             forged.append(kind)
     asked = tokenizer.decode(render([Message("user", "qaskedq")]))
     end = asked.rpartition("qaskedq")[2]
-    template = Template(tokenizer, source)
+    template = Template(wrapped, source)
     return Found(refused, lost, forged, end, template.start, forms.look_at(template.offering))
 
 

@@ -21,9 +21,10 @@ from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURE
 from safe_integrations.engine.tokens import TokenTable
 from safe_integrations.errors import SafeError
 from safe_integrations.models.quiet import quiet
-from safe_integrations.models.tokenizer import build_token_table
+from safe_integrations.models.table import build_token_table
 from safe_integrations.models.transformers.gguf_tokenizer import read_tokenizer
 from safe_integrations.models.transformers.splitting import SPLITTINGS
+from safe_integrations.models.transformers.tokenizer import TransformersTokenizer
 
 _HEADING: Final = "## Vocabularies"
 _SEPARATOR: Final = "\n__ggml_vocab_test__\n"
@@ -81,7 +82,9 @@ def look_at(path: Path) -> Found:
         tokenizer, _ = _tokenizer(path)
         size = max(tokenizer.get_vocab().values()) + 1
         table = build_token_table(
-            tokenizer, end_ids=[tokenizer.eos_token_id], vocab_size=size, name=name
+            TransformersTokenizer(tokenizer, name),
+            end_ids=[tokenizer.eos_token_id],
+            vocab_size=size,
         )
     except (SafeError, ValueError) as error:
         return Found(name, kind, weights, problem=str(error).partition(". ")[0])

@@ -64,10 +64,12 @@ def _inspect(spec: ModelSpec, tell: Progress) -> ModelReport:
     from safe_integrations.models.rendering import Renderer
     from safe_integrations.models.transformers import load
     from safe_integrations.models.transformers.kv_cache import layer_windows
+    from safe_integrations.models.transformers.tokenizer import TransformersTokenizer
 
-    where, config, generation_config, tokenizer = load.look_at(spec, tell)
+    where, config, generation_config, inner = load.look_at(spec, tell)
     layers = len(layer_windows(config, spec.source))
-    tokens = load.tokens_of(tokenizer, config, generation_config, spec.source)
+    tokenizer = TransformersTokenizer(inner, spec.source)
+    tokens = load.tokens_of(tokenizer, config, generation_config)
     text_config = config.get_text_config(decoder=True)
     stored = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     dtype = stored if spec.dtype == "auto" else spec.dtype
@@ -83,7 +85,7 @@ def _inspect(spec: ModelSpec, tell: Progress) -> ModelReport:
         kv_bytes=1000 * 2 * layers * kv_heads * head_dim * _width(dtype),
         context_window=load.context_window_of(config, spec),
         tokens=tokens,
-        teaches=Renderer(tokenizer, spec.source).teaches,
+        teaches=Renderer(tokenizer).teaches,
     )
 
 

@@ -10,17 +10,18 @@ from typing import Any
 import gguf_files
 import pytest
 from gguf import TokenType
+from toy_models import renderer
 
 from benchmarks import vocabularies
 from safe_integrations.engine.tokens import TokenTable
 from safe_integrations.errors import ModelLoadError, UnknownSplittingWarning
 from safe_integrations.messages import Message
-from safe_integrations.models.rendering import Renderer
 from safe_integrations.models.spec import ModelSpec
-from safe_integrations.models.tokenizer import build_token_table
+from safe_integrations.models.table import build_token_table
 from safe_integrations.models.transformers.gguf_tokenizer import read_tokenizer
 from safe_integrations.models.transformers.load import load_model, look_at
 from safe_integrations.models.transformers.splitting import SPLITTINGS
+from safe_integrations.models.transformers.tokenizer import TransformersTokenizer
 
 TEXT = "We'LL\n\n12345 x½=+ fooBar/\n中e\u0301 "
 END = {"<end>": TokenType.CONTROL}
@@ -53,7 +54,8 @@ def words(kinds: str) -> list[str]:
 def table_of(tokenizer: Any) -> TokenTable:
     size = max(tokenizer.get_vocab().values()) + 1
     ends = [tokenizer.eos_token_id]
-    return build_token_table(tokenizer, end_ids=ends, vocab_size=size, name="toy")
+    wrapped = TransformersTokenizer(tokenizer, "toy")
+    return build_token_table(wrapped, end_ids=ends, vocab_size=size)
 
 
 def tokenised(tokenizer: Any, text: str = TEXT) -> list[str]:
@@ -224,7 +226,7 @@ def test_the_loaded_model_has_the_files_tokenizer(
         warnings.simplefilter("error")
         tokenizer = load_model(ModelSpec(source=str(path), device="cpu")).tokenizer
     assert tokenised(tokenizer) == words("tekken")
-    said = Renderer(tokenizer, "toy")([Message(role="user", content=TEXT)])
+    said = renderer(tokenizer)([Message(role="user", content=TEXT)])
     assert tokenizer.decode(said) == f"User:\n{TEXT}\n\nAssistant:\n"
 
 

@@ -18,10 +18,11 @@ from safe_integrations.models.locate import locate
 from safe_integrations.models.quiet import quiet
 from safe_integrations.models.rendering import Renderer, template_of
 from safe_integrations.models.spec import LoadedModel, ModelCard, ModelSpec, Progress, name_of
-from safe_integrations.models.tokenizer import build_token_table, end_ids_of, tags_of
+from safe_integrations.models.table import build_token_table, tags_of
 from safe_integrations.models.transformers.gguf import is_converted
 from safe_integrations.models.transformers.member import Render, TransformersMember
 from safe_integrations.models.transformers.packing import pack
+from safe_integrations.models.transformers.tokenizer import TransformersTokenizer, templates_of
 
 
 def load(spec: ModelSpec, tell: Progress) -> TransformersMember:
@@ -66,11 +67,12 @@ def member_of(loaded: LoadedModel, spec: ModelSpec | None = None) -> Transformer
     Raises:
         ModelError: The model cannot be used.
     """
-    model, tokenizer, name = loaded
+    model, _, name = loaded
     check_process(name)
     spec = spec or ModelSpec(source=name)
-    render = Renderer(tokenizer, name)
-    table = cache(partial(tokens_of, tokenizer, model.config, model.generation_config, name))
+    tokenizer = TransformersTokenizer(loaded.tokenizer, name)
+    render = Renderer(tokenizer)
+    table = cache(partial(tokens_of, tokenizer, model.config, model.generation_config))
 
     def in_form(form: Form) -> tuple[TokenTable, Render]:
         texts = (*form.texts, *render.tags_of_thinking)
@@ -136,23 +138,21 @@ def _read_tokenizer(where: str, options: dict[str, Any], spec: ModelSpec) -> Any
     if spec.chat_template is not None:
         named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
         tokenizer.chat_template = named.get(spec.chat_template, spec.chat_template)
-    template_of(tokenizer)  # refuses what could not be rendered
+    template_of(templates_of(tokenizer), name_of(spec))  # refuses what could not be rendered
     return tokenizer
 
 
 def tokens_of(
-    tokenizer: Any,
+    tokenizer: TransformersTokenizer,
     config: Any,
     generation_config: Any,
-    name: str,
     spoken: frozenset[str] = frozenset(),
 ) -> TokenTable:
     """The tokens of a model as bytes; see `build_token_table`."""
     return build_token_table(
         tokenizer,
-        end_ids=end_ids_of(tokenizer, generation_config, config),
+        end_ids=tokenizer.end_ids(generation_config, config),
         vocab_size=config.get_text_config(decoder=True).vocab_size,
-        name=name,
         spoken=spoken,
     )
 

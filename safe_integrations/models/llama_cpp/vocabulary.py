@@ -1,0 +1,140 @@
+"""A vocabulary of llama.cpp: text to ids by the library, and where in the text each id stands.
+
+The library tells ids only. Where they stand follows from what it does with a text: it cuts it at
+tokens that were added, the longest ones first, and makes the rest of it token by token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from itertools import chain
+from typing import Final
+
+from safe_integrations.models.llama_cpp.library import Weights
+from safe_integrations.models.tokenizer import SPACE, Span, byte_level, refused, sentencepiece
+
+UNKNOWN, NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 4, 8, 16, 32
+"""What a token is for, as the library has it; of what it corrects it keeps both."""
+
+_LSTRIP, _RSTRIP = 128, 256
+
+ADDED: Final = CONTROL | USER_DEFINED | UNKNOWN
+"""Tokens that are found in a text before any other."""
+
+_SENTENCEPIECE: Final = 1
+_BPE: Final = 2
+_OTHERS: Final = {3: "WordPiece", 4: "Unigram", 5: "RWKV's", 6: "PLaMo's"}
+_BLANKS: Final = " \t\n\v\f\r"  # what C calls so
+
+Part = tuple[int | None, int, int]
+"""An added token, or None for other text; where it begins and ends."""
+
+
+class Vocabulary:
+    """What a file and the library tell of its tokens.
+
+    Args:
+        weights: The file, as the library has read it.
+        name: How errors call the model.
+
+    Attributes:
+        names: How the file spells each token.
+        kinds: What each is for, flags.
+        bytes_of: What a name of a learned token stands for.
+        spaced: Whether the library puts a space in front of text, and behind every added token.
+
+    Raises:
+        UnsupportedTokenizerError: It is of a kind that cannot be mapped to bytes.
+    """
+
+    def __init__(self, weights: Weights, name: str) -> None:
+        self._weights = weights
+        llama, vocab = weights.llama, weights.vocab
+        kind = llama.llama_vocab_type(vocab)
+        if kind not in (_SENTENCEPIECE, _BPE):
+            what = _OTHERS.get(kind, "none that is known")
+            neither = "neither byte-level BPE nor SentencePiece with byte fallback"
+            raise refused(name, f"it is {neither}, but {what}")
+        ids = range(llama.llama_vocab_n_tokens(vocab))
+        name_of, kind_of = llama.llama_vocab_get_text, llama.llama_vocab_get_attr
+        self.names: list[str] = [name_of(vocab, i).decode(errors="replace") for i in ids]
+        self.kinds: list[int] = [kind_of(vocab, i) for i in ids]
+        blank = self.encode(" ")[:1]
+        spelled_so = kind == _SENTENCEPIECE or (blank and SPACE in self.names[blank[0]])
+        self.bytes_of: Callable[[str], bytes] = sentencepiece if spelled_so else byte_level
+        line = self.encode("\n")[:1]
+        self.spaced = bool(line) and self.bytes_of(self.names[line[0]])[:1] == b" "
+
+    def encode(self, text: str, *, control: bool = False) -> list[int]:
+        """The library's ids of a text.
+
+        Args:
+            text: The text.
+            control: Whether what spells a control token is one.
+        """
+        return self._weights.tokenize(text.encode(), special=control)
+
+    def unspaced(self, text: str) -> list[int]:
+        """The ids of a text without added tokens, and without a space in front of it."""
+        if not self.spaced:
+            return self.encode(text)
+        lead, count = self._lead
+        return self.encode(lead + text)[count:]
+
+    def parts(self, text: str) -> list[Part]:
+        """Cuts a text at the added tokens in it, as the library does."""
+        parts: list[Part] = [(None, 0, len(text))] if text else []
+        for i in self._longest_first:
+            if self.names[i] in text:
+                cut = (self._cut(text, part, i) for part in parts)
+                parts = list(chain.from_iterable(cut))
+        return parts
+
+    def spans(self, text: str, ids: Sequence[int]) -> list[Span]:
+        """Which characters of a text its ids stand for."""
+        char_of = [n for n, char in enumerate(text) for _ in char.encode()] + [len(text)]
+        spans, at = list[Span](), 0
+        for i in ids:
+            first = char_of[at]
+            at = min(at + self._width(i, text, first), len(char_of) - 1)
+            spans.append((first, char_of[at - 1] + 1 if at else 0))
+        return spans
+
+    def _cut(self, text: str, part: Part, i: int) -> list[Part]:
+        token, first, last = part
+        if token is not None:
+            return [part]
+        cut: list[Part] = []
+        name, kind = self.names[i], self.kinds[i]
+        while (at := text.find(name, first, last)) >= 0:
+            left, right = at, at + len(name)
+            while kind & _LSTRIP and left > first and text[left - 1] in _BLANKS:
+                left -= 1
+            cut += [(None, first, left)] * (left > first) + [(i, at, right)]
+            while kind & _RSTRIP and right < last and text[right] in _BLANKS:
+                right += 1
+            first = right
+        return cut + [(None, first, last)] * (first < last)
+
+    def _width(self, i: int, text: str, first: int) -> int:
+        """Bytes of a text that a token stands for: its name's, unless it stands for a byte."""
+        name, kind = self.names[i], self.kinds[i]
+        if kind & ADDED or self.bytes_of is sentencepiece:
+            if kind & BYTE and not text.startswith(name, first):
+                return 1
+            length = 1 if kind & UNKNOWN else len(name)
+            return len(text[first : first + length].encode())
+        return len(self.bytes_of(name))
+
+    @cached_property
+    def _longest_first(self) -> list[int]:
+        added = [i for i, kind in enumerate(self.kinds) if kind & ADDED]
+        return sorted(added, key=lambda i: len(self.names[i].encode()), reverse=True)
+
+    @cached_property
+    def _lead(self) -> tuple[str, int]:
+        """A letter that no token joins to another, and how many ids it makes in front of a text."""
+        longer = "".join(name for name in self.names if len(name) > 1)
+        letter = next(c for c in map(chr, range(0xE000, 0xF900)) if c not in longer)
+        return letter, len(self.encode(letter))
