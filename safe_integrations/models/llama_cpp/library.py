@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from safe_integrations.errors import GenerationError, MissingDependencyError, ModelLoadError
+from safe_integrations.models.llama_cpp.threads import patience
 
 VARIABLE: Final = "SAFE_INTEGRATIONS_LLAMA_CPP"
 """The environment variable that can name the library's file."""
@@ -149,7 +150,8 @@ class Llama:
     def __init__(self, path: Path) -> None:
         self.path: Final = path
         try:
-            self._handle = ctypes.CDLL(str(path))
+            with patience():
+                self._handle = ctypes.CDLL(str(path))
         except OSError as error:
             raise ModelLoadError(f"{path} cannot be loaded: {error}; {_REMEDY}") from error
         missing = [name for name in _FUNCTIONS if not hasattr(self._handle, name)]
