@@ -211,7 +211,7 @@ def test_what_has_left_the_window_can_come_back(path: Path, copied: bool) -> Non
     session.score([], 0)
     assert session.work.reused == 399 * copied
     member.forget()
-    others = member.start(some_ids(300, 3))
+    others = member.start(some_ids(500, 3))
     others.score([], 0)  # more than there is room for in front
     session.close()
     again = member.start([*ids[:250], 44])
