@@ -25,7 +25,7 @@ from safe_integrations.models.llama_cpp.vocabulary import (
     Vocabulary,
 )
 from safe_integrations.models.table import build_token_table
-from safe_integrations.models.tokenizer import SPACE, Added, Span
+from safe_integrations.models.tokenizer import SPACE, Added, Span, sentencepiece
 
 _VARIABLES: Final = {
     "bos_token": "bos",
@@ -165,11 +165,12 @@ class _TextEncoder:
         here = ADDED if vocabulary.spaced else _FOR_CONTROL
         self._ids = {vocabulary.names[i]: i for i in spoken if vocabulary.kinds[i] & here}
         longest_first = sorted(self._ids, key=len, reverse=True)
-        self._pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+        cuts = [re.escape(name) for name in longest_first]
+        if vocabulary.bytes_of is sentencepiece:
+            cuts.append(f"{SPACE}+")  # it would be a space, and join what stands beside it
+        self._pattern = re.compile(f"({'|'.join(cuts)})") if cuts else None
 
     def __call__(self, text: str) -> list[int]:
-        if not self._ids:
-            return self._vocabulary.unspaced(text)
         return [i for part in self._parts(text) for i in self._encoded(part)]
 
     def spans(self, text: str) -> list[Span]:
@@ -181,7 +182,9 @@ class _TextEncoder:
         return spans
 
     def _parts(self, text: str) -> list[str]:
-        return [part for part in self._pattern.split(text) if part] if self._ids else [text]
+        if self._pattern is None:
+            return [text]
+        return [part for part in self._pattern.split(text) if part]
 
     def _encoded(self, part: str) -> list[int]:
         token = self._ids.get(part)
