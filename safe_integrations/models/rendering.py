@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from safe_integrations.calls.form import Form
 from safe_integrations.calls.forms import HERMES
@@ -25,6 +25,22 @@ _RESERVED: Final = frozenset(
     "return_assistant_tokens_mask tokenizer_kwargs".split()
 )
 """What `apply_chat_template` takes besides a template's variables."""
+
+
+class Render(Protocol):
+    """Writes prompts (`Member.render`, `Member.reason`)."""
+
+    def __call__(
+        self, messages: Sequence[Message], tools: Sequence[Tool], args: Mapping[str, Any], /
+    ) -> list[int]:
+        """Up to the answer."""
+        ...
+
+    def reason(
+        self, messages: Sequence[Message], tools: Sequence[Tool], args: Mapping[str, Any], /
+    ) -> Reasoning:
+        """Up to the reasoning in front of it."""
+        ...
 
 
 class Renderer:

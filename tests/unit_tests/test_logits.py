@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from safe_integrations.engine.tokens import END, TokenTable
-from safe_integrations.models.transformers.logits import Fold, LogitsDistribution
+from safe_integrations.models.folding import Fold
+from safe_integrations.models.transformers.logits import LogitsDistribution
 
 NOTHING: list[int] = []
 COLUMNS = [n for n in range(320) if n % 10 < 3]  # the first three of each of 32 parts of 320

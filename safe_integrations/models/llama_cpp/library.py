@@ -20,7 +20,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from safe_integrations.errors import MissingDependencyError, ModelLoadError
+from safe_integrations.errors import GenerationError, MissingDependencyError, ModelLoadError
+from safe_integrations.models.llama_cpp.threads import patience
 
 VARIABLE: Final = "SAFE_INTEGRATIONS_LLAMA_CPP"
 """The environment variable that can name the library's file."""
@@ -38,6 +39,10 @@ _GPU_LAYERS: Final = 16  # bytes into the parameters of a model, behind two poin
 _SPLIT_MODE: Final = 20
 _FLAGS: Final = (64, 72, 80)
 """Where the flags of a model's parameters begin: at the first of these that is not all zero."""
+
+_CONTEXT_FLAGS: Final = bytes([0, 1, 1, 1, 1, 0])
+"""The defaults of a context's flags, its last ones: no embeddings, the cache on the GPU, too, no
+times, operations on the GPU, too, windows kept whole, and last no cells shared by sequences."""
 
 
 class _Params(ctypes.Structure):
@@ -90,6 +95,8 @@ _FUNCTIONS: Final[dict[str, tuple[Any, ...]]] = {
     "llama_model_has_decoder": (c_bool, _MODEL),
     "llama_model_is_recurrent": (c_bool, _MODEL),
     "llama_model_is_hybrid": (c_bool, _MODEL),
+    "llama_model_is_diffusion": (c_bool, _MODEL),
+    "llama_model_n_swa": (c_int32, _MODEL),
     "llama_vocab_type": (c_int32, _VOCAB),
     "llama_vocab_n_tokens": (c_int32, _VOCAB),
     "llama_vocab_get_text": (c_char_p, _VOCAB, c_int32),
@@ -115,13 +122,13 @@ _FUNCTIONS: Final[dict[str, tuple[Any, ...]]] = {
     "llama_set_n_threads": (None, _CONTEXT, c_int32, c_int32),
     "llama_set_abort_callback": (None, _CONTEXT, c_void_p, c_void_p),
     "llama_get_memory": (_MEMORY, _CONTEXT),
-    "llama_memory_clear": (None, _MEMORY, c_bool),
     "llama_memory_seq_rm": (c_bool, _MEMORY, c_int32, c_int32, c_int32),
     "llama_memory_seq_cp": (None, _MEMORY, c_int32, c_int32, c_int32, c_int32),
-    "llama_memory_seq_pos_max": (c_int32, _MEMORY, c_int32),
+    "llama_memory_seq_pos_min": (c_int32, _MEMORY, c_int32),
+    "llama_state_get_size": (c_size_t, _CONTEXT),
+    "llama_state_get_data": (c_size_t, _CONTEXT, *_BUFFER),
+    "llama_state_set_data": (c_size_t, _CONTEXT, *_BUFFER),
     "llama_state_seq_get_size": (c_size_t, _CONTEXT, c_int32),
-    "llama_state_seq_get_data": (c_size_t, _CONTEXT, *_BUFFER, c_int32),
-    "llama_state_seq_set_data": (c_size_t, _CONTEXT, *_BUFFER, c_int32),
     "llama_decode": (c_int32, _CONTEXT, Batch),
     "llama_get_logits_ith": (c_void_p, _CONTEXT, c_int32),
 }  # fmt: skip
@@ -143,7 +150,8 @@ class Llama:
     def __init__(self, path: Path) -> None:
         self.path: Final = path
         try:
-            self._handle = ctypes.CDLL(str(path))
+            with patience():
+                self._handle = ctypes.CDLL(str(path))
         except OSError as error:
             raise ModelLoadError(f"{path} cannot be loaded: {error}; {_REMEDY}") from error
         missing = [name for name in _FUNCTIONS if not hasattr(self._handle, name)]
@@ -167,7 +175,9 @@ class Llama:
         model = self.llama_model_default_params()
         sizes = [_number(context, at) for at in (0, 4, 8, 12)]
         layers = (_number(model, _GPU_LAYERS), _number(model, _SPLIT_MODE))
-        if sizes != [512, 2048, 512, 1] or layers not in ((-1, 1), (999, 1)):
+        flags = bytes(context.data).find(_CONTEXT_FLAGS)
+        known = flags % 8 == 0 and layers in ((-1, 1), (999, 1))  # no flags: -1
+        if sizes != [512, 2048, 512, 1] or not known:
             raise ModelLoadError(f"{self.path} is a llama.cpp with other parameters: {_REMEDY}")
 
     def load(self, path: Path, *, gpu_layers: int = 0, vocabulary: bool = False) -> Weights:
@@ -194,6 +204,29 @@ class Llama:
             raise ModelLoadError(f"{path} cannot be read by llama.cpp: {_reason(lines)}")
         return Weights(self, pointer, path)
 
+    def context(self, weights: Weights, cells: int, rows: int, sequences: int) -> int:
+        """A new context, to be freed with `llama_free`.
+
+        Args:
+            weights: The model.
+            cells: Tokens that all its sequences hold together.
+            rows: Tokens that it computes at once.
+            sequences: Sequences that it knows apart, numbered from 0.
+
+        Raises:
+            GenerationError: There is no memory for it.
+        """
+        params = self.llama_context_default_params()
+        for at, value in enumerate((cells, rows, rows, sequences)):
+            _write(params, 4 * at, c_uint32(value))
+        shared = bytes(params.data).find(_CONTEXT_FLAGS) + len(_CONTEXT_FLAGS) - 1
+        _write(params, shared, c_bool(True))
+        with self.complaints() as lines:
+            pointer: int | None = self.llama_init_from_model(weights.pointer, params)
+        if not pointer:
+            raise GenerationError(f"{weights.path}: no context of {cells} tokens: {_reason(lines)}")
+        return pointer
+
     @contextmanager
     def complaints(self) -> Iterator[list[str]]:
         """Collects warnings and errors that the library writes meanwhile; else it is silent."""
@@ -219,6 +252,7 @@ class Weights:
         llama: The library.
         pointer: The model, as functions take it.
         vocab: Its vocabulary, as functions take it.
+        size: Tokens of the vocabulary.
         path: The file.
     """
 
@@ -227,8 +261,14 @@ class Weights:
         self.pointer = pointer
         self.path = path
         self.vocab: int = llama.llama_model_get_vocab(pointer)
+        self.size: int = llama.llama_vocab_n_tokens(self.vocab)
         # at the end of the process the system does it
         weakref.finalize(self, llama.llama_model_free, pointer).atexit = False
+
+    @property
+    def architecture(self) -> str:
+        """What the file calls its kind of model; in front of the names of many values."""
+        return self.value("general.architecture") or ""
 
     def value(self, key: str) -> str | None:
         """A value of the file as text; None where there is none, or where it is a list."""
@@ -339,3 +379,6 @@ _listening: Final = threading.Lock()
 # A listener in C, which needs no interpreter: the library speaks up from threads of its own.
 _C: Final = ctypes.CDLL("msvcrt" if os.name == "nt" else None)
 _IGNORE: Final = ctypes.cast(_C.abs, c_void_p)
+
+LENGTH: Final = ctypes.cast(_C.strlen, c_void_p)
+"""A function in C that says yes about a text with something in it, and no about an empty one."""

@@ -13,14 +13,14 @@ from typing import Any
 from safe_integrations.calls.form import Form
 from safe_integrations.engine.tokens import TokenTable
 from safe_integrations.errors import ModelLoadError, SafeError, UnsupportedModelError
+from safe_integrations.models.fork import check_process
 from safe_integrations.models.locate import locate
 from safe_integrations.models.quiet import quiet
-from safe_integrations.models.rendering import Renderer, template_of
+from safe_integrations.models.rendering import Render, Renderer, template_of
 from safe_integrations.models.spec import LoadedModel, ModelCard, ModelSpec, Progress, name_of
 from safe_integrations.models.table import build_token_table, tags_of
-from safe_integrations.models.transformers.fork import check_process
 from safe_integrations.models.transformers.gguf import is_converted
-from safe_integrations.models.transformers.member import Render, TransformersMember
+from safe_integrations.models.transformers.member import TransformersMember
 from safe_integrations.models.transformers.packing import pack
 from safe_integrations.models.transformers.tokenizer import TransformersTokenizer, templates_of
 

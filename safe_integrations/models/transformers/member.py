@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import perf_counter
 from types import MappingProxyType
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, NoReturn
 
 import torch
 
@@ -18,30 +18,15 @@ from safe_integrations.engine.model import Limits, Reasoning, Work, never
 from safe_integrations.engine.tokens import TokenTable, common_prefix
 from safe_integrations.errors import GenerationCancelled, ModelError
 from safe_integrations.messages import Message
-from safe_integrations.models.transformers.fork import check_process
+from safe_integrations.models.folding import Fold, Logits
+from safe_integrations.models.fork import check_process
+from safe_integrations.models.rendering import Render
 from safe_integrations.models.transformers.kv_cache import (
     CroppableCache,
     layer_windows,
     rope_switch,
 )
-from safe_integrations.models.transformers.logits import Fold, Logits, LogitsDistribution
-
-
-class Render(Protocol):
-    """Writes prompts (`Member.render`, `Member.reason`)."""
-
-    def __call__(
-        self, messages: Sequence[Message], tools: Sequence[Tool], args: Mapping[str, Any], /
-    ) -> list[int]:
-        """Up to the answer."""
-        ...
-
-    def reason(
-        self, messages: Sequence[Message], tools: Sequence[Tool], args: Mapping[str, Any], /
-    ) -> Reasoning:
-        """Up to the reasoning in front of it."""
-        ...
-
+from safe_integrations.models.transformers.logits import LogitsDistribution
 
 _PART: Final = 256
 """Tokens of a prompt to read at a time on a CPU.
