@@ -8,12 +8,14 @@ the space that some vocabularies put in front of every text is taken off again.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from ctypes import create_string_buffer
 from functools import cached_property
 from typing import Final
 
 from safe_integrations.engine.tokens import TokenTable
+from safe_integrations.errors import UnknownSplittingWarning
 from safe_integrations.models.llama_cpp.library import Weights
 from safe_integrations.models.llama_cpp.vocabulary import (
     ADDED,
@@ -40,6 +42,7 @@ _VARIABLES: Final = {
 _LEARNED: Final = NORMAL | BYTE
 _FOR_CONTROL: Final = CONTROL | UNKNOWN
 _ENDS: Final = ("eos", "eot", "eom")
+_SPLITTING: Final = "tokenizer.ggml.pre"
 _HTML: Final = "</s>"
 _TEMPLATE: Final = "tokenizer.chat_template"
 
@@ -54,6 +57,9 @@ class LlamaTokenizer:
 
     Raises:
         UnsupportedTokenizerError: It is of a kind that cannot be mapped to bytes.
+
+    Warns:
+        UnknownSplittingWarning: The file does not say how it splits text.
     """
 
     control: Collection[str] | None = None
@@ -62,6 +68,14 @@ class LlamaTokenizer:
         self.name = name
         self._weights = weights
         self._vocabulary = Vocabulary(weights, name)
+        if weights.value("tokenizer.ggml.model") == "gpt2" and not weights.value(_SPLITTING):
+            warnings.warn(
+                f"{name}: this file does not name the way in which it splits text into words "
+                f"({_SPLITTING}). It is split as llama.cpp does then, so some token ids may differ "
+                "from those that the model was trained with; look for a newer file",
+                UnknownSplittingWarning,
+                stacklevel=2,
+            )
         own = _templates(weights)
         self.templates: Mapping[str, str] = own
         if chat_template is not None:
