@@ -41,6 +41,28 @@ def byte_level(
     return write(path, "gpt2", [*tokens, *added], types, merges=merges, **settings)
 
 
+def sentencepiece(
+    path: Path, learned: list[str], *, added: dict[str, int] | None = None, **settings: Any
+) -> Path:
+    """A SentencePiece vocabulary: `<s>`, `</s>`, all bytes, what is learned, best first, and more.
+
+    `settings` are values of the file: `add_space_prefix`, `eos_token_id`, ...
+    """
+    types = {"<s>": TokenType.CONTROL, "</s>": TokenType.CONTROL}
+    types |= {f"<0x{byte:02X}>": TokenType.BYTE for byte in range(256)}
+    types |= dict.fromkeys(learned, TokenType.NORMAL) | (added or {})
+    settings = {"bos_token_id": 0, "eos_token_id": 1, "pre": "default"} | settings
+    scores = [-float(i) for i in range(len(types))]
+    return write(path, "llama", list(types), list(types.values()), scores=scores, **settings)
+
+
+def parts_of(text: str, longest: int = 5) -> list[str]:
+    """All parts of a text, as SentencePiece spells them, shorter ones first."""
+    letters = text.replace(" ", "\u2581")
+    found = (letters[i : i + n] for n in range(1, longest + 1) for i in range(len(letters) - n + 1))
+    return list(dict.fromkeys(found))
+
+
 def write(
     path: Path,
     model: str,
@@ -62,7 +84,7 @@ def write(
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     for name, value in settings.items():
-        key = f"tokenizer.ggml.{name}"
+        key = name if "." in name else f"tokenizer.ggml.{name}"
         if isinstance(value, list):
             writer.add_array(key, value)
         else:

@@ -42,11 +42,12 @@ def render(
     """
     if not turns:
         raise ValueError("there is no message")
+    template = _compiled(source)
     given = {"tools": None, "documents": None, **_plain(variables)}
     if not all(isinstance(document, dict) for document in given["documents"] or ()):
         raise TypeError("documents are a list of dicts, each with a title and a text")
     messages = [_with_thoughts(_plain(turn)) for turn in turns]
-    return _compiled(source).render(messages=messages, add_generation_prompt=generation, **given)
+    return template.render(messages=messages, add_generation_prompt=generation, **given)
 
 
 def names_in(source: str) -> set[str]:

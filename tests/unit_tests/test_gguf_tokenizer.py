@@ -169,17 +169,6 @@ def test_a_file_without_merges_is_refused(tmp_path: Path) -> None:
         read_tokenizer(path)
 
 
-def sentencepiece(path: Path, **settings: Any) -> Path:
-    pieces = {"<s>": TokenType.CONTROL, "</s>": TokenType.CONTROL}
-    pieces |= {f"<0x{byte:02X}>": TokenType.BYTE for byte in range(256)}
-    pieces |= dict.fromkeys(["\u2581", "a", "\u2581a"], TokenType.NORMAL)
-    settings |= {"bos_token_id": 0, "eos_token_id": 1, "pre": "default"}
-    scores = [0.0] * len(pieces)
-    return gguf_files.write(
-        path, "llama", list(pieces), list(pieces.values()), scores=scores, **settings
-    )
-
-
 @pytest.mark.parametrize(
     ("settings", "text", "pieces"),
     [
@@ -193,7 +182,9 @@ def test_sentencepiece_puts_a_space_before_text(
     tmp_path: Path, settings: dict[str, Any], text: str, pieces: str
 ) -> None:
     """Also before a space, and after each control token, as Llama 2 was trained."""
-    tokenizer, unknown = read_tokenizer(sentencepiece(tmp_path / "spm.gguf", **settings))
+    tokenizer, unknown = read_tokenizer(
+        gguf_files.sentencepiece(tmp_path / "spm.gguf", ["\u2581", "a", "\u2581a"], **settings)
+    )
     found = tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])
     assert found == [piece.replace("_", "\u2581") for piece in pieces.split()]
     assert unknown is None

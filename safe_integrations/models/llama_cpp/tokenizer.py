@@ -8,12 +8,14 @@ the space that some vocabularies put in front of every text is taken off again.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from ctypes import create_string_buffer
 from functools import cached_property
 from typing import Final
 
 from safe_integrations.engine.tokens import TokenTable
+from safe_integrations.errors import UnknownSplittingWarning
 from safe_integrations.models.llama_cpp.library import Weights
 from safe_integrations.models.llama_cpp.vocabulary import (
     ADDED,
@@ -25,7 +27,7 @@ from safe_integrations.models.llama_cpp.vocabulary import (
     Vocabulary,
 )
 from safe_integrations.models.table import build_token_table
-from safe_integrations.models.tokenizer import SPACE, Added, Span
+from safe_integrations.models.tokenizer import SPACE, Added, Span, sentencepiece
 
 _VARIABLES: Final = {
     "bos_token": "bos",
@@ -40,6 +42,7 @@ _VARIABLES: Final = {
 _LEARNED: Final = NORMAL | BYTE
 _FOR_CONTROL: Final = CONTROL | UNKNOWN
 _ENDS: Final = ("eos", "eot", "eom")
+_SPLITTING: Final = "tokenizer.ggml.pre"
 _HTML: Final = "</s>"
 _TEMPLATE: Final = "tokenizer.chat_template"
 
@@ -54,6 +57,9 @@ class LlamaTokenizer:
 
     Raises:
         UnsupportedTokenizerError: It is of a kind that cannot be mapped to bytes.
+
+    Warns:
+        UnknownSplittingWarning: The file does not say how it splits text.
     """
 
     control: Collection[str] | None = None
@@ -62,6 +68,14 @@ class LlamaTokenizer:
         self.name = name
         self._weights = weights
         self._vocabulary = Vocabulary(weights, name)
+        if weights.value("tokenizer.ggml.model") == "gpt2" and not weights.value(_SPLITTING):
+            warnings.warn(
+                f"{name}: this file does not name the way in which it splits text into words "
+                f"({_SPLITTING}). It is split as llama.cpp does then, so some token ids may differ "
+                "from those that the model was trained with; look for a newer file",
+                UnknownSplittingWarning,
+                stacklevel=2,
+            )
         own = _templates(weights)
         self.templates: Mapping[str, str] = own
         if chat_template is not None:
@@ -165,11 +179,12 @@ class _TextEncoder:
         here = ADDED if vocabulary.spaced else _FOR_CONTROL
         self._ids = {vocabulary.names[i]: i for i in spoken if vocabulary.kinds[i] & here}
         longest_first = sorted(self._ids, key=len, reverse=True)
-        self._pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+        cuts = [re.escape(name) for name in longest_first]
+        if vocabulary.bytes_of is sentencepiece:
+            cuts.append(f"{SPACE}+")  # it would be a space, and join what stands beside it
+        self._pattern = re.compile(f"({'|'.join(cuts)})") if cuts else None
 
     def __call__(self, text: str) -> list[int]:
-        if not self._ids:
-            return self._vocabulary.unspaced(text)
         return [i for part in self._parts(text) for i in self._encoded(part)]
 
     def spans(self, text: str) -> list[Span]:
@@ -181,7 +196,9 @@ class _TextEncoder:
         return spans
 
     def _parts(self, text: str) -> list[str]:
-        return [part for part in self._pattern.split(text) if part] if self._ids else [text]
+        if self._pattern is None:
+            return [text]
+        return [part for part in self._pattern.split(text) if part]
 
     def _encoded(self, part: str) -> list[int]:
         token = self._ids.get(part)

@@ -92,12 +92,21 @@ class Vocabulary:
         return parts
 
     def spans(self, text: str, ids: Sequence[int]) -> list[Span]:
-        """Which characters of a text its ids stand for."""
+        """Which characters of a text its ids stand for.
+
+        Bytes that are no token may be left out by the library.
+        """
         char_of = [n for n, char in enumerate(text) for _ in char.encode()] + [len(text)]
-        spans, at = list[Span](), 0
+        data, spans, at = text.encode(), list[Span](), 0
         for i in ids:
-            first = char_of[at]
-            at = min(at + self._width(i, text, first), len(char_of) - 1)
+            if self.bytes_of is byte_level:
+                name = self.names[i]
+                written = name.encode() if self.kinds[i] & ADDED else byte_level(name)
+                at = max(data.find(written, at), at)
+                width = len(written)
+            else:
+                width = self._width(i, text, char_of[at])
+            first, at = char_of[at], min(at + width, len(data))
             spans.append((first, char_of[at - 1] + 1 if at else 0))
         return spans
 
@@ -118,14 +127,12 @@ class Vocabulary:
         return cut + [(None, first, last)] * (first < last)
 
     def _width(self, i: int, text: str, first: int) -> int:
-        """Bytes of a text that a token stands for: its name's, unless it stands for a byte."""
+        """Bytes of a text that a token of SentencePiece is made of: its name's, or one."""
         name, kind = self.names[i], self.kinds[i]
-        if kind & ADDED or self.bytes_of is sentencepiece:
-            if kind & BYTE and not text.startswith(name, first):
-                return 1
-            length = 1 if kind & UNKNOWN else len(name)
-            return len(text[first : first + length].encode())
-        return len(self.bytes_of(name))
+        if kind & BYTE and not text.startswith(name, first):
+            return 1
+        length = 1 if kind & UNKNOWN else len(name)
+        return len(text[first : first + length].encode())
 
     @cached_property
     def _longest_first(self) -> list[int]:
