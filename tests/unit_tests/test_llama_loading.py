@@ -309,8 +309,8 @@ def test_looking_and_loading_agree(toy: Path) -> None:
     member, spec = load_toy(toy), ModelSpec(source=str(toy))
     report = inspect_model(spec, silent)
     assert report.tokens is not None
-    symbols = [[t.symbol(i) for i in range(t.size)] for t in (report.tokens, member.tokens)]
-    assert symbols[0] == symbols[1]
+    symbols = [table.symbols() for table in (report.tokens, member.tokens)]
+    assert list(symbols[0]) == list(symbols[1])
     assert report.context_window == member.context_window
     assert report.teaches == member.teaches
 

@@ -84,8 +84,10 @@ class Context:
         GenerationError: There is no memory.
     """
 
-    room: int = 64
-    """Tokens of several sessions to compute at once: few, so that no step waits for a prompt."""
+    room: int = 63
+    """Tokens of several sessions to compute at once: few, so that no step waits for a prompt, and
+    fewer than 64, from which on llama.cpp computes attention another way, and rounds differently.
+    """
 
     def __init__(self, weights: Weights, window: int, reuse_bytes: int, threads: int) -> None:
         self._weights = weights

@@ -157,7 +157,9 @@ class LlamaSession:
         while at < len(wanted):
             if self._cancel():
                 raise GenerationCancelled("the generation was cancelled")
-            end = min(at + PART, len(wanted))
+            # a prompt ends a part: so what stands behind it is computed in few rows, always alike
+            ends = (at + PART, len(self._prompt), len(wanted))
+            end = min(end for end in ends if end > at)
             part = Part(self._context, held, at, wanted[at:end], max(0, end - max(at, needed)))
             answer: Answer = PASSES.do(part, self._cancel)
             self._rows += [FoldedDistribution(row, self._fold) for row in answer.rows]
