@@ -17,7 +17,8 @@ from safe_integrations.models.tokenizer import SPACE, Span, byte_level, refused,
 UNKNOWN, NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 4, 8, 16, 32
 """What a token is for, as the library has it; of what it corrects it keeps both."""
 
-_LSTRIP, _RSTRIP = 128, 256
+_RSTRIP: Final = 256
+"""Blanks behind such a token are left out: Phi-3's were trained so."""
 
 ADDED: Final = CONTROL | USER_DEFINED | UNKNOWN
 """Tokens that are found in a text before any other."""
@@ -117,10 +118,8 @@ class Vocabulary:
         cut: list[Part] = []
         name, kind = self.names[i], self.kinds[i]
         while (at := text.find(name, first, last)) >= 0:
-            left, right = at, at + len(name)
-            while kind & _LSTRIP and left > first and text[left - 1] in _BLANKS:
-                left -= 1
-            cut += [(None, first, left)] * (left > first) + [(i, at, right)]
+            right = at + len(name)
+            cut += [(None, first, at)] * (at > first) + [(i, at, right)]
             while kind & _RSTRIP and right < last and text[right] in _BLANKS:
                 right += 1
             first = right
