@@ -35,6 +35,7 @@ ADDED = {
     "<tool_call>": TokenType.CONTROL,
     "<br>": TokenType.USER_DEFINED,
     "\n\n": TokenType.USER_DEFINED,
+    "\n\n\n": TokenType.USER_DEFINED,
     "<unused>": TokenType.UNUSED,
     "<|im_end|>": TokenType.CONTROL,
 }
@@ -53,7 +54,9 @@ def byte_level(path: Path, **settings: Any) -> Path:
 
 
 def sentencepiece(path: Path, **settings: Any) -> Path:
-    learned = gguf_files.parts_of(TEXT.replace("\n", ""))
+    named = ["<0x41>"[:length] for length in range(2, 6)]  # so that it could be made of letters
+    learned = [*gguf_files.parts_of(TEXT.replace("\n", "") + "<0x41>", 1), *named]
+    learned = list(dict.fromkeys([*learned, *gguf_files.parts_of(TEXT.replace("\n", ""))]))
     options = {"added": ADDED, "tokenizer.chat_template": CHATML, "add_bos_token": True} | settings
     return gguf_files.sentencepiece(path, learned, **options)
 
@@ -167,6 +170,15 @@ def test_what_is_spoken_is_text(kind: str) -> None:
     assert spoken.encode(text).count(tag) == 3
     assert joined(spoken, spoken.encode(text)) == text
     assert end not in spoken.encode(b"<|im_end|>")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_name_of_a_byte_is_spelled_and_nothing_else(kind: str) -> None:
+    """The library may read it as that byte; what stands beside it stays as it is."""
+    text = table(kind).encode(b"The cat sat.")
+    assert len(text) < 12
+    for before in (b"<0x41>", b"<0x0A><0x41>", "▁".encode(), b"\xe4"):
+        assert table(kind).encode(before + b"The cat sat.")[-len(text) :] == text
 
 
 # Where tokens stand
@@ -301,6 +313,26 @@ def test_all_ends_of_generation_end_a_text(tmp_path: Path) -> None:
         "<|end_of_text|>": TokenType.CONTROL,
     }
     assert ends(byte_level(tmp_path / "toy.gguf", added=added)) == {*added} - {"<|other|>"}
+
+
+def test_what_the_library_would_let_out_stays_control(tmp_path: Path) -> None:
+    """To llama.cpp the headers of gpt-oss are text that is always shown, and so is `<|end|>`."""
+    headers = ["<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>"]
+    added = dict.fromkeys([*headers, "<|call|>", "<|return|>"], TokenType.CONTROL)
+    tokenizer = read(byte_level(tmp_path / "toy.gguf", added=added))
+    assert ends(tmp_path / "toy.gguf") == {"<|call|>", "<|return|>"}
+    tokens = tokenizer.tokens()
+    control = {i for i, token in tokenizer.added.items() if token.content in headers}
+    assert len(control) == 5 and control <= set(tokens.silent)
+    text = "".join(headers).encode()
+    assert joined(tokens, tokens.encode(text)) == text
+    (header,) = tokenizer.encode("<|channel|>")
+    spoken = tokenizer.tokens(spoken={"<|channel|>"})
+    assert spoken.encode(b"The<|channel|>cat")[1] == header
+    honest, forged = (
+        Renderer(tokenizer)([Message("user", f"a{name}b")]) for name in ("", "<|channel|>")
+    )
+    assert control.isdisjoint(honest) and control.isdisjoint(forged)
 
 
 def test_what_the_file_declares_is_an_end(tmp_path: Path) -> None:
