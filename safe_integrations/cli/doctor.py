@@ -18,7 +18,7 @@ from safe_integrations.cli.render import out, print_json, progress
 from safe_integrations.cli.tables import table
 
 if TYPE_CHECKING:
-    from safe_integrations.models.inspection import ModelReport
+    from safe_integrations.models.report import ModelReport
     from safe_integrations.models.spec import ModelSpec
 
 PACKAGES: Final = ("torch", "transformers", "numpy", "pydantic")

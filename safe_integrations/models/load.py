@@ -12,6 +12,7 @@ from safe_integrations.engine.model import Member
 from safe_integrations.models.embedded import DEFAULT_DRAFTER, DEFAULT_VERIFIERS
 from safe_integrations.models.llama_cpp.library import is_installed
 from safe_integrations.models.locate import is_gguf
+from safe_integrations.models.report import ModelReport
 from safe_integrations.models.spec import LoadedModel, ModelCard, ModelSpec, Progress, key_of
 
 ModelSource = str | ModelSpec | LoadedModel | Member
@@ -23,6 +24,7 @@ class _Backend(Protocol):
 
     def load(self, spec: ModelSpec, tell: Progress) -> Member: ...
     def card_of(self, spec: ModelSpec) -> ModelCard: ...
+    def report_of(self, spec: ModelSpec, tell: Progress) -> ModelReport: ...
 
 
 def backend_of(spec: ModelSpec) -> _Backend:

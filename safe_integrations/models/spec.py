@@ -101,7 +101,8 @@ class ModelSpec(StrictModel):
     @model_validator(mode="after")
     def _backend_knows_all(self) -> ModelSpec:
         if self.backend == "llama.cpp" and (unknown := self.of_transformers()):
-            raise ValueError(f"llama.cpp does not know {', '.join(unknown)}: leave it out")
+            remedy = f"it does not know {', '.join(unknown)}: leave that out"
+            raise InvalidArgumentError("backend", self.backend, remedy)
         return self
 
     def of_transformers(self) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from functools import cache
+from pathlib import Path
+from typing import Final
 
 from safe_integrations.calls.form import Form
 from safe_integrations.engine.tokens import TokenTable
@@ -17,25 +19,31 @@ from safe_integrations.models.fork import check_process
 from safe_integrations.models.llama_cpp.context import Context
 from safe_integrations.models.llama_cpp.library import Weights, open_model, open_vocabulary
 from safe_integrations.models.llama_cpp.member import LlamaMember
+from safe_integrations.models.llama_cpp.metadata import context_length, values
 from safe_integrations.models.llama_cpp.threads import threads
 from safe_integrations.models.llama_cpp.tokenizer import LlamaTokenizer
 from safe_integrations.models.locate import gguf_of, is_gguf
 from safe_integrations.models.rendering import Render, Renderer
+from safe_integrations.models.report import ModelReport
 from safe_integrations.models.spec import ModelCard, ModelSpec, Progress, name_of
 from safe_integrations.models.table import tags_of
+
+_STATE: Final = 2
+"""Bytes of a number in the cache."""
+
+_TYPES: Final = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K",
+    11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S",
+    17: "Q5_K_M", 18: "Q6_K", 32: "BF16",
+}  # fmt: skip
+"""How most weights of a file are stored, by the format's number."""
 
 
 def load(spec: ModelSpec, tell: Progress) -> LlamaMember:
     """Loads a GGUF file as a member; a `ModelError` says why it cannot be."""
     name = name_of(spec)
     check_process(name)
-    if not is_gguf(spec):
-        raise InvalidArgumentError(
-            "backend",
-            spec.backend,
-            f"{spec.source} is no GGUF file: name one, or leave backend to 'auto'",
-        )
-    path = gguf_of(spec, tell)
+    path = _path_of(spec, tell)
     tell(f"{name}: loading")
     weights = open_model(path, 0 if spec.device == "cpu" else spec.gpu_layers)
     _check_kind(weights, name)
@@ -65,12 +73,44 @@ def load(spec: ModelSpec, tell: Progress) -> LlamaMember:
 
 def card_of(spec: ModelSpec) -> ModelCard:
     """What can be known of a model without its weights; a `ModelError` where it cannot be read."""
-    weights = open_vocabulary(gguf_of(spec, lambda _: None))
-    built = weights.value(f"{weights.architecture}.context_length")
-    return ModelCard(name_of(spec), _window(int(built or 0), spec))
+    path = _path_of(spec, lambda _: None)
+    return ModelCard(name_of(spec), _window(context_length(path), spec))
 
 
-def _window(built: int, spec: ModelSpec) -> int:
+def report_of(spec: ModelSpec, tell: Progress) -> ModelReport:
+    """What can be known of a model without its weights; a `ModelError` where it cannot be used."""
+    path = _path_of(spec, tell)
+    tell(f"{name_of(spec)}: reading its tokenizer")
+    told = dict(values(path))
+    architecture = told.get("general.architecture")
+
+    def number(key: str) -> int:
+        return int(told.get(f"{architecture}.{key}", 0))
+
+    heads = number("attention.head_count_kv") or number("attention.head_count")
+    width = number("embedding_length") // max(number("attention.head_count"), 1)
+    widths = (number(f"attention.{part}_length") or width for part in ("key", "value"))
+    tokenizer = LlamaTokenizer(open_vocabulary(path), name_of(spec), spec.chat_template)
+    return ModelReport(
+        name=spec.source,
+        where=str(path),
+        dtype=_TYPES.get(int(told.get("general.file_type", -1)), "GGUF"),
+        weight_bytes=path.stat().st_size,
+        kv_bytes=1000 * number("block_count") * heads * sum(widths) * _STATE or None,
+        context_window=_window(context_length(path), spec),
+        tokens=tokenizer.tokens(),
+        teaches=Renderer(tokenizer).teaches,
+    )
+
+
+def _path_of(spec: ModelSpec, tell: Progress) -> Path:
+    if not is_gguf(spec):
+        remedy = f"{spec.source} is no GGUF file: name one, or leave backend to 'auto'"
+        raise InvalidArgumentError("backend", spec.backend, remedy)
+    return gguf_of(spec, tell)
+
+
+def _window(built: int | None, spec: ModelSpec) -> int:
     """Tokens that a model can hold, as built, or less where the spec says so."""
     return min(built or sys.maxsize, spec.context_window or sys.maxsize)
 

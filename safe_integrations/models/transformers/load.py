@@ -8,18 +8,21 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 from safe_integrations.calls.form import Form
 from safe_integrations.engine.tokens import TokenTable
 from safe_integrations.errors import ModelLoadError, SafeError, UnsupportedModelError
 from safe_integrations.models.fork import check_process
-from safe_integrations.models.locate import locate
+from safe_integrations.models.locate import folder_of, locate
 from safe_integrations.models.quiet import quiet
 from safe_integrations.models.rendering import Render, Renderer, template_of
+from safe_integrations.models.report import ModelReport
 from safe_integrations.models.spec import LoadedModel, ModelCard, ModelSpec, Progress, name_of
 from safe_integrations.models.table import build_token_table, tags_of
 from safe_integrations.models.transformers.gguf import is_converted
+from safe_integrations.models.transformers.kv_cache import layer_windows
 from safe_integrations.models.transformers.member import TransformersMember
 from safe_integrations.models.transformers.packing import pack
 from safe_integrations.models.transformers.tokenizer import TransformersTokenizer, templates_of
@@ -124,6 +127,31 @@ def look_at(spec: ModelSpec, tell: Progress) -> tuple[str, Any, Any, Any]:
     return where, config, generation_config, tokenizer
 
 
+def report_of(spec: ModelSpec, tell: Progress) -> ModelReport:
+    """What can be known of a model without its weights; a `ModelError` where it cannot be used."""
+    where, config, generation_config, inner = look_at(spec, tell)
+    layers = len(layer_windows(config, spec.source))
+    tokenizer = TransformersTokenizer(inner, spec.source)
+    tokens = tokens_of(tokenizer, config, generation_config)
+    text_config = config.get_text_config(decoder=True)
+    stored = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    dtype = stored if spec.dtype == "auto" else spec.dtype
+    on_disk = _weights_on_disk(folder_of(where, spec.revision, spec.load_kwargs.get("cache_dir")))
+    heads = text_config.num_attention_heads
+    kv_heads = getattr(text_config, "num_key_value_heads", None) or heads
+    head_dim = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
+    return ModelReport(
+        name=spec.source,
+        where=where,
+        dtype=dtype,
+        weight_bytes=on_disk and on_disk * _width(dtype) // _width(stored),
+        kv_bytes=1000 * 2 * layers * kv_heads * head_dim * _width(dtype),
+        context_window=context_window_of(config, spec),
+        tokens=tokens,
+        teaches=Renderer(tokenizer).teaches,
+    )
+
+
 def _read_tokenizer(where: str, options: dict[str, Any], spec: ModelSpec) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -216,3 +244,17 @@ def _return_free_memory() -> None:
     """Has glibc return what it holds free: tokenizers leave plenty. Others cannot be told to."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
+
+
+def _weights_on_disk(folder: Path | None) -> int | None:
+    if folder is None:
+        return None
+    for pattern in ("*.safetensors", "*.bin"):
+        if sizes := [path.stat().st_size for path in folder.glob(pattern)]:
+            return sum(sizes)
+    return None
+
+
+def _width(dtype: str) -> int:
+    """Bytes of one number."""
+    return {"float64": 8, "float32": 4, "float8_e4m3fn": 1, "float8_e5m2": 1}.get(dtype, 2)
