@@ -208,7 +208,7 @@ does. Where a file names no way, or none that is known, an `UnknownSplittingWarn
 
 def default_pair() -> str:
     """The default pair by both libraries, as a section of a page."""
-    texts = [*scripts.ALL, *scripts.mixed(2000)]
+    texts = [*scripts.ALL, *scripts.mixed(20_000)]
     size = sum(len(text.encode()) for text in texts)
     rows = "\n".join(_pair_row(name, texts) for name in EMBEDDED)
     return f"""## The default pair by both libraries

@@ -228,6 +228,35 @@ def test_spans_are_those_of_the_tokens_bytes(kind: str, text: str) -> None:
     assert not text or (spans[0][0], spans[-1][1]) == (0, len(text))
 
 
+def test_added_tokens_have_the_spans_of_their_letters(tmp_path: Path) -> None:
+    """An `õ` that was added is that letter, and not the byte that it spells elsewhere."""
+    letters = [letter for letter in gguf_files.ALPHABET.values() if letter != "õ"]
+    added = {"õ": TokenType.USER_DEFINED, "<|im_end|>": TokenType.CONTROL}
+    learned = [*letters, "ab"]
+    path = gguf_files.byte_level(tmp_path / "toy.gguf", learned, ["a b"], added=added, pre="qwen2")
+    tokenizer = read(path)
+    encoder = tokenizer.text_encoder([len(learned)])
+    assert encoder("abõb")[1] == len(learned)
+    assert encoder.spans("abõb") == [(0, 2), (2, 3), (3, 4)]
+    assert tokenizer.tokens().symbol(len(learned)) == "õ".encode()
+
+
+def test_a_prompt_is_cut_where_the_library_cuts_it(tmp_path: Path) -> None:
+    """In Gemma 4's vocabulary it takes `</s>` for a word like any other."""
+    names = ["</s>", "<|tool_response>", "<turn|>"]
+    path = byte_level(tmp_path / "toy.gguf", added=dict.fromkeys(names, TokenType.CONTROL))
+    text = "The</s>cat<turn|>"
+    assert [i for i, _, _ in read(path).locate(text, behind=False)] == read(path).encode(text)
+
+
+def test_no_letter_of_a_vocabulary_is_taken_to_keep_a_space_away(tmp_path: Path) -> None:
+    learned = gguf_files.parts_of("The cat\ue000The")
+    tokens = read(gguf_files.sentencepiece(tmp_path / "toy.gguf", learned)).tokens()
+    for text in (b"The", b"cat", "\ue000The".encode()):
+        assert joined(tokens, tokens.encode(text)) == text
+        assert len(tokens.encode(text)) == 1
+
+
 # Prompts
 
 
