@@ -61,10 +61,26 @@ def sentencepiece(path: Path, **settings: Any) -> Path:
     return gguf_files.sentencepiece(path, learned, **options)
 
 
+def gemma_4(path: Path) -> Path:
+    """Merges as byte-level BPE has them, in the letters of SentencePiece."""
+    learned = gguf_files.parts_of(TEXT.replace("\n", ""))
+    merges = [f"{part[:-1]} {part[-1]}" for part in learned if len(part) > 1]
+    types = {"<s>": TokenType.CONTROL, "</s>": TokenType.USER_DEFINED}
+    types |= {f"<0x{byte:02X}>": TokenType.BYTE for byte in range(256)}
+    types |= dict.fromkeys(learned, TokenType.NORMAL) | ADDED | {"<|tool_response>": 3}
+    settings = {
+        "bos_token_id": 0,
+        "eos_token_id": len(types) - 2,
+        "tokenizer.chat_template": CHATML,
+    }
+    return gguf_files.write(path, "gemma4", [*types], [*types.values()], merges=merges, **settings)
+
+
 MADE: dict[str, Callable[[Path], Path]] = {
     "byte-level": byte_level,
     "SentencePiece": lambda path: sentencepiece(path, add_space_prefix=False),
     "SentencePiece with a space": sentencepiece,
+    "Gemma 4's": gemma_4,
     "Phi-3's": lambda path: sentencepiece(path, added=PHI_3, **{"general.name": "Phi-3 toy"}),
 }
 KINDS = list(MADE)
@@ -136,6 +152,8 @@ def test_the_ids_are_those_of_transformers(kind: str, text: str) -> None:
     """A `▁` that is no space, and what looks like a byte, are spelled in other ways there."""
     tokenizer, other = theirs(kind)
     text = text.replace("▁", "_").replace("<0x41>", "")
+    if kind == "Gemma 4's":  # there the library takes it for a word
+        text = text.replace("</s>", "")
     assert table(kind).encode(text.encode()) == other.encode(text.encode())
     assert ours(kind).encode(text) == tokenizer.encode(text)
 
@@ -173,12 +191,12 @@ def test_what_is_spoken_is_text(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_name_of_a_byte_is_spelled_and_nothing_else(kind: str) -> None:
-    """The library may read it as that byte; what stands beside it stays as it is."""
-    text = table(kind).encode(b"The cat sat.")
-    assert len(text) < 12
-    for before in (b"<0x41>", b"<0x0A><0x41>", "▁".encode(), b"\xe4"):
-        assert table(kind).encode(before + b"The cat sat.")[-len(text) :] == text
+def test_what_is_read_as_something_else_is_spelled_alone(kind: str) -> None:
+    """A `▁` is no space, and the name of a byte not that byte; what follows stays as it is."""
+    text = table(kind).encode(b"cat sat.")
+    assert len(text) < 6
+    for before in ("▁".encode(), b"<0x41>", b"<0x0A><0x41>", b"\xe4"):
+        assert table(kind).encode(before + b"cat sat.")[-len(text) :] == text
 
 
 # Where tokens stand
@@ -231,14 +249,14 @@ def test_spans_are_those_of_the_tokens_bytes(kind: str, text: str) -> None:
 def test_added_tokens_have_the_spans_of_their_letters(tmp_path: Path) -> None:
     """An `õ` that was added is that letter, and not the byte that it spells elsewhere."""
     letters = [letter for letter in gguf_files.ALPHABET.values() if letter != "õ"]
-    added = {"õ": TokenType.USER_DEFINED, "<|im_end|>": TokenType.CONTROL}
+    added = {"õõ": TokenType.USER_DEFINED, "<|im_end|>": TokenType.CONTROL}
     learned = [*letters, "ab"]
     path = gguf_files.byte_level(tmp_path / "toy.gguf", learned, ["a b"], added=added, pre="qwen2")
     tokenizer = read(path)
     encoder = tokenizer.text_encoder([len(learned)])
-    assert encoder("abõb")[1] == len(learned)
-    assert encoder.spans("abõb") == [(0, 2), (2, 3), (3, 4)]
-    assert tokenizer.tokens().symbol(len(learned)) == "õ".encode()
+    assert encoder("abõõb")[1] == len(learned)
+    assert encoder.spans("abõõb") == [(0, 2), (2, 4), (4, 5)]
+    assert tokenizer.tokens().symbol(len(learned)) == "õõ".encode()
 
 
 def test_a_prompt_is_cut_where_the_library_cuts_it(tmp_path: Path) -> None:
@@ -260,8 +278,9 @@ def test_no_letter_of_a_vocabulary_is_taken_to_keep_a_space_away(tmp_path: Path)
 # Prompts
 
 
-@pytest.mark.parametrize("kind", SHARED)
+@pytest.mark.parametrize("kind", [kind for kind in SHARED if kind != "Gemma 4's"])
 def test_prompts_are_those_of_transformers(kind: str) -> None:
+    """But Gemma 4's: to the library they begin with BOS, whatever the template writes."""
     render, other = Renderer(ours(kind)), Renderer(theirs(kind)[0])
     talk = [Message("system", "Étude"), Message("user", "The cat\n\n<br> sat. ")]
     for extra in (
