@@ -56,7 +56,7 @@ OTHERS: Final = (
     "\n            return {'a': x // 2, \"b\": -1.5e-10}\n\n\n\tpass\n",
     "const f = async (x) => { await g(`${x}`); };\r\n\r\n/* C */ int main(void) { return 0; }\r\n",
     "SELECT a.id, COUNT(*) FROM t WHERE b <> 'x''y' GROUP BY 1; -- ;;; ((()))\n<!-- <b>&</b> -->",
-    "3.14159265358979 2,718,281,828 0000012345 1e-10 2026-11-23T20:37:35Z 10  20   30\n½ ² ①②③ １２",
+    "3.14159265358979 2,718,281,828 0000012345 1e-10 2026-11-23T20:37:35Z 10  20\n½ ² ①②③ １２",
     "$\\int_0^\\infty e^{-x^2}\\,dx = \\frac{\\sqrt{\\pi}}{2}$ ∀x∈ℝ: x²≥0 ⇒ ∑ᵢ xᵢ ≠ ∅ 𝔸𝒷𝖈",
     "😀👩‍👩‍👧‍👦👍🏽🇩🇪❤️‍🔥 ☃︎☃️ e\u0301 n\u0303 ﬁn ﷽ Ǆ ß ẞ İ ı \u1e9e ￼ \ufffd",
     "  leading,  two   three    four     five trailing   \n\n\n\t\t tabs\t\n \n  \n",

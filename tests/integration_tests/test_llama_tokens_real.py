@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cache
+from random import Random
 
 import pytest
-from test_loading_real import TALKS
+from test_loading_real import TALKS, wrong_edits
+from test_loading_real import TEXTS as PROSE
 
 from benchmarks import scripts
 from safe_integrations.engine.tokens import END, TokenTable
@@ -65,6 +67,12 @@ def test_bytes_add_up_to_the_text(name: str) -> None:
         data = text.encode()
         assert b"".join(map(table.symbol, table.encode(data))) == data
         assert b"".join(map(table.symbol, table.encode(data[1:-1]))) == data[1:-1]
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+@pytest.mark.parametrize("kind", PROSE)
+def test_incremental_tokenisation_equals_the_whole(name: str, kind: str) -> None:
+    assert wrong_edits(ours(name)[1], kind, Random(f"{name} {kind}")) == []
 
 
 def test_where_they_differ() -> None:

@@ -230,5 +230,5 @@ def test_the_report_compares_with_the_ids_of_the_original(toy: Any, tmp_path: Pa
     path.with_suffix(".gguf.out").write_text(f" {right}\n {right} 0\n")
     gguf_files.write(tmp_path / "ggml-vocab-other.gguf", "rwkv", ["a"], [1], architecture="rwkv")
     text = vocabularies.report(tmp_path)
-    assert "| falcon | BPE, falcon | 1 of 2 | 1 of 2 | 12 of 12 |" in text
-    assert re.search(r"\| other \\\* \| rwkv \| .*not used: .*'rwkv'", text)
+    assert "| falcon | BPE, falcon | 2 | 1 | 1 | 12 of 12 | 1 | 1 | 12 of 12 | " in text
+    assert re.search(r"\| other \\\* \| rwkv \| 0 \|.*not by llama.cpp: .*; not by .*'rwkv'", text)

@@ -35,9 +35,11 @@ ADDED = {
     "<tool_call>": TokenType.CONTROL,
     "<br>": TokenType.USER_DEFINED,
     "\n\n": TokenType.USER_DEFINED,
+    "\n\n\n": TokenType.USER_DEFINED,
     "<unused>": TokenType.UNUSED,
     "<|im_end|>": TokenType.CONTROL,
 }
+PHI_3 = dict.fromkeys(["<unk>", "<|endoftext|>"], TokenType.CONTROL) | ADDED
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -52,17 +54,38 @@ def byte_level(path: Path, **settings: Any) -> Path:
 
 
 def sentencepiece(path: Path, **settings: Any) -> Path:
-    learned = gguf_files.parts_of(TEXT.replace("\n", ""))
+    named = ["<0x41>"[:length] for length in range(2, 6)]  # so that it could be made of letters
+    learned = [*gguf_files.parts_of(TEXT.replace("\n", "") + "<0x41>", 1), *named]
+    learned = list(dict.fromkeys([*learned, *gguf_files.parts_of(TEXT.replace("\n", ""))]))
     options = {"added": ADDED, "tokenizer.chat_template": CHATML, "add_bos_token": True} | settings
     return gguf_files.sentencepiece(path, learned, **options)
+
+
+def gemma_4(path: Path) -> Path:
+    """Merges as byte-level BPE has them, in the letters of SentencePiece."""
+    learned = gguf_files.parts_of(TEXT.replace("\n", ""))
+    merges = [f"{part[:-1]} {part[-1]}" for part in learned if len(part) > 1]
+    types = {"<s>": TokenType.CONTROL, "</s>": TokenType.USER_DEFINED}
+    types |= {f"<0x{byte:02X}>": TokenType.BYTE for byte in range(256)}
+    types |= dict.fromkeys(learned, TokenType.NORMAL) | ADDED | {"<|tool_response>": 3}
+    settings = {
+        "bos_token_id": 0,
+        "eos_token_id": len(types) - 2,
+        "tokenizer.chat_template": CHATML,
+    }
+    return gguf_files.write(path, "gemma4", [*types], [*types.values()], merges=merges, **settings)
 
 
 MADE: dict[str, Callable[[Path], Path]] = {
     "byte-level": byte_level,
     "SentencePiece": lambda path: sentencepiece(path, add_space_prefix=False),
     "SentencePiece with a space": sentencepiece,
+    "Gemma 4's": gemma_4,
+    "Phi-3's": lambda path: sentencepiece(path, added=PHI_3, **{"general.name": "Phi-3 toy"}),
 }
 KINDS = list(MADE)
+SHARED = KINDS[:-1]
+"""Those that transformers reads as llama.cpp does; of Phi-3's blanks it knows nothing."""
 
 
 @cache
@@ -122,18 +145,20 @@ def test_bytes_survive(kind: str, data: bytes) -> None:
     assert joined(table(kind), table(kind).encode(data)) == data
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SHARED)
 @settings(max_examples=200, deadline=None)
 @given(TEXTS)
 def test_the_ids_are_those_of_transformers(kind: str, text: str) -> None:
     """A `▁` that is no space, and what looks like a byte, are spelled in other ways there."""
     tokenizer, other = theirs(kind)
     text = text.replace("▁", "_").replace("<0x41>", "")
+    if kind == "Gemma 4's":  # there the library takes it for a word
+        text = text.replace("</s>", "")
     assert table(kind).encode(text.encode()) == other.encode(text.encode())
     assert ours(kind).encode(text) == tokenizer.encode(text)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SHARED)
 def test_a_table_has_the_symbols_that_transformers_has(kind: str) -> None:
     _, other = theirs(kind)
     unused = ours(kind).encode("<|im_end|>")[0] - 1
@@ -165,6 +190,15 @@ def test_what_is_spoken_is_text(kind: str) -> None:
     assert end not in spoken.encode(b"<|im_end|>")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_read_as_something_else_is_spelled_alone(kind: str) -> None:
+    """A `▁` is no space, and the name of a byte not that byte; what follows stays as it is."""
+    text = table(kind).encode(b"cat sat.")
+    assert len(text) < 6
+    for before in ("▁".encode(), b"<0x41>", b"<0x0A><0x41>", b"\xe4"):
+        assert table(kind).encode(before + b"cat sat.")[-len(text) :] == text
+
+
 # Where tokens stand
 
 
@@ -179,6 +213,14 @@ def test_parts_of_a_prompt_have_the_librarys_ids(kind: str, text: str) -> None:
         if i in ours(kind).added:
             assert text[first:last] == ours(kind).added[i].content
     assert all(one[1] <= two[1] for one, two in pairwise(located))
+
+
+def test_blanks_behind_a_token_of_phi_3_are_left_out() -> None:
+    """This shows that the library does here what the tests above are about."""
+    tokenizer = ours("Phi-3's")
+    assert tokenizer.encode("cat<|im_end|> \n sat") == tokenizer.encode("cat<|im_end|>sat")
+    other = ours("SentencePiece with a space")
+    assert other.encode("cat<|im_end|> \n sat") != other.encode("cat<|im_end|>sat")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -204,11 +246,41 @@ def test_spans_are_those_of_the_tokens_bytes(kind: str, text: str) -> None:
     assert not text or (spans[0][0], spans[-1][1]) == (0, len(text))
 
 
+def test_added_tokens_have_the_spans_of_their_letters(tmp_path: Path) -> None:
+    """An `õ` that was added is that letter, and not the byte that it spells elsewhere."""
+    letters = [letter for letter in gguf_files.ALPHABET.values() if letter != "õ"]
+    added = {"õõ": TokenType.USER_DEFINED, "<|im_end|>": TokenType.CONTROL}
+    learned = [*letters, "ab"]
+    path = gguf_files.byte_level(tmp_path / "toy.gguf", learned, ["a b"], added=added, pre="qwen2")
+    tokenizer = read(path)
+    encoder = tokenizer.text_encoder([len(learned)])
+    assert encoder("abõõb")[1] == len(learned)
+    assert encoder.spans("abõõb") == [(0, 2), (2, 4), (4, 5)]
+    assert tokenizer.tokens().symbol(len(learned)) == "õõ".encode()
+
+
+def test_a_prompt_is_cut_where_the_library_cuts_it(tmp_path: Path) -> None:
+    """In Gemma 4's vocabulary it takes `</s>` for a word like any other."""
+    names = ["</s>", "<|tool_response>", "<turn|>"]
+    path = byte_level(tmp_path / "toy.gguf", added=dict.fromkeys(names, TokenType.CONTROL))
+    text = "The</s>cat<turn|>"
+    assert [i for i, _, _ in read(path).locate(text, behind=False)] == read(path).encode(text)
+
+
+def test_no_letter_of_a_vocabulary_is_taken_to_keep_a_space_away(tmp_path: Path) -> None:
+    learned = gguf_files.parts_of("The cat\ue000The")
+    tokens = read(gguf_files.sentencepiece(tmp_path / "toy.gguf", learned)).tokens()
+    for text in (b"The", b"cat", "\ue000The".encode()):
+        assert joined(tokens, tokens.encode(text)) == text
+        assert len(tokens.encode(text)) == 1
+
+
 # Prompts
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in SHARED if kind != "Gemma 4's"])
 def test_prompts_are_those_of_transformers(kind: str) -> None:
+    """But Gemma 4's: to the library they begin with BOS, whatever the template writes."""
     render, other = Renderer(ours(kind)), Renderer(theirs(kind)[0])
     talk = [Message("system", "Étude"), Message("user", "The cat\n\n<br> sat. ")]
     for extra in (
@@ -289,6 +361,26 @@ def test_all_ends_of_generation_end_a_text(tmp_path: Path) -> None:
         "<|end_of_text|>": TokenType.CONTROL,
     }
     assert ends(byte_level(tmp_path / "toy.gguf", added=added)) == {*added} - {"<|other|>"}
+
+
+def test_what_the_library_would_let_out_stays_control(tmp_path: Path) -> None:
+    """To llama.cpp the headers of gpt-oss are text that is always shown, and so is `<|end|>`."""
+    headers = ["<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>"]
+    added = dict.fromkeys([*headers, "<|call|>", "<|return|>"], TokenType.CONTROL)
+    tokenizer = read(byte_level(tmp_path / "toy.gguf", added=added))
+    assert ends(tmp_path / "toy.gguf") == {"<|call|>", "<|return|>"}
+    tokens = tokenizer.tokens()
+    control = {i for i, token in tokenizer.added.items() if token.content in headers}
+    assert len(control) == 5 and control <= set(tokens.silent)
+    text = "".join(headers).encode()
+    assert joined(tokens, tokens.encode(text)) == text
+    (header,) = tokenizer.encode("<|channel|>")
+    spoken = tokenizer.tokens(spoken={"<|channel|>"})
+    assert spoken.encode(b"The<|channel|>cat")[1] == header
+    honest, forged = (
+        Renderer(tokenizer)([Message("user", f"a{name}b")]) for name in ("", "<|channel|>")
+    )
+    assert control.isdisjoint(honest) and control.isdisjoint(forged)
 
 
 def test_what_the_file_declares_is_an_end(tmp_path: Path) -> None:

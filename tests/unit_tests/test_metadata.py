@@ -6,14 +6,15 @@ import struct
 from pathlib import Path
 
 import gguf_files
+import numpy as np
 import pytest
 from gguf import GGUFValueType, GGUFWriter
 
 from safe_integrations.errors import ModelLoadError
-from safe_integrations.models.llama_cpp.metadata import context_length, values
+from safe_integrations.models.llama_cpp.metadata import context_length, token_types, values
 
 
-def test_all_kinds_of_values_are_read_and_lists_are_left_out(tmp_path: Path) -> None:
+def test_all_kinds_of_values_are_read_and_lists_of_texts_left_out(tmp_path: Path) -> None:
     writer = GGUFWriter(tmp_path / "a.gguf", "arch")
     kinds = {
         GGUFValueType.UINT8: 250, GGUFValueType.INT8: -3, GGUFValueType.UINT16: 65000,
@@ -31,7 +32,22 @@ def test_all_kinds_of_values_are_read_and_lists_are_left_out(tmp_path: Path) -> 
     writer.close()
     told = dict(values(tmp_path / "a.gguf"))
     assert told.pop("general.architecture") == "arch"
+    lists = {key: told.pop(key) for key in list(told) if isinstance(told[key], np.ndarray)}
+    assert {key: list(numbers) for key, numbers in lists.items()} == {
+        **{f"list.{i}": [1, 2, 3] for i in range(0, len(kinds), 2)}, "numbers": [0.5, 1.5]
+    }  # fmt: skip
     assert told == {f"value.{i}": value for i, value in enumerate(kinds.values())}
+
+
+def test_what_tokens_are_for(tmp_path: Path) -> None:
+    path = gguf_files.byte_level(tmp_path / "a.gguf", ["a", "b"], [], added={"<end>": 3})
+    types = token_types(path)
+    assert types is not None and types.tolist() == [1, 1, 3]
+    writer = GGUFWriter(tmp_path / "b.gguf", "arch")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    assert token_types(tmp_path / "b.gguf") is None
 
 
 def test_the_context_length(tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ from safe_integrations.models.llama_cpp.vocabulary import (
     CONTROL,
     NORMAL,
     UNKNOWN,
-    USER_DEFINED,
     Vocabulary,
 )
 from safe_integrations.models.table import build_token_table
@@ -84,11 +83,10 @@ class LlamaTokenizer:
     @cached_property
     def added(self) -> Mapping[int, Added]:
         """Tokens for control, and others that were added to those it has learned."""
-        known = enumerate(zip(self._vocabulary.names, self._vocabulary.kinds, strict=True))
+        names = ((i, self._vocabulary.names[i]) for i in self._vocabulary.added)
         return {
-            i: Added(name, name.replace(SPACE, " ").encode(), self._is_special(i, name, kind))
-            for i, (name, kind) in known
-            if kind & ADDED
+            i: Added(name, name.replace(SPACE, " ").encode(), self._is_special(i, name))
+            for i, name in names
         }
 
     @cached_property
@@ -148,14 +146,14 @@ class LlamaTokenizer:
                 located.append((i, max(start + moved, first), max(end + moved, first)))
         return located
 
-    def _is_special(self, i: int, name: str, kind: int) -> bool:
-        """Whether a token is for control.
+    def _is_special(self, i: int, name: str) -> bool:
+        """Whether a token is for control: by the file, or by the library, which may know better.
 
         The library takes every `</s>` for an end. In some vocabularies, Gemma's, it is HTML.
         """
-        if name == _HTML and kind & (NORMAL | USER_DEFINED):
-            return i in self._declared_ends
-        return bool(kind & _FOR_CONTROL)
+        if i in self._vocabulary.for_control or i in self._declared_ends:
+            return True
+        return name != _HTML and bool(self._vocabulary.kinds[i] & _FOR_CONTROL)
 
     @cached_property
     def _declared_ends(self) -> frozenset[int]:

@@ -11,16 +11,21 @@ from functools import cached_property
 from itertools import chain
 from typing import Final
 
+import numpy as np
+
 from safe_integrations.models.llama_cpp.library import Weights
+from safe_integrations.models.llama_cpp.metadata import token_types
 from safe_integrations.models.tokenizer import SPACE, Span, byte_level, refused, sentencepiece
 
 UNKNOWN, NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 4, 8, 16, 32
-"""What a token is for, as the library has it; of what it corrects it keeps both."""
+"""What a token is for, as the library has it."""
 
-_LSTRIP, _RSTRIP = 128, 256
+_FILE_CONTROL: Final = (2, 3)  # unknown and control, as files have it
+_RSTRIP: Final = 256
+"""Blanks behind such a token are left out: Phi-3's were trained so."""
 
 ADDED: Final = CONTROL | USER_DEFINED | UNKNOWN
-"""Tokens that are found in a text before any other."""
+"""Tokens that the library finds in a text before any other."""
 
 _SENTENCEPIECE: Final = 1
 _BPE: Final = 2
@@ -40,7 +45,10 @@ class Vocabulary:
 
     Attributes:
         names: How the file spells each token.
-        kinds: What each is for, flags.
+        kinds: What each is for, flags of the library, which sets right what files are known to
+            have wrong, and more.
+        added: Tokens that are found in a text before any other, or that the file has for control.
+        for_control: Those of them that the file has for control.
         bytes_of: What a name of a learned token stands for.
         spaced: Whether the library puts a space in front of text, and behind every added token.
 
@@ -60,6 +68,10 @@ class Vocabulary:
         name_of, kind_of = llama.llama_vocab_get_text, llama.llama_vocab_get_attr
         self.names: list[str] = [name_of(vocab, i).decode(errors="replace") for i in ids]
         self.kinds: list[int] = [kind_of(vocab, i) for i in ids]
+        types = token_types(weights.path)
+        told = np.isin(types, _FILE_CONTROL) if types is not None else np.zeros(len(ids), bool)
+        self.for_control = frozenset(np.flatnonzero(told).tolist())
+        self.added: list[int] = np.flatnonzero(told | (np.array(self.kinds) & ADDED > 0)).tolist()
         blank = self.encode(" ")[:1]
         spelled_so = kind == _SENTENCEPIECE or (blank and SPACE in self.names[blank[0]])
         self.bytes_of: Callable[[str], bytes] = sentencepiece if spelled_so else byte_level
@@ -117,10 +129,8 @@ class Vocabulary:
         cut: list[Part] = []
         name, kind = self.names[i], self.kinds[i]
         while (at := text.find(name, first, last)) >= 0:
-            left, right = at, at + len(name)
-            while kind & _LSTRIP and left > first and text[left - 1] in _BLANKS:
-                left -= 1
-            cut += [(None, first, left)] * (left > first) + [(i, at, right)]
+            right = at + len(name)
+            cut += [(None, first, at)] * (at > first) + [(i, at, right)]
             while kind & _RSTRIP and right < last and text[right] in _BLANKS:
                 right += 1
             first = right
@@ -131,12 +141,11 @@ class Vocabulary:
         name, kind = self.names[i], self.kinds[i]
         if kind & BYTE and not text.startswith(name, first):
             return 1
-        length = 1 if kind & UNKNOWN else len(name)
-        return len(text[first : first + length].encode())
+        return len(text[first : first + len(name)].encode())
 
     @cached_property
     def _longest_first(self) -> list[int]:
-        added = [i for i, kind in enumerate(self.kinds) if kind & ADDED]
+        added = [i for i in self.added if self.kinds[i] & ADDED]
         return sorted(added, key=lambda i: len(self.names[i].encode()), reverse=True)
 
     @cached_property
