@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from safe_integrations.models.spec import ModelSpec
 
 PACKAGES: Final = ("torch", "transformers", "numpy", "pydantic")
-EXTRAS: Final = ("langchain-core", "llama-index-core", "llguidance", "gguf", "opentelemetry-api")
+EXTRAS: Final = (
+    "langchain-core", "llama-index-core", "llguidance", "xllamacpp", "gguf", "opentelemetry-api",
+)  # fmt: skip
 
 
 def doctor(
