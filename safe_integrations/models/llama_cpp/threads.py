@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 _CHOSEN: Final = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-_SPINS: Final = "10000"
+_SPINS: Final = "1000"
 _SIBLINGS: Final = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 
