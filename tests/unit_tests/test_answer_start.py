@@ -101,6 +101,7 @@ def test_reasoning_starts_and_ends_as_the_template_has_it(
 def test_the_table_of_real_templates_tells_what_it_finds() -> None:
     found = look_at(STARTS["an open block"][0])
     assert not found.refused and not found.lost and not found.forged
+    assert found.same == found.rendered > 0
     assert found.end.endswith(STARTS["an open block"][1])
     assert found.start.header == "\n</think>\n\n"
     assert len(look_at(chat(turn("{{ m.content[:8] }}"))).refused) == 10

@@ -265,6 +265,8 @@ def test_a_prompt_is_cut_where_the_library_cuts_it(tmp_path: Path) -> None:
     path = byte_level(tmp_path / "toy.gguf", added=dict.fromkeys(names, TokenType.CONTROL))
     text = "The</s>cat<turn|>"
     assert [i for i, _, _ in read(path).locate(text, behind=False)] == read(path).encode(text)
+    (html,) = (i for i, token in read(path).added.items() if token.content == "</s>")
+    assert html in read(path).tokens().silent
 
 
 def test_no_letter_of_a_vocabulary_is_taken_to_keep_a_space_away(tmp_path: Path) -> None:
@@ -322,6 +324,10 @@ def test_templates_find_the_names_of_special_tokens(tmp_path: Path) -> None:
     """A token that the file does not name is none, whatever the library falls back to."""
     path = byte_level(tmp_path / "toy.gguf", padding_token_id=3)
     assert read(path).variables == {"eos_token": "<|im_end|>", "pad_token": "$"}
+    render = Renderer(read(path, chat_template="{{ eos_token }}{{ messages[0].content }}"))
+    assert render([Message("user", "cat")])[0] in read(path).end_ids
+    said = render([Message("user", "cat")], (), {"eos_token": "The"})
+    assert joined(read(path).tokens(), said) == b"Thecat"
     path = sentencepiece(tmp_path / "spm.gguf", unknown_token_id=999_999)
     assert read(path).variables == {"bos_token": "<s>", "eos_token": "</s>"}
 
@@ -394,6 +400,9 @@ def test_what_the_file_declares_is_an_end(tmp_path: Path) -> None:
     tokens = read(path).tokens()
     assert [i for i, symbol in enumerate(tokens.symbols()) if symbol is END] == [first, first + 1]
     assert joined(tokens, tokens.encode(b"a<mine>")) == b"a<mine>"
+    assert {token.special for token in read(path).added.values()} == {True}
+    word = read(byte_level(tmp_path / "word.gguf", added=added, eos_token_id=300)).tokens()
+    assert word.symbols()[300] is END
 
 
 def test_html_is_text_where_it_is_no_end(tmp_path: Path) -> None:

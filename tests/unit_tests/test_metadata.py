@@ -71,6 +71,7 @@ def test_the_context_length(tmp_path: Path) -> None:
         b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 2, 1, b"k", 9, 8, 5),
         b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 2, 1, b"k", 9, 4, 1 << 60),
         b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"k", 9, 9, 1),
+        b"GGUF" + struct.pack("<IQQQ1sIQ", 3, 0, 1, 1, b"k", 8, 9) + b"text",
         b"PK\3\4",
     ],
 )

@@ -19,14 +19,12 @@ from safe_integrations.errors import UnknownSplittingWarning
 from safe_integrations.models.llama_cpp.library import Weights
 from safe_integrations.models.llama_cpp.vocabulary import (
     ADDED,
-    BYTE,
     CONTROL,
-    NORMAL,
     UNKNOWN,
     Vocabulary,
 )
 from safe_integrations.models.table import build_token_table
-from safe_integrations.models.tokenizer import SPACE, Added, Span, sentencepiece
+from safe_integrations.models.tokenizer import SPACE, Added, Span
 
 _VARIABLES: Final = {
     "bos_token": "bos",
@@ -38,7 +36,6 @@ _VARIABLES: Final = {
 }
 """How templates call special tokens, and how the format does."""
 
-_LEARNED: Final = NORMAL | BYTE
 _FOR_CONTROL: Final = CONTROL | UNKNOWN
 _ENDS: Final = ("eos", "eot", "eom")
 _SPLITTING: Final = "tokenizer.ggml.pre"
@@ -100,7 +97,7 @@ class LlamaTokenizer:
     def variables(self) -> Mapping[str, str]:
         """Special tokens, by the names that chat templates have for them."""
         named = ((name, self._declared(key)) for name, key in _VARIABLES.items())
-        return {name: self._vocabulary.names[i] for name, i in named if i is not None}
+        return {name: self._vocabulary.name_of(i) for name, i in named if i is not None}
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
@@ -111,16 +108,14 @@ class LlamaTokenizer:
 
     def tokens(self, spoken: Collection[str] = ()) -> TokenTable:
         """The tokens as bytes; see `build_token_table`."""
-        size = len(self._vocabulary.names)
+        size = len(self._vocabulary.pieces)
         return build_token_table(self, end_ids=self.end_ids, vocab_size=size, spoken=spoken)
 
     def learned(self) -> Iterator[tuple[int, bytes]]:
         """The tokens of its model as bytes."""
-        bytes_of = self._vocabulary.bytes_of
-        known = enumerate(zip(self._vocabulary.names, self._vocabulary.kinds, strict=True))
-        for i, (name, kind) in known:
-            if kind & _LEARNED:
-                yield i, bytes_of(name)
+        for i, piece in enumerate(self._vocabulary.pieces):
+            if piece is not None:
+                yield i, piece
 
     def text_encoder(self, spoken: Collection[int]) -> _TextEncoder:
         """An encoder of text that knows these of the added tokens."""
@@ -164,7 +159,7 @@ class LlamaTokenizer:
         """A special token that the file names; None where it names none that there is."""
         value = self._weights.value(f"tokenizer.ggml.{key}_token_id")
         i = -1 if value is None else int(value)
-        return i if 0 <= i < len(self._vocabulary.names) else None
+        return i if 0 <= i < len(self._vocabulary.pieces) else None
 
 
 class _TextEncoder:
@@ -178,7 +173,7 @@ class _TextEncoder:
         self._ids = {vocabulary.names[i]: i for i in spoken if vocabulary.kinds[i] & here}
         longest_first = sorted(self._ids, key=len, reverse=True)
         cuts = [re.escape(name) for name in longest_first]
-        if vocabulary.bytes_of is sentencepiece:
+        if not vocabulary.byte_level:
             cuts.append(f"{SPACE}+")  # it would be a space, and join what stands beside it
         self._pattern = re.compile(f"({'|'.join(cuts)})") if cuts else None
 

@@ -6,7 +6,8 @@ tokens that were added, the longest ones first, and makes the rest of it token b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import chain
 from typing import Final
@@ -30,6 +31,7 @@ ADDED: Final = CONTROL | USER_DEFINED | UNKNOWN
 _SENTENCEPIECE: Final = 1
 _BPE: Final = 2
 _OTHERS: Final = {3: "WordPiece", 4: "Unigram", 5: "RWKV's", 6: "PLaMo's"}
+_LEARNED: Final = NORMAL | BYTE
 _BLANKS: Final = " \t\n\v\f\r"  # what C calls so
 
 Part = tuple[int | None, int, int]
@@ -44,12 +46,13 @@ class Vocabulary:
         name: How errors call the model.
 
     Attributes:
-        names: How the file spells each token.
-        kinds: What each is for, flags of the library, which sets right what files are known to
-            have wrong, and more.
+        kinds: What each token is for, flags of the library, which sets right what files are known
+            to have wrong, and more.
+        pieces: What each token stands for that the model has learned; None for others.
+        names: How added tokens and bytes are spelled.
         added: Tokens that are found in a text before any other, or that the file has for control.
         for_control: Those of them that the file has for control.
-        bytes_of: What a name of a learned token stands for.
+        byte_level: Whether pieces are spelled in the letters of byte-level BPE.
         spaced: Whether the library puts a space in front of text, and behind every added token.
 
     Raises:
@@ -59,24 +62,35 @@ class Vocabulary:
     def __init__(self, weights: Weights, name: str) -> None:
         self._weights = weights
         llama, vocab = weights.llama, weights.vocab
-        kind = llama.llama_vocab_type(vocab)
-        if kind not in (_SENTENCEPIECE, _BPE):
-            what = _OTHERS.get(kind, "none that is known")
+        model = llama.llama_vocab_type(vocab)
+        if model not in (_SENTENCEPIECE, _BPE):
+            what = _OTHERS.get(model, "none that is known")
             neither = "neither byte-level BPE nor SentencePiece with byte fallback"
             raise refused(name, f"it is {neither}, but {what}")
         ids = range(llama.llama_vocab_n_tokens(vocab))
-        name_of, kind_of = llama.llama_vocab_get_text, llama.llama_vocab_get_attr
-        self.names: list[str] = [name_of(vocab, i).decode(errors="replace") for i in ids]
-        self.kinds: list[int] = [kind_of(vocab, i) for i in ids]
+        kind_of, name_of = llama.llama_vocab_get_attr, llama.llama_vocab_get_text
+        self.kinds: Final = array("H", (kind_of(vocab, i) for i in ids))
         types = token_types(weights.path)
         told = np.isin(types, _FILE_CONTROL) if types is not None else np.zeros(len(ids), bool)
+        kinds = np.frombuffer(self.kinds, np.uint16)
         self.for_control = frozenset(np.flatnonzero(told).tolist())
-        self.added: list[int] = np.flatnonzero(told | (np.array(self.kinds) & ADDED > 0)).tolist()
-        blank = self.encode(" ")[:1]
-        spelled_so = kind == _SENTENCEPIECE or (blank and SPACE in self.names[blank[0]])
-        self.bytes_of: Callable[[str], bytes] = sentencepiece if spelled_so else byte_level
+        self.added: list[int] = np.flatnonzero(told | (kinds & ADDED > 0)).tolist()
+        bytes_too = np.flatnonzero(kinds & BYTE).tolist()
+        self.names = {i: self.name_of(i) for i in (*self.added, *bytes_too)}
+        blank = [self.name_of(i) for i in self.encode(" ")[:1]]
+        self.byte_level = model == _BPE and SPACE not in "".join(blank)
+        bytes_of = byte_level if self.byte_level else sentencepiece
+        self.pieces = [
+            bytes_of(name_of(vocab, i).decode(errors="replace")) if kind & _LEARNED else None
+            for i, kind in enumerate(self.kinds)
+        ]
         line = self.encode("\n")[:1]
-        self.spaced = bool(line) and self.bytes_of(self.names[line[0]])[:1] == b" "
+        self.spaced = bool(line) and (self.pieces[line[0]] or b"")[:1] == b" "
+
+    def name_of(self, i: int) -> str:
+        """How the file spells a token."""
+        name: bytes = self._weights.llama.llama_vocab_get_text(self._weights.vocab, i)
+        return name.decode(errors="replace")
 
     def encode(self, text: str, *, control: bool = False) -> list[int]:
         """The library's ids of a text.
@@ -111,9 +125,8 @@ class Vocabulary:
         char_of = [n for n, char in enumerate(text) for _ in char.encode()] + [len(text)]
         data, spans, at = text.encode(), list[Span](), 0
         for i in ids:
-            if self.bytes_of is byte_level:
-                name = self.names[i]
-                written = name.encode() if self.kinds[i] & ADDED else byte_level(name)
+            if self.byte_level:
+                written = self._written(i)
                 at = max(data.find(written, at), at)
                 width = len(written)
             else:
@@ -136,12 +149,16 @@ class Vocabulary:
             first = right
         return cut + [(None, first, last)] * (first < last)
 
+    def _written(self, i: int) -> bytes:
+        """What a token is made of: its letters where it was added."""
+        return self.names[i].encode() if self.kinds[i] & ADDED else self.pieces[i] or b""
+
     def _width(self, i: int, text: str, first: int) -> int:
         """Bytes of a text that a token of SentencePiece is made of: its name's, or one."""
-        name, kind = self.names[i], self.kinds[i]
-        if kind & BYTE and not text.startswith(name, first):
+        if self.kinds[i] & BYTE and not text.startswith(self.names[i], first):
             return 1
-        return len(text[first : first + len(name)].encode())
+        letters = len(self.names[i] if i in self.names else (self.pieces[i] or b"").decode())
+        return len(text[first : first + letters].encode())
 
     @cached_property
     def _longest_first(self) -> list[int]:
@@ -151,6 +168,6 @@ class Vocabulary:
     @cached_property
     def _lead(self) -> tuple[str, int]:
         """A letter that no token joins to another, and how many ids it makes in front of a text."""
-        longer = "".join(name for name in self.names if len(name) > 1)
-        letter = next(c for c in map(chr, range(0xE000, 0xF900)) if c not in longer)
+        known = b" ".join(filter(None, self.pieces))
+        letter = next(c for c in map(chr, range(0xE000, 0xF900)) if c.encode() not in known)
         return letter, len(self.encode(letter))
