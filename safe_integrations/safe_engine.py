@@ -18,11 +18,12 @@ from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.engine.closing import check_room
 from safe_integrations.engine.events import Event
 from safe_integrations.engine.loop import write
-from safe_integrations.engine.model import Limits, Member, never
-from safe_integrations.engine.reasoning import reason_first
+from safe_integrations.engine.model import Limits, Member, Reasoning, never
+from safe_integrations.engine.reasoning import budget_of, reason_first
 from safe_integrations.engine.units import Units
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.messages import as_messages
+from safe_integrations.models.admission import Memory, in_turn
 from safe_integrations.models.load import ModelSource, load_member, with_defaults
 from safe_integrations.models.spec import Progress, told_apart
 from safe_integrations.report.result import Result
@@ -92,8 +93,9 @@ class SafeEngine:
         Args:
             messages: A prompt string, or chat messages (see `as_messages`).
             options: How this answer is made.
-            cancel: Asked before every forward pass, and between the parts of a long prompt,
-                whether to stop. Once it says yes the iterator raises `GenerationCancelled`.
+            cancel: Asked before every forward pass, between the parts of a long prompt, and while
+                waiting for memory, whether to stop. Once it says yes the iterator raises
+                `GenerationCancelled`.
 
         Returns:
             A generator of events that ends with `Finished`.
@@ -118,8 +120,10 @@ class SafeEngine:
         check_room(members, prompts, cursors[0], options.max_tokens)
         rest = (cursors, self.config, options, self.weights, self._units, cancel)
         if reasonings:
-            return reason_first(members, reasonings, *rest)
-        return write(members, prompts, *rest)
+            events = reason_first(members, reasonings, *rest)
+        else:
+            events = write(members, prompts, *rest)
+        return in_turn(_caches(members, prompts, reasonings, options), events, cancel)
 
     def complete(self, messages: object, options: GenerationConfig | None = None) -> Result:
         """Answers in one go. Arguments and errors are those of `generate`."""
@@ -132,6 +136,11 @@ class _Renamed:
     def __init__(self, member: Member, name: str) -> None:
         self.name = name
         self._member = member
+
+    @property
+    def teaches(self) -> Form | None:
+        """What a protocol asks for must stand in the class."""
+        return self._member.teaches if isinstance(self._member, _Writer) else None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._member, name)
@@ -151,6 +160,26 @@ class _Writer(Protocol):
 
 def _writing(member: Member, form: Form) -> Member:
     return member.writing(form) if isinstance(member, _Writer) else member
+
+
+def _caches(
+    members: Sequence[Member],
+    prompts: Sequence[Sequence[int]],
+    reasonings: Sequence[Reasoning],
+    options: GenerationConfig,
+) -> list[tuple[Memory, int]]:
+    """The most tokens that caches will hold, for each member whose memory for them is limited.
+
+    What is written is counted in the drafter's tokens: nobody knows yet how many it is in others'.
+    """
+    written = options.max_tokens + budget_of(options)
+    closings = [len(reasoning.closing) for reasoning in reasonings] or [0] * len(members)
+    caches = []
+    for member, prompt, closing in zip(members, prompts, closings, strict=True):
+        memory = getattr(member, "memory", None)  # served ones have none
+        if isinstance(memory, Memory):
+            caches.append((memory, min(len(prompt) + closing + written, member.context_window)))
+    return caches
 
 
 def _check_limits(

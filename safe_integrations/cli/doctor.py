@@ -50,9 +50,10 @@ def doctor(
 
 def _examine(specs: Sequence[ModelSpec], quiet: bool) -> dict[str, Any]:
     """Everything that is found out, as JSON-safe data."""
-    from safe_integrations.cli.machine import available_memory, versions
+    from safe_integrations.cli.machine import versions
     from safe_integrations.models import inspection
     from safe_integrations.models.embedded import EMBEDDED, is_installed
+    from safe_integrations.models.memory import available_memory
 
     with progress(quiet) as tell:
         found = [inspection.inspect_model(spec, tell) for spec in specs]
@@ -121,6 +122,12 @@ def _show(report: dict[str, Any]) -> None:
     for model in report["models"]:
         if model["problem"]:
             show(Text(f"{model['name']} cannot be used: {model['problem']}", "red"))
+    for model in usable:
+        if model["takes_turns"]:
+            why = f"answers at the same time take turns at {model['name']}: {model['takes_turns']}"
+            show(Text(why, "yellow"))
+    if usable and not any(model["takes_turns"] for model in usable):
+        show(Text("Answers at the same time share forward passes."))
     tool_form = report["tool_form"]
     show(Text(f"Tools are called in the form {tool_form['form']}: {tool_form['why']}"))
     for pair in report["pairs"]:

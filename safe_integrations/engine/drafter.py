@@ -53,10 +53,12 @@ class Drafter:
                     break
         return tuple(tokens)
 
-    def learn(self, drafted: int, draft_seconds: float, judged: int, check_seconds: float) -> None:
+    def learn(
+        self, drafted: int, draft_seconds: float, judged: int, check_seconds: float, row: float
+    ) -> None:
         """Takes in what a cycle has cost (see `AutoLookahead.learn`)."""
         if self._auto:
-            self._auto.learn(drafted, draft_seconds, judged, check_seconds)
+            self._auto.learn(drafted, draft_seconds, judged, check_seconds, row)
 
     def _write_forced(self, room: int) -> list[bytes]:
         tokens: list[bytes] = []

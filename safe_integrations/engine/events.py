@@ -168,6 +168,7 @@ class Statistics:
             not.
         cut: JSON pointers of the values that it cut or made up.
         reasoning_tokens: Length of the reasoning in front of the answer, in the drafter's tokens.
+        waited_seconds: Wall time before it began, until other answers had left memory for it.
     """
 
     tokens: int = 0
@@ -186,6 +187,7 @@ class Statistics:
     closed_at: int | None = None
     cut: list[str] = field(default_factory=list)
     reasoning_tokens: int = 0
+    waited_seconds: float = 0.0
 
     def add(self, event: Event) -> None:
         """Counts what an event says: a fold over the events of an answer.
@@ -208,6 +210,13 @@ class Statistics:
                 self.changed += verdicts.count(Verdict.CHANGED)
                 self.closed += verdicts.count(Verdict.CLOSED)
 
+    def add_wait(self, seconds: float) -> None:
+        """Counts time before the answer began, which is part of the whole."""
+        self.waited_seconds += seconds
+        self.seconds += seconds
+        if self.first_token_seconds is not None:
+            self.first_token_seconds += seconds
+
     @property
     def ensembled_ratio(self) -> float:
         """Share of the judged pieces that were ensembled (E/T in the paper)."""
@@ -220,8 +229,8 @@ class Statistics:
 
     @property
     def overhead_seconds(self) -> float:
-        """Wall time outside all forward passes."""
-        return self.seconds - sum(model.seconds for model in self.models)
+        """Wall time outside all forward passes, without that of waiting to begin."""
+        return self.seconds - self.waited_seconds - sum(model.seconds for model in self.models)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,14 +19,16 @@ class AutoLookahead:
     """Decides after every drafted token whether another one is worth its time before a check.
 
     It is worth it while the chance that all tokens before it are kept, times what a token costs in
-    this answer, exceeds what it costs to draft one. A token is kept about as often as the drafter
-    believes in it, and more: of tokens with probability p, a share of 0.4 + 0.6 p, about, was kept
-    in answers of the default pair (docs/performance.md).
+    this answer, exceeds what it costs to draft one and to check it. Checking is all but free where
+    an answer is alone; where answers share passes it is not, and drafts get shorter. A token is
+    kept about as often as the drafter believes in it, and more: of tokens with probability p, a
+    share of 0.4 + 0.6 p, about, was kept in answers of the default pair (docs/performance.md).
     """
 
     def __init__(self) -> None:
         self._drafted = _Mean()  # seconds per token
         self._written = _Mean()
+        self._check = 0.0  # seconds per token
         self.start(())
 
     def start(self, pending: Iterable[float]) -> None:
@@ -42,10 +44,21 @@ class AutoLookahead:
         step, token = self._drafted.value, self._written.value
         if not step or not token:  # nothing measured yet, or models that do not tell their time
             return self._length < _FIRST
-        return self._length < MAX_LOOKAHEAD and self._kept * token > step
+        return self._length < MAX_LOOKAHEAD and self._kept * token > step + self._check
 
-    def learn(self, drafted: int, draft_seconds: float, judged: int, check_seconds: float) -> None:
-        """Takes in one cycle: tokens drafted, those judged (so written), and what both took."""
+    def learn(
+        self, drafted: int, draft_seconds: float, judged: int, check_seconds: float, row: float
+    ) -> None:
+        """Takes in one cycle.
+
+        Args:
+            drafted: Tokens drafted.
+            draft_seconds: What that took.
+            judged: Tokens judged, and so written.
+            check_seconds: What that took.
+            row: What it takes to check one more.
+        """
+        self._check = row
         self._drafted.add(drafted, draft_seconds)
         self._written.add(judged, draft_seconds + check_seconds)
 

@@ -178,7 +178,8 @@ class _Loop:
         after, (before, behind) = self._costs(), costs
         if before and behind and after:
             check = after[0] - behind[0] + after[1] - behind[1]
-            self.drafter.learn(drafted, behind[0] - before[0], written, check)
+            row = sum(verifier.row_seconds for verifier in self.verifiers)
+            self.drafter.learn(drafted, behind[0] - before[0], written, check, row)
 
     def _counted(self, event: Event) -> Event:
         self.statistics.add(event)

@@ -94,13 +94,16 @@ class Work:
         passes: Forward passes.
         tokens: Tokens forwarded, prompt included.
         reused: Prompt tokens that an earlier session had already forwarded.
-        seconds: Wall time inside the model's forward passes.
+        seconds: Wall time inside the model's forward passes. Of one that sessions share, their own
+            parts.
+        row_seconds: What one more token in a pass would take, as it was measured lately.
     """
 
     passes: int = 0
     tokens: int = 0
     reused: int = 0
     seconds: float = 0.0
+    row_seconds: float = 0.0
 
 
 class Session(Protocol):

@@ -23,6 +23,11 @@ BUDGET: Final = 1024
 """Tokens of the reasoning at most, where nobody says how many."""
 
 
+def budget_of(options: GenerationConfig) -> int:
+    """Most tokens of the reasoning that is asked for; 0 where none is."""
+    return BUDGET if options.reasoning is True else int(options.reasoning)
+
+
 def reason_first(
     members: Sequence[Member],
     reasonings: Sequence[Reasoning],
@@ -55,7 +60,7 @@ def reason_first(
     if not reasonings[0].own:
         remedy = f"leave it out: the chat template of {members[0].name} knows no reasoning"
         raise InvalidArgumentError("reasoning", options.reasoning, remedy)
-    budget = BUDGET if options.reasoning is True else int(options.reasoning)
+    budget = budget_of(options)
     for member, reasoning in zip(members, reasonings, strict=True):
         used = len(reasoning.prompt) + len(reasoning.closing) + options.max_tokens
         if used >= member.context_window:

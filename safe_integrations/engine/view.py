@@ -129,6 +129,11 @@ class View:
         """Wall time that it has spent in forward passes so far."""
         return self._session.work.seconds
 
+    @property
+    def row_seconds(self) -> float:
+        """What one more token in a pass would take (`Work.row_seconds`)."""
+        return self._session.work.row_seconds
+
     def shaped(self, expected: Distribution, ids: Sequence[int]) -> Distribution:
         """How what it expects after some tokens takes part: constrained, and as options say."""
         allowed = None if self.cursor is None else self.cursor.allowed(ids)

@@ -23,6 +23,8 @@ class ModelReport:
         tokens: Its tokens as bytes.
         teaches: The form of a tool call that its chat template teaches; None where it is none we
             know.
+        takes_turns: Why answers that are made at the same time cannot share its forward passes;
+            None where they can.
     """
 
     name: str
@@ -34,3 +36,4 @@ class ModelReport:
     context_window: int | None = None
     tokens: TokenTable | None = None
     teaches: Form | None = None
+    takes_turns: str | None = None

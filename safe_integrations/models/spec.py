@@ -71,6 +71,10 @@ class ModelSpec(StrictModel):
             rows at the price of one (docs/performance.md). Quantised models never are.
         reuse_bytes: Memory for caches of finished prompts, in bytes: what a new prompt shares with
             them is not computed again. 0 keeps none.
+        cache_bytes: Memory for caches of answers in flight, in bytes. What does not fit waits, in
+            order; an answer that needs more has it to itself, so 0 lets in one at a time. None
+            takes half of what is free on the model's device when it is first needed, shared
+            equally by the models of an ensemble.
         load_kwargs: Whatever else `from_pretrained` of transformers takes (`quantization_config`,
             `attn_implementation`, `max_memory`, ...): JSON data, paths, types of torch,
             and objects with a `to_dict`.
@@ -90,6 +94,7 @@ class ModelSpec(StrictModel):
     context_window: int | None = Field(default=None, ge=2)
     pack: bool = True
     reuse_bytes: int = Field(default=256 << 20, ge=0)  # of the default pair: 5,000 tokens each
+    cache_bytes: int | None = Field(default=None, ge=0)
     load_kwargs: dict[str, _Data] = Field(default_factory=dict)
 
     @model_validator(mode="after")

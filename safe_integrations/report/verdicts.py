@@ -107,9 +107,10 @@ def legend(statistics: Statistics) -> list[tuple[str, Verdict | None]]:
 def facts(statistics: Statistics, finish_reason: str) -> str:
     """The numbers of an answer that are not about one model."""
     s = statistics
+    waited = f" ({s.waited_seconds:.2f} s of it waiting for memory)" if s.waited_seconds else ""
     return (
         f"{s.tokens} tokens, {s.ensembled_ratio:.1%} ensembled, {s.acceptance:.1%} accepted, "
-        f"{s.cycles} cycles, {s.seconds:.2f} s, finish: {finish_reason}"
+        f"{s.cycles} cycles, {s.seconds:.2f} s{waited}, finish: {finish_reason}"
     )
 
 
@@ -130,6 +131,8 @@ def model_rows(statistics: Statistics) -> list[tuple[str, ...]]:
         for nth, m in enumerate(statistics.models)
     ]
     rest = {"outside the models": statistics.overhead_seconds, "total": statistics.seconds}
+    if statistics.waited_seconds:
+        rest = {"waiting for memory": statistics.waited_seconds, **rest}
     return rows + [("", what, "", "", "", f"{seconds:.2f}") for what, seconds in rest.items()]
 
 

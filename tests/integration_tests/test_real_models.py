@@ -211,7 +211,7 @@ def test_a_prompt_that_is_read_in_parts_gives_the_same_distributions(
     )
     scored = []
     for part in (len(ids), 97):
-        monkeypatch.setattr(member, "_part", part)
+        monkeypatch.setattr(member.forward, "rows_alone", part)
         scored.append(member.start(ids[: len(ids) - rows]).score(ids[len(ids) - rows :], 0))
     handle.remove()
     assert passes[:3] == [len(ids), 97, 97] and sum(passes[1:]) == len(ids)

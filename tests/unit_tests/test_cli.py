@@ -360,6 +360,7 @@ def scripted_reports(monkeypatch: pytest.MonkeyPatch) -> None:
         return ModelReport(
             spec.source, None, "/models", "float32", 4_000_000, 1_000, 512, member.tokens,
             FORMS["glm"] if spec.source == "a" else None,
+            "its attention has sinks" if spec.source == "a" else None,
         )  # fmt: skip
 
     monkeypatch.setattr(inspection, "inspect_model", inspect)
@@ -374,8 +375,9 @@ def test_doctor_as_json(scripted_reports: None) -> None:
     assert report["models"][1] == {
         "name": "b", "role": "verifier", "problem": None, "where": "/models", "dtype": "float32",
         "tokens": 257, "context_window": 512, "weight_bytes": 4_000_000, "kv_bytes": 1_000,
-        "teaches": None,
+        "teaches": None, "takes_turns": None,
     }  # fmt: skip
+    assert report["models"][0]["takes_turns"] == "its attention has sinks"
     assert report["models"][0]["teaches"] == "glm"
     assert report["tool_form"] == {"form": "hermes", "why": "a teaches glm, b teaches none"}
     assert report["memory"]["weight_bytes"] == 8_000_000 and report["memory"]["kv_bytes"] == 2_000
@@ -390,6 +392,9 @@ def test_doctor_for_people(scripted_reports: None) -> None:
     form = "form hermes: a teaches glm, b teaches none"
     for words in ("torch", "float32", "Places where b can check a", "Chinese", "8.0 MB", form):
         assert words in result.stdout
+    assert "take turns at a: its attention has sinks" in result.stdout
+    assert "share forward passes" not in result.stdout
+    assert "share forward passes" in run("doctor", "--drafter", "b").stdout
 
 
 def test_doctor_exits_with_1_where_a_model_cannot_be_used(scripted_reports: None) -> None:

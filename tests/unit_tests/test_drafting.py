@@ -189,11 +189,11 @@ def test_guesses_that_do_not_pay_are_tried_again_after_a_while() -> None:
     assert 20 < pause < 80
 
 
-def drafts(step: float, check: float, judged: int, probability: float) -> int:
+def drafts(step: float, check: float, judged: int, probability: float, row: float = 0) -> int:
     """How far it drafts tokens of one probability, having seen cycles of five drafted tokens."""
     auto = AutoLookahead()
     for _ in range(60):
-        auto.learn(5, 5 * step, judged, check)
+        auto.learn(5, 5 * step, judged, check, row)
     auto.start(())
     return next(n for n in range(1, 99) if not auto.goes_on([probability]))
 
@@ -208,11 +208,17 @@ def test_auto_drafts_on_while_another_token_is_worth_its_time() -> None:
     assert drafts(step=1, check=5, judged=5, probability=0.0) == 1
 
 
+def test_auto_drafts_less_far_where_it_costs_to_check_one_more() -> None:
+    """As it does where answers share passes. By hand: on while 0.7^n times 8 steps > 1 + row."""
+    assert drafts(step=1, check=35, judged=5, probability=0.5, row=1) == 4
+    assert drafts(step=1, check=35, judged=5, probability=0.5, row=4) == 2
+
+
 @pytest.mark.parametrize("timed", [True, False], ids=["nothing measured", "no time told"])
 def test_auto_begins_with_five(timed: bool) -> None:
     auto = AutoLookahead()
     if not timed:
-        auto.learn(9, 0.0, 9, 0.0)
+        auto.learn(9, 0.0, 9, 0.0, 0.0)
     auto.start(())
     assert [auto.goes_on([0.1]) for _ in range(5)] == [True] * 4 + [False]
 
@@ -220,7 +226,7 @@ def test_auto_begins_with_five(timed: bool) -> None:
 def test_what_waits_for_a_verdict_counts() -> None:
     """By hand: a token costs 2 steps, so on while the chance that all are kept is above 1/2."""
     auto = AutoLookahead()
-    auto.learn(5, 5, 5, 5)
+    auto.learn(5, 5, 5, 5, 0)
     auto.start([0.5])  # 0.7
     assert not auto.goes_on([0.5])  # 0.49
     auto.start([])
@@ -229,7 +235,7 @@ def test_what_waits_for_a_verdict_counts() -> None:
 
 def test_a_new_draft_begins_anew() -> None:
     auto = AutoLookahead()
-    auto.learn(5, 5, 5, 5)
+    auto.learn(5, 5, 5, 5, 0)
     auto.start(())
     assert not auto.goes_on([0.5, 0.5])
     auto.start(())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from safe_integrations.errors import UnsupportedModelError
 from safe_integrations.models.transformers import kv_cache
 from safe_integrations.models.transformers.kv_cache import (
     CroppableCache,
+    CroppableLayer,
     layer_windows,
     rope_switch,
 )
@@ -104,3 +106,22 @@ def test_another_release_of_transformers_is_told_by_an_error_of_ours(
     spec.loader.exec_module(module)
     with pytest.raises(UnsupportedModelError, match="toy"):
         module.layer_windows(LlamaConfig(**SHAPE), "toy")
+
+
+def test_a_layer_for_which_memory_is_short_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys had grown and values had not: the next pass failed, for whoever's cache it was."""
+    layer, grown, calls = CroppableLayer(), kv_cache._grown, iter(range(9))
+    states = torch.randn(1, 2, 300, 8)
+    layer.update(states[:, :, :100], states[:, :, :100])
+
+    def short(*given: Any) -> torch.Tensor:
+        if next(calls) == 1:
+            raise MemoryError
+        return grown(*given)
+
+    monkeypatch.setattr(kv_cache, "_grown", short)
+    with pytest.raises(MemoryError):
+        layer.update(states[:, :, 100:], states[:, :, 100:])
+    assert layer.length == 100
+    keys, values = layer.update(states[:, :, 100:], states[:, :, 100:])
+    assert torch.equal(keys, states) and torch.equal(values, states)

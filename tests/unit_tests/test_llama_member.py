@@ -162,7 +162,7 @@ def test_a_prompt_that_shares_little_leaves_the_rest_to_others(toy: Path) -> Non
 
 
 def test_memory_for_finished_prompts_has_a_limit(toy: Path) -> None:
-    a_token = member_of(toy).context._cell_bytes
+    a_token = member_of(toy).context.cell_bytes
     member = member_of(toy, reuse_bytes=100 * a_token)
     for seed in range(3):
         session = member.start(some_ids(40, seed))

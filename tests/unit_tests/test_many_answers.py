@@ -472,6 +472,8 @@ def test_control_c_keeps_what_is_finished(
     """The answer that would never end is cancelled, and what waits is not begun."""
     output = tmp_path / "a.jsonl"
     file = written(tmp_path, "one\nendless\nthree\nendless\nendless\nfive\n")
+    # a shell that starts the tests in the background has told them to ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     main = threading.main_thread().ident
     assert main is not None
     sent = [0.0]
@@ -485,7 +487,10 @@ def test_control_c_keeps_what_is_finished(
 
     world.hook, world.window = interrupt, 10**6  # it never ends
     arguments = ("--file", file, "--output", output, "--jobs", 2, "--max-tokens", 10**6)
-    result = run(*arguments)
+    try:
+        result = run(*arguments)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert result.exit_code == 130
     assert "2 answered" in result.stderr and result.stderr.endswith("stopped\n")
     assert "Traceback" not in result.stderr

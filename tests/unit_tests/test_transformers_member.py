@@ -66,7 +66,7 @@ def member_of(
         model.model, loaded.tokens, loaded.render,
         name=model.name, context_window=window, reuse_bytes=reuse_bytes,
     )  # fmt: skip
-    member._part = part or member._part
+    member.forward.rows_alone = part or member.forward.rows_alone
     return member
 
 

@@ -23,6 +23,7 @@ from safe_integrations.engine.tokens import common_prefix
 from safe_integrations.errors import GenerationError, ModelLoadError
 from safe_integrations.models.llama_cpp.library import LENGTH, Batch, Weights
 from safe_integrations.models.llama_cpp.passes import Passes, Task
+from safe_integrations.models.passes import Price
 
 Row = NDArray[np.float32]
 
@@ -64,7 +65,7 @@ class Part(Task):
 
 
 class Answer(NamedTuple):
-    """Logits of a part, shape `[tokens.size]` each, and the seconds that its pass took."""
+    """Logits of a part, shape `[tokens.size]` each, and the seconds that it took of its pass."""
 
     rows: list[Row]
     seconds: float
@@ -99,6 +100,7 @@ class Context:
         self._idle: list[Held] = []
         self._returned: deque[Held] = deque()
         self._batch = _Arrays()
+        self.price: Final = Price()
         # llama.cpp asks a function whether to stop, hundreds of times in a pass; one in Python
         # would wait for the interpreter each time. To this one, a text says yes by having a length.
         self._wish = ctypes.create_string_buffer(2)
@@ -106,7 +108,7 @@ class Context:
         self._free = list(range(0, _SEQUENCES, 2 if self._slides else 1))
         self._cells, self._most = _sizes(weights, window)
         self._open()
-        self._cell_bytes: int = PASSES.call(self, self._check)
+        self.cell_bytes: int = PASSES.call(self, self._check)
 
     def _open(self) -> None:
         llama = self._llama
@@ -168,7 +170,7 @@ class Context:
         return self._sum_of_idle()
 
     def _sum_of_idle(self) -> int:
-        return sum(len(held.ids) for held in self._idle) * self._cell_bytes
+        return sum(len(held.ids) for held in self._idle) * self.cell_bytes
 
     def _sort_in(self) -> None:
         """Takes in what was given back; forgets the oldest where memory is short."""
@@ -262,15 +264,23 @@ class Context:
                 at += len(task.ids)
                 task.result = [self._logits(i) for i in range(at - task.rows, at)]
                 self._shield(task.held, task.kept)
-            seconds = perf_counter() - started
-            for task in tasks:
-                task.held.ids += task.ids
-                task.result = Answer(task.result, seconds)
+            self._divide(tasks, perf_counter() - started)
             return
         for task in tasks:
             self._cut(task.held, task.kept)
         if code != _STOPPED:
             raise GenerationError(f"{self._weights.path}: llama.cpp failed with code {code}")
+
+    def _divide(self, tasks: Sequence[Part], seconds: float) -> None:
+        """Gives each its part of the time: what its rows cost, and a share of the rest."""
+        rows = sum(len(task.ids) for task in tasks)
+        if all(len(task.ids) == task.rows for task in tasks):  # most of a prompt's are cheaper
+            self.price.learn(rows, seconds)
+        row = min(self.price.row, seconds / rows)
+        rest = (seconds - row * rows) / len(tasks)
+        for task in tasks:
+            task.held.ids += task.ids
+            task.result = Answer(task.result, row * len(task.ids) + rest)
 
     def _logits(self, place: int) -> Row:
         """A row of the pass, copied: the next one overwrites it."""

@@ -66,6 +66,7 @@ def load(spec: ModelSpec, tell: Progress) -> LlamaMember:
         render,
         name=name,
         context_window=window,
+        cache_bytes=spec.cache_bytes,
         teaches=render.teaches,
         in_form=in_form,
     )

@@ -12,9 +12,11 @@ from safe_integrations.engine.model import Limits, Reasoning, Work, never
 from safe_integrations.engine.tokens import TokenTable, common_prefix
 from safe_integrations.errors import GenerationCancelled, ModelError
 from safe_integrations.messages import Message
+from safe_integrations.models.admission import Memory
 from safe_integrations.models.folding import Fold, FoldedDistribution
 from safe_integrations.models.fork import check_process
 from safe_integrations.models.llama_cpp.context import PART, PASSES, Answer, Context, Held, Part
+from safe_integrations.models.memory import available_memory
 from safe_integrations.models.rendering import Render
 
 
@@ -31,6 +33,7 @@ class LlamaMember:
         render: Turns messages into prompt ids.
         name: How errors and statistics call it.
         context_window: Tokens it can hold.
+        cache_bytes: Memory for caches of answers in flight, in bytes; see `ModelSpec`.
         teaches: The form of a call that its chat template teaches; None where it is none we know.
         in_form: `tokens` and `render` where calls have a form. None where none changes them.
     """
@@ -43,6 +46,7 @@ class LlamaMember:
         *,
         name: str,
         context_window: int,
+        cache_bytes: int | None = None,
         teaches: Form | None = None,
         in_form: Callable[[Form], tuple[TokenTable, Render]] | None = None,
     ) -> None:
@@ -52,6 +56,9 @@ class LlamaMember:
         self.context_window = context_window
         self.context: Final = context
         self.fold: Final = Fold(tokens)
+        self.memory: Final = Memory(
+            cache_bytes, available_memory, lambda tokens: tokens, context.cell_bytes
+        )
         self.limits: Final = Limits()
         self._render = render
         self._in_form = in_form
@@ -166,6 +173,7 @@ class LlamaSession:
             self._known = wanted[:end]
             self.work.tokens += end - at
             self.work.seconds += answer.seconds
+            self.work.row_seconds = self._context.price.row
             at = end
         self.work.passes += 1
 

@@ -51,8 +51,8 @@ class CroppableLayer(CacheLayerMixin):
         assert self.keys is not None and self.values is not None
         end = self.length + key_states.shape[-2]
         if end > self.keys.shape[-2]:
-            self.keys = _grown(self.keys, self.length, end)
-            self.values = _grown(self.values, self.length, end)
+            keys, values = (_grown(s, self.length, end) for s in (self.keys, self.values))
+            self.keys, self.values = keys, values  # both or none, where memory is short
         self.keys[:, :, self.length : end] = key_states
         self.values[:, :, self.length : end] = value_states
         first = self._first_visible()
@@ -108,6 +108,12 @@ class CroppableCache(Cache):
         """Memory taken, in bytes."""
         return sum(layer.nbytes for layer in self._croppable)
 
+    @property
+    def position_bytes(self) -> int:
+        """What one position takes of it; the cache must not be empty."""
+        used = (layer for layer in self._croppable if layer.keys is not None)
+        return sum(layer.nbytes // layer.keys.shape[2] for layer in used)
+
 
 def layer_windows(config: PretrainedConfig, name: str) -> list[int | None]:
     """The sliding window of each layer of a model, None for full attention.
@@ -130,24 +136,52 @@ def layer_windows(config: PretrainedConfig, name: str) -> list[int | None]:
     )
 
 
+def position_bytes(config: PretrainedConfig, layers: int, width: int) -> int:
+    """Memory of one position as the config tells it; 0 where it does not.
+
+    A cache that holds something knows better: heads of odd models differ from layer to layer.
+
+    Args:
+        config: The model's.
+        layers: How many of them have a cache.
+        width: Bytes of one number.
+    """
+    built = config.get_text_config(decoder=True)
+    try:
+        heads = built.num_attention_heads
+        kv_heads = getattr(built, "num_key_value_heads", None) or heads
+        head_dim = getattr(built, "head_dim", None) or built.hidden_size // heads
+        return int(2 * layers * kv_heads * head_dim * width)
+    except (AttributeError, TypeError):
+        return 0
+
+
 def rope_switch(config: PretrainedConfig) -> int | None:
     """Tokens from which on a model rotates all positions another way (LongRoPE), or None.
 
     Keys from before the switch are of no use behind it, nor the other way round.
     """
     name, built = "original_max_position_embeddings", config.get_text_config(decoder=True)
-    rope = getattr(built, "rope_parameters", None) or {}
-    kinds = (rope, *(kind for kind in rope.values() if isinstance(kind, dict)))  # layers may differ
     lengths = (
         kind.get(name) or getattr(built, name, None) or built.max_position_embeddings
-        for kind in kinds
+        for kind in rope_kinds(config)
         if kind.get("rope_type") == "longrope"
     )
     return min(lengths, default=None)
 
 
+def rope_kinds(config: PretrainedConfig) -> list[dict[str, Any]]:
+    """How a model rotates positions; its layers may differ."""
+    rope = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    return [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
+
+
+def positions(length: int) -> int:
+    """How many positions a cache has room for when it grows to a length."""
+    return length + length // 8 + _SPARE
+
+
 def _grown(states: torch.Tensor, used: int, needed: int) -> torch.Tensor:
-    capacity = needed + needed // 8 + _SPARE
-    grown = states.new_empty((*states.shape[:2], capacity, states.shape[3]))
+    grown = states.new_empty((*states.shape[:2], positions(needed), states.shape[3]))
     grown[:, :, :used] = states[:, :, :used]
     return grown

@@ -22,9 +22,11 @@ from safe_integrations.models.report import ModelReport
 from safe_integrations.models.spec import LoadedModel, ModelCard, ModelSpec, Progress, name_of
 from safe_integrations.models.table import build_token_table, tags_of
 from safe_integrations.models.transformers.gguf import is_converted
-from safe_integrations.models.transformers.kv_cache import layer_windows
+from safe_integrations.models.transformers.kv_cache import layer_windows, position_bytes
 from safe_integrations.models.transformers.member import TransformersMember
+from safe_integrations.models.transformers.openmp import send_team_home
 from safe_integrations.models.transformers.packing import pack
+from safe_integrations.models.transformers.together import probe
 from safe_integrations.models.transformers.tokenizer import TransformersTokenizer, templates_of
 
 
@@ -37,6 +39,7 @@ def load(spec: ModelSpec, tell: Progress) -> TransformersMember:
         _return_free_memory()  # before the weights are read: what they take is never free again
         if spec.pack:
             pack(loaded.model)
+        send_team_home()
     return member
 
 
@@ -88,6 +91,7 @@ def member_of(loaded: LoadedModel, spec: ModelSpec | None = None) -> Transformer
         name=name,
         context_window=context_window_of(model.config, spec),
         reuse_bytes=spec.reuse_bytes,
+        cache_bytes=spec.cache_bytes,
         teaches=render.teaches,
         in_form=in_form,
     )
@@ -133,23 +137,33 @@ def report_of(spec: ModelSpec, tell: Progress) -> ModelReport:
     layers = len(layer_windows(config, spec.source))
     tokenizer = TransformersTokenizer(inner, spec.source)
     tokens = tokens_of(tokenizer, config, generation_config)
-    text_config = config.get_text_config(decoder=True)
     stored = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     dtype = stored if spec.dtype == "auto" else spec.dtype
     on_disk = _weights_on_disk(folder_of(where, spec.revision, spec.load_kwargs.get("cache_dir")))
-    heads = text_config.num_attention_heads
-    kv_heads = getattr(text_config, "num_key_value_heads", None) or heads
-    head_dim = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
     return ModelReport(
         name=spec.source,
         where=where,
         dtype=dtype,
         weight_bytes=on_disk and on_disk * _width(dtype) // _width(stored),
-        kv_bytes=1000 * 2 * layers * kv_heads * head_dim * _width(dtype),
+        kv_bytes=1000 * position_bytes(config, layers, _width(dtype)) or None,
         context_window=context_window_of(config, spec),
         tokens=tokens,
         teaches=Renderer(tokenizer).teaches,
+        takes_turns=takes_turns(config, spec),
     )
+
+
+def takes_turns(config: Any, spec: ModelSpec) -> str | None:
+    """Why answers cannot share forward passes of a model; None where they can.
+
+    Tried without weights; what only numbers show is tried when two answers first ask at once.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with _reading(spec), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
+        return probe(model.eval(), layer_windows(config, name_of(spec)))
 
 
 def _read_tokenizer(where: str, options: dict[str, Any], spec: ModelSpec) -> Any:

@@ -2,47 +2,40 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from time import perf_counter
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, NoReturn
 
-import torch
-
 from safe_integrations.calls.form import Form
 from safe_integrations.config import Tool
+from safe_integrations.engine.distribution import DenseDistribution
 from safe_integrations.engine.model import Limits, Reasoning, Work, never
 from safe_integrations.engine.tokens import TokenTable, common_prefix
 from safe_integrations.errors import GenerationCancelled, ModelError
 from safe_integrations.messages import Message
-from safe_integrations.models.folding import Fold, Logits
+from safe_integrations.models.admission import Memory
 from safe_integrations.models.fork import check_process
+from safe_integrations.models.memory import available_on
 from safe_integrations.models.rendering import Render
+from safe_integrations.models.transformers.forward import Forward
 from safe_integrations.models.transformers.kv_cache import (
     CroppableCache,
     layer_windows,
+    position_bytes,
+    positions,
     rope_switch,
 )
-from safe_integrations.models.transformers.logits import LogitsDistribution
-
-_PART: Final = 256
-"""Tokens of a prompt to read at a time on a CPU.
-
-What a pass needs beside weights and caches grows with its length, attention masks with the square.
-Models with sliding windows even get faster: most of a long prompt's mask is outside of the window.
-Between two parts a prefill can be cancelled, and other sessions get their turn.
-"""
+from safe_integrations.models.transformers.logits import Fold
 
 
 class TransformersMember:
     """One causal language model with its tokenizer.
 
     Caches of finished generations are kept, newest first, and a new prompt takes over the one that
-    it shares the longest beginning with. The model is used by one thread at a time; sessions of
-    several threads take turns, one forward pass each, or one part of a long prompt.
+    it shares the longest beginning with. Sessions of several threads share forward passes
+    (`models/passes.py`), or take turns where the model does not let them.
 
     Args:
         model: A causal language model of transformers, in eval mode.
@@ -51,6 +44,7 @@ class TransformersMember:
         name: How errors and statistics call it.
         context_window: Tokens it can hold; see `load.context_window_of`.
         reuse_bytes: Memory for caches of finished prompts, in bytes; 0 keeps none.
+        cache_bytes: Memory for caches of answers in flight, in bytes; see `ModelSpec`.
         teaches: The form of a call that its chat template teaches; None where it is none we know.
         in_form: `tokens` and `render` where calls have a form. None where none changes them.
 
@@ -67,6 +61,7 @@ class TransformersMember:
         name: str,
         context_window: int,
         reuse_bytes: int,
+        cache_bytes: int | None = None,
         teaches: Form | None = None,
         in_form: Callable[[Form], tuple[TokenTable, Render]] | None = None,
     ) -> None:
@@ -76,12 +71,16 @@ class TransformersMember:
         self.tokens = tokens
         self.context_window = context_window
         self._model = model
-        self._device = model.device  # a search through all parameters, each time it is asked
         self._render = render
         self._windows = layer_windows(model.config, name)
         self._rope_switch = rope_switch(model.config)
-        in_parts = self._device.type == "cpu" and self._rope_switch is None
-        self._part = _PART if in_parts else sys.maxsize
+        self.forward: Final = Forward(model, self._windows, name)
+        self.memory: Final = Memory(
+            cache_bytes,
+            lambda: available_on(weights.device for weights in model.parameters()),
+            positions,
+            position_bytes(model.config, len(self._windows), model.dtype.itemsize),
+        )
         self._reuse_bytes = reuse_bytes
         self._lock = threading.Lock()
         self._idle: list[_Cached] = []
@@ -191,28 +190,6 @@ class TransformersMember:
         """Whether the model rotates positions its other way for so many tokens (LongRoPE)."""
         return self._rope_switch is not None and length > self._rope_switch
 
-    def in_parts(self, ids: list[int], rows: int) -> Iterator[list[int]]:
-        """New token ids in the portions to forward; the last has what `rows` are asked for."""
-        last = (len(ids) - rows) // self._part * self._part
-        yield from (ids[at : at + self._part] for at in range(0, last, self._part))
-        yield ids[last:]
-
-    def forward(self, ids: list[int], kv: CroppableCache, rows: int) -> tuple[Logits, float]:
-        """One forward pass over new ids; `kv` holds everything before them, and grows by them.
-
-        Returns:
-            Logits of the last `rows` positions as the model gave them, shape
-            `[rows, tokens.size]`, on the CPU, and the seconds that the model took.
-        """
-        with self._lock, torch.inference_mode():
-            batch = torch.tensor([ids], device=self._device)
-            started = perf_counter()
-            logits = self._model(
-                input_ids=batch, past_key_values=kv, use_cache=True, logits_to_keep=rows
-            ).logits[0, -rows:].cpu()  # fmt: skip
-            seconds = perf_counter() - started  # a device is waited for by taking its logits
-            return logits.float().numpy()[:, : self.tokens.size], seconds
-
 
 class TransformersSession:
     """A model at work on one prompt. It forwards only tokens that its cache does not hold."""
@@ -229,9 +206,9 @@ class TransformersSession:
         self._prompt = prompt
         self._cached: _Cached | None = cached
         self._cancel = cancel
-        self._rows: list[LogitsDistribution] = []  # after the last tokens of the cache, in order
+        self._rows: list[DenseDistribution] = []  # after the last tokens of the cache, in order
 
-    def score(self, ids: Sequence[int], since: int) -> Sequence[LogitsDistribution]:
+    def score(self, ids: Sequence[int], since: int) -> Sequence[DenseDistribution]:
         """What the model expects after `ids[:since]`, ..., after `ids`; see `Session`.
 
         Raises:
@@ -253,30 +230,36 @@ class TransformersSession:
         if kept < len(wanted):
             if kept <= first:
                 self._rows = []
-            logits = self._read(wanted[kept:], len(wanted) - max(first, kept))
-            self._rows += [LogitsDistribution(row, self._member.fold) for row in logits]
+            self._rows += self._read(wanted[kept:], len(wanted) - max(first, kept))
         self._rows = self._rows[first - (len(cached.ids) - len(self._rows)) :]
         return tuple(self._rows)
 
-    def _read(self, new: list[int], rows: int) -> Logits:
-        """Forwards what the cache does not hold; returns logits of the last `rows` positions."""
+    def _read(self, new: list[int], rows: int) -> Sequence[DenseDistribution]:
+        """Forwards what the cache does not hold; what is expected at the last `rows` positions."""
         cached = self._cached
         assert cached is not None
-        for part in self._member.in_parts(new, rows):
+        while True:
             if self._cancel():
                 raise GenerationCancelled("the generation was cancelled")
             self._cached = None  # lost if the forward pass fails half-way
-            logits, seconds = self._member.forward(part, cached.kv, rows)
-            cached.ids += part
+            computed = self._member.forward(new, cached.kv, rows, self._member.fold)
+            taken = computed.taken
+            cached.ids += new[:taken]
             self._cached = cached
-            self.work.tokens += len(part)
-            self.work.seconds += seconds
-        self.work.passes += 1
-        return logits
+            if self.work.tokens == 0:
+                self._member.memory.position_bytes = cached.kv.position_bytes
+            self.work.tokens += taken
+            self.work.seconds += computed.seconds
+            self.work.row_seconds = self._member.forward.price.row
+            if taken == len(new):
+                self.work.passes += 1
+                return computed.rows
+            new = new[taken:]
 
     def close(self) -> None:
         """Gives the cache back for other prompts to start from."""
         cached, self._cached, self._rows = self._cached, None, []
+        self._member.forward.leave()
         if cached is not None and cached.ids:
             self._member.give_back(cached)
 
