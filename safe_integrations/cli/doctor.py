@@ -18,11 +18,13 @@ from safe_integrations.cli.render import out, print_json, progress
 from safe_integrations.cli.tables import table
 
 if TYPE_CHECKING:
-    from safe_integrations.models.inspection import ModelReport
+    from safe_integrations.models.report import ModelReport
     from safe_integrations.models.spec import ModelSpec
 
 PACKAGES: Final = ("torch", "transformers", "numpy", "pydantic")
-EXTRAS: Final = ("langchain-core", "llama-index-core", "llguidance", "gguf", "opentelemetry-api")
+EXTRAS: Final = (
+    "langchain-core", "llama-index-core", "llguidance", "xllamacpp", "gguf", "opentelemetry-api",
+)  # fmt: skip
 
 
 def doctor(

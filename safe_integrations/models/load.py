@@ -10,6 +10,9 @@ from typing import Final, Protocol
 
 from safe_integrations.engine.model import Member
 from safe_integrations.models.embedded import DEFAULT_DRAFTER, DEFAULT_VERIFIERS
+from safe_integrations.models.llama_cpp.library import is_installed
+from safe_integrations.models.locate import is_gguf
+from safe_integrations.models.report import ModelReport
 from safe_integrations.models.spec import LoadedModel, ModelCard, ModelSpec, Progress, key_of
 
 ModelSource = str | ModelSpec | LoadedModel | Member
@@ -20,15 +23,25 @@ class _Backend(Protocol):
     """What the module `load` in a backend's folder offers."""
 
     def load(self, spec: ModelSpec, tell: Progress) -> Member: ...
-    def member_of(self, loaded: LoadedModel) -> Member: ...
     def card_of(self, spec: ModelSpec) -> ModelCard: ...
+    def report_of(self, spec: ModelSpec, tell: Progress) -> ModelReport: ...
 
 
-def backend_of(source: ModelSpec | LoadedModel) -> _Backend:
+def backend_of(spec: ModelSpec) -> _Backend:
     """Which backend computes a model."""
-    from safe_integrations.models.transformers import load
+    if _is_for_llama_cpp(spec):
+        from safe_integrations.models.llama_cpp import load as llama_cpp
 
-    return load
+        return llama_cpp
+    from safe_integrations.models.transformers import load as transformers
+
+    return transformers
+
+
+def _is_for_llama_cpp(spec: ModelSpec) -> bool:
+    if spec.backend != "auto":
+        return spec.backend == "llama.cpp"
+    return is_gguf(spec) and not spec.of_transformers() and is_installed()
 
 
 def with_defaults(
@@ -47,7 +60,9 @@ def load_member(source: ModelSource, on_progress: Progress | None = None) -> Mem
         ModelError: The model cannot be found, read or used.
     """
     if isinstance(source, LoadedModel):
-        return backend_of(source).member_of(source)
+        from safe_integrations.models.transformers.load import member_of
+
+        return member_of(source)
     if isinstance(source, str):
         source = ModelSpec(source=source)
     if not isinstance(source, ModelSpec):

@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, NoReturn
 
 from safe_integrations.calls.form import Form
 from safe_integrations.config import Tool
@@ -16,8 +16,9 @@ from safe_integrations.engine.tokens import TokenTable, common_prefix
 from safe_integrations.errors import GenerationCancelled, ModelError
 from safe_integrations.messages import Message
 from safe_integrations.models.admission import Memory
+from safe_integrations.models.fork import check_process
 from safe_integrations.models.memory import available_on
-from safe_integrations.models.transformers.fork import check_process
+from safe_integrations.models.rendering import Render
 from safe_integrations.models.transformers.forward import Forward
 from safe_integrations.models.transformers.kv_cache import (
     CroppableCache,
@@ -27,22 +28,6 @@ from safe_integrations.models.transformers.kv_cache import (
     rope_switch,
 )
 from safe_integrations.models.transformers.logits import Fold
-
-
-class Render(Protocol):
-    """Writes prompts (`Member.render`, `Member.reason`)."""
-
-    def __call__(
-        self, messages: Sequence[Message], tools: Sequence[Tool], args: Mapping[str, Any], /
-    ) -> list[int]:
-        """Up to the answer."""
-        ...
-
-    def reason(
-        self, messages: Sequence[Message], tools: Sequence[Tool], args: Mapping[str, Any], /
-    ) -> Reasoning:
-        """Up to the reasoning in front of it."""
-        ...
 
 
 class TransformersMember:

@@ -1,0 +1,360 @@
+"""Which backend computes a model, which library does it, and what is said where it cannot."""
+
+from __future__ import annotations
+
+import ctypes.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gguf_files
+import numpy as np
+import pytest
+from gguf import TokenType
+
+from safe_integrations.errors import (
+    InvalidArgumentError,
+    MissingDependencyError,
+    ModelLoadError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+)
+from safe_integrations.models import load as loading
+from safe_integrations.models import locate
+from safe_integrations.models.inspection import inspect_model
+from safe_integrations.models.llama_cpp import library as libraries
+from safe_integrations.models.llama_cpp import load
+from safe_integrations.models.llama_cpp.library import VARIABLE, Llama, is_installed, library
+from safe_integrations.models.llama_cpp.member import LlamaMember
+from safe_integrations.models.llama_cpp.threads import patience, threads
+from safe_integrations.models.load import load_member, peek, unload_models
+from safe_integrations.models.spec import ModelSpec
+
+needs_library = pytest.mark.skipif(not is_installed(), reason="needs xllamacpp")
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    tokens, merges = gguf_files.greedy("The quick brown fox")
+    return gguf_files.byte_level(
+        tmp_path / "toy.gguf", tokens, merges, added={"<end>": TokenType.CONTROL}, pre="gpt-2",
+        weights=True, context_length=512,
+    )  # fmt: skip
+
+
+def silent(_: str) -> None: ...
+
+
+def load_toy(path: Path, **options: Any) -> LlamaMember:
+    return load.load(ModelSpec(source=str(path), **options), silent)
+
+
+# Which backend
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "is_installed", lambda: True)
+
+
+def backend_of(**options: Any) -> str:
+    return loading.backend_of(ModelSpec(**options)).__name__.split(".")[-2]
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    ("options", "backend"),
+    [
+        ({"source": "smollm2-135m"}, "llama_cpp"),
+        ({"source": "weights.gguf"}, "llama_cpp"),
+        ({"source": "org/model", "gguf_file": "model.Q4_K_M.gguf"}, "llama_cpp"),
+        ({"source": "org/model"}, "transformers"),
+        ({"source": "smollm2-135m", "backend": "transformers"}, "transformers"),
+        ({"source": "smollm2-135m", "device": "cpu"}, "llama_cpp"),
+        ({"source": "smollm2-135m", "device": "cuda"}, "transformers"),
+        ({"source": "smollm2-135m", "dtype": "bfloat16"}, "transformers"),
+        ({"source": "smollm2-135m", "pack": False}, "transformers"),
+        ({"source": "smollm2-135m", "load_kwargs": {"a": 1}}, "transformers"),
+        ({"source": "smollm2-135m", "context_window": 512, "gpu_layers": 3}, "llama_cpp"),
+    ],
+)
+def test_gguf_files_go_to_llama_cpp(options: dict[str, Any], backend: str) -> None:
+    """Unless something is asked for that only transformers knows."""
+    assert backend_of(**options) == backend
+
+
+def test_without_the_library_all_goes_to_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "is_installed", lambda: False)
+    assert backend_of(source="smollm2-135m") == "transformers"
+    assert backend_of(source="smollm2-135m", backend="llama.cpp") == "llama_cpp"
+
+
+def test_what_llama_cpp_does_not_know_is_refused_by_name() -> None:
+    with pytest.raises(InvalidArgumentError, match="backend='llama.cpp': .* dtype, pack, device"):
+        ModelSpec(source="a.gguf", backend="llama.cpp", dtype="float16", pack=False, device="cuda")
+
+
+def test_llama_cpp_computes_gguf_files_only() -> None:
+    with pytest.raises(InvalidArgumentError, match="org/model is no GGUF file: name one, or leave"):
+        load_member(ModelSpec(source="org/model", backend="llama.cpp"))
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    for options in ({"source": "no.gguf"}, {"source": str(tmp_path), "gguf_file": "no.gguf"}):
+        with pytest.raises(ModelNotFoundError, match=r"no\.gguf: there is no such GGUF file"):
+            load_member(ModelSpec(**options, backend="llama.cpp"))
+
+
+def test_all_parts_of_a_file_are_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fetched: list[str] = []
+
+    def download(spec: ModelSpec, file: str, *_: Any) -> Path:
+        fetched.append(file)
+        return tmp_path / file
+
+    monkeypatch.setattr(locate, "_hub_options", lambda _: {})
+    monkeypatch.setattr(locate, "_download", download)
+    spec = ModelSpec(source="org/model", gguf_file="q4/m-00001-of-00003.gguf")
+    assert locate.gguf_of(spec, silent) == tmp_path / fetched[0]
+    assert fetched == [f"q4/m-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+
+
+# The embedded models
+
+
+def test_a_file_in_parts_is_put_together_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safe_integrations.models import embedded
+
+    made: list[Path] = []
+
+    def fetch(folder: Path) -> Path:
+        made.append(folder / "whole")
+        made[-1].write_bytes(b"GGUF")
+        return made[-1]
+
+    monkeypatch.setenv("SAFE_INTEGRATIONS_CACHE", str(tmp_path))
+    monkeypatch.setattr(embedded, "_package", lambda _: tmp_path)
+    monkeypatch.setitem(embedded._MODELS, "gemma3-270m", ("whole", "ab" * 32, fetch))
+    first = embedded.embedded_file("gemma3-270m", silent)
+    assert first.read_bytes() == b"GGUF"
+    assert embedded.embedded_file("gemma3-270m", silent) == first
+    assert len(made) == 1
+    assert list((tmp_path / "gguf").iterdir()) == [first], "nothing else is left"
+
+
+# The library
+
+
+@pytest.fixture
+def afresh() -> Iterator[None]:
+    """A process that has not looked for the library yet."""
+    libraries.library.cache_clear()
+    yield
+    libraries.library.cache_clear()
+
+
+@pytest.mark.usefixtures("afresh")
+def test_a_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, toy: Path) -> None:
+    monkeypatch.setattr(libraries, "find_spec", lambda _: None)
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert not is_installed()
+    with pytest.raises(MissingDependencyError, match=r'pip install "safe-integrations\[llama-cpp'):
+        load_toy(toy)
+
+
+@pytest.mark.usefixtures("afresh")
+@pytest.mark.parametrize("name", ["c", None], ids=["another library", "no library"])
+def test_a_file_that_is_no_llama_cpp(
+    name: str | None, monkeypatch: pytest.MonkeyPatch, toy: Path
+) -> None:
+    """It is told by name, with what mends it."""
+    path = str(toy) if name is None else str(ctypes.util.find_library(name))
+    monkeypatch.setenv(VARIABLE, path)
+    why = "cannot be loaded" if name is None else "has no llama_backend_init"
+    with pytest.raises(ModelLoadError, match=rf"{path}.*{why}(.|\n)*pip install(.|\n)*unset it"):
+        load_toy(toy)
+
+
+def test_packages_are_searched_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the environment says, llama-cpp-python, xllamacpp."""
+    places = {"llama_cpp": "lib/libllama.so", "xllamacpp": "xllamacpp.abi3.so"}
+    for package, file in places.items():
+        (tmp_path / package / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / package / file).touch()
+
+    def spec(package: str) -> Any:
+        folder = tmp_path / package
+        there = folder.is_dir()
+        return SimpleNamespace(submodule_search_locations=[str(folder)]) if there else None
+
+    monkeypatch.setattr(libraries, "find_spec", spec)
+    monkeypatch.setenv(VARIABLE, "/opt/libllama.so")
+    assert libraries._found() == Path("/opt/libllama.so")
+    monkeypatch.delenv(VARIABLE)
+    for package, file in places.items():
+        found = tmp_path / package / file
+        assert libraries._found() == found
+        found.unlink()
+
+
+@needs_library
+def test_a_library_with_other_parameters_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = libraries._number
+    for place in (4, libraries._GPU_LAYERS):
+        monkeypatch.setattr(
+            libraries, "_number", lambda p, at, off=place: real(p, at) + (at == off)
+        )
+        with pytest.raises(ModelLoadError, match="is a llama.cpp with other parameters"):
+            Llama(library().path)
+
+
+@needs_library
+def test_a_library_that_cannot_share_cells_is_refused(
+    monkeypatch: pytest.MonkeyPatch, toy: Path
+) -> None:
+    monkeypatch.setattr(library(), "llama_n_ctx_seq", lambda _: 64)
+    with pytest.raises(ModelLoadError, match="its sequences cannot share cells"):
+        load_toy(toy)
+
+
+@needs_library
+def test_a_library_that_does_not_cut_back_is_refused(
+    monkeypatch: pytest.MonkeyPatch, toy: Path
+) -> None:
+    monkeypatch.setattr(library(), "llama_memory_seq_rm", lambda *_: True)
+    with pytest.raises(ModelLoadError, match="toy: .*llama.cpp failed with code"):
+        load_toy(toy)
+    monkeypatch.setattr(library(), "llama_memory_seq_rm", lambda *_: False)
+    with pytest.raises(ModelLoadError, match="toy: .*cannot be cut back"):
+        load_toy(toy)
+
+
+@needs_library
+@pytest.mark.parametrize("fault", ["the wrong row", "no number"])
+def test_a_library_that_answers_wrongly_is_refused(
+    fault: str, monkeypatch: pytest.MonkeyPatch, toy: Path
+) -> None:
+    llama = library()
+    right = llama.llama_get_logits_ith
+    nothing = np.full(1000, np.nan, np.float32)
+    wrong = {
+        "the wrong row": lambda context, place: right(context, 0),
+        "no number": lambda context, place: nothing.ctypes.data,
+    }
+    monkeypatch.setattr(llama, "llama_get_logits_ith", wrong[fault])
+    with pytest.raises(ModelLoadError, match="computes something else when it reads tokens again"):
+        load_toy(toy)
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("is_recurrent", "cannot be cut back after a rejected draft"),
+        ("is_hybrid", "cannot be cut back after a rejected draft"),
+        ("is_diffusion", "does not write from left to right"),
+        ("has_encoder", "is no decoder-only model"),
+    ],
+)
+def test_models_that_cannot_take_part_are_refused_by_name(
+    kind: str, why: str, monkeypatch: pytest.MonkeyPatch, toy: Path
+) -> None:
+    monkeypatch.setattr(library(), f"llama_model_{kind}", lambda _: True)
+    with pytest.raises(UnsupportedModelError, match=f"toy.*{why}"):
+        load_toy(toy)
+
+
+@needs_library
+def test_a_damaged_file_is_told_in_the_words_of_the_library(toy: Path, tmp_path: Path) -> None:
+    cut, other = tmp_path / "cut.gguf", tmp_path / "other.gguf"
+    cut.write_bytes(toy.read_bytes()[:-200])
+    other.write_bytes(toy.read_bytes().replace(b"llama", b"lhama"))
+    with pytest.raises(
+        ModelLoadError, match=r"cut.gguf cannot be read.*not within the file bounds"
+    ):
+        load_toy(cut)
+    with pytest.raises(ModelLoadError, match=r"other.gguf cannot be read.*architecture: 'lhama'"):
+        load_toy(other)
+
+
+# What it is without its weights
+
+
+@needs_library
+def test_a_card_and_a_report_without_weights(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unload_models()
+    monkeypatch.setattr(load, "open_model", None)
+    spec = ModelSpec(source=str(toy))
+    assert peek(spec) == ("toy", 512)
+    assert peek(ModelSpec(source=str(toy), context_window=100)).context_window == 100
+    report = inspect_model(spec, silent)
+    assert (report.problem, report.where, report.context_window) == (None, str(toy), 512)
+    assert report.kv_bytes == 1000 * 2 * 8 * 2
+    assert report.tokens is not None and report.tokens.size == load_size(toy)
+
+
+def load_size(path: Path) -> int:
+    return libraries.open_vocabulary(path).size
+
+
+@needs_library
+def test_looking_and_loading_agree(toy: Path) -> None:
+    member, spec = load_toy(toy), ModelSpec(source=str(toy))
+    report = inspect_model(spec, silent)
+    assert report.tokens is not None
+    symbols = [table.symbols() for table in (report.tokens, member.tokens)]
+    assert list(symbols[0]) == list(symbols[1])
+    assert report.context_window == member.context_window
+    assert report.teaches == member.teaches
+
+
+@needs_library
+def test_neither_torch_nor_transformers_is_needed(toy: Path) -> None:
+    """Who has a GGUF file installs neither; and importing them takes seconds."""
+    program = f"""
+import sys
+class Nowhere:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] in {{"torch", "transformers", "tokenizers", "huggingface_hub"}}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Nowhere())
+from safe_integrations import GenerationConfig, load_engine
+engine = load_engine({str(toy)!r}, [])
+result = engine.complete("The fox", GenerationConfig(max_tokens=3))
+import json
+print(json.dumps([result.statistics.tokens, engine.drafter.name]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [3, "toy"]
+
+
+# Threads
+
+
+def test_threads_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert threads() == 3
+    for nothing in ("", "0", "many"):
+        monkeypatch.setenv("OMP_NUM_THREADS", nothing)
+        assert 1 <= threads() <= (os.cpu_count() or 1)
+
+
+def test_waiting_threads_spin_briefly_unless_somebody_has_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    with patience():
+        assert int(os.environ["GOMP_SPINCOUNT"]) > 0
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    with patience():
+        assert "GOMP_SPINCOUNT" not in os.environ

@@ -1,0 +1,420 @@
+"""A model of llama.cpp as a member: its sequences, on tiny files with random weights."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import random
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import takewhile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gguf_files
+import numpy as np
+import pytest
+from gguf import TokenType
+from toy_models import toy_model
+
+from safe_integrations.calls.forms import FORMS
+from safe_integrations.config import EnsembleConfig, GenerationConfig
+from safe_integrations.engine.model import Distribution
+from safe_integrations.engine.tokens import END
+from safe_integrations.errors import (
+    ContextWindowError,
+    GenerationCancelled,
+    GenerationError,
+    ModelError,
+)
+from safe_integrations.messages import as_messages
+from safe_integrations.models.llama_cpp import context as contexts
+from safe_integrations.models.llama_cpp import load
+from safe_integrations.models.llama_cpp.context import PASSES, Part
+from safe_integrations.models.llama_cpp.library import is_installed
+from safe_integrations.models.llama_cpp.member import LlamaMember
+from safe_integrations.models.load import load_member
+from safe_integrations.models.spec import ModelSpec
+from safe_integrations.safe_engine import SafeEngine
+
+pytestmark = pytest.mark.skipif(not is_installed(), reason="needs xllamacpp")
+
+TEXT = "The quick brown fox jumps over the lazy dog."
+WINDOW = 16
+LENGTH = 8192
+
+
+def made(folder: Path, window: int | None) -> Path:
+    tokens, merges = gguf_files.greedy(TEXT)
+    return gguf_files.byte_level(
+        folder / f"toy-{window}.gguf", tokens, merges, added={"<end>": TokenType.CONTROL},
+        pre="gpt-2", weights=True, context_length=LENGTH, window=window, width=64, spread=0.2,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=[None, WINDOW], ids=["full", "sliding"])
+def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made(tmp_path_factory.mktemp("toy"), request.param)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made(tmp_path_factory.mktemp("toy"), None)
+
+
+def member_of(path: Path, **options: Any) -> LlamaMember:
+    """A member with sequences of its own."""
+    return load.load(ModelSpec(source=str(path), **options), lambda _: None)
+
+
+def some_ids(count: int, seed: int = 0) -> list[int]:
+    return [int(i) for i in np.random.default_rng(seed).integers(40, 900, count)]
+
+
+def same(rows: Sequence[Distribution], others: Sequence[Distribution]) -> None:
+    """Up to what llama.cpp rounds: states have 16 bits, and batches of other sizes others."""
+    assert len(rows) == len(others)
+    for row, other in zip(rows, others, strict=True):
+        np.testing.assert_allclose(np.exp(row.dense()), np.exp(other.dense()), atol=8e-6)  # type: ignore[attr-defined]
+
+
+def yes_after(count: int) -> Callable[[], bool]:
+    asked = iter(range(count))
+    return lambda: next(asked, None) is None
+
+
+def written(member: LlamaMember, prompt: Sequence[int], count: int) -> list[int]:
+    """What a session makes of asking for the favourite again and again."""
+    session, ids = member.start(prompt), []
+    while len(ids) < count:
+        ids.append(session.score(ids, len(ids))[0].best)
+    session.close()
+    return ids
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_kept_is_what_would_be_computed_again(path: Path, seed: int) -> None:
+    """Cut back, taken over, copied: no row may tell from where its beginning came."""
+    used, fresh = member_of(path), member_of(path, reuse_bytes=0)
+    dice = random.Random(seed)
+    shared = some_ids(200, seed)
+    prompts = [shared[: dice.randint(20, 200)] for _ in range(3)]
+    prompts.append(shared[:15] + some_ids(60, seed + 1))
+    reused = 0
+    for turn in range(8):
+        prompt = dice.choice(prompts)
+        session, ids = used.start(prompt), list[int]()
+        for step in range(5):
+            kept = ids[: dice.randint(0, len(ids))]
+            ids = kept + some_ids(dice.randint(0, 40), 100 * seed + 10 * turn + step)
+            since = dice.randint(max(0, len(ids) - 12), len(ids))
+            new = fresh.start(prompt)
+            same(session.score(ids, since), new.score(ids, since))
+            new.close()
+        reused += session.work.reused
+        session.close()
+    assert reused > 0
+
+
+def test_a_row_is_not_computed_twice(toy: Path) -> None:
+    session = member_of(toy).start(some_ids(10))
+    draft = some_ids(6, 1)
+    session.score(draft, 0)
+    assert (session.work.passes, session.work.tokens) == (1, 16)
+    same(session.score(draft[:4], 2), session.score(draft[:4], 2))
+    assert (session.work.passes, session.work.tokens) == (1, 16)
+    session.score([*draft[:4], 77], 4)
+    assert (session.work.passes, session.work.tokens) == (2, 17)
+
+
+def test_rows_outlive_the_passes_behind_them(toy: Path) -> None:
+    """llama.cpp writes the rows of each pass over those of the one before."""
+    member = member_of(toy)
+    session, prompt = member.start(some_ids(10)), some_ids(10)
+    (row,) = session.score([], 0)
+    session.score(some_ids(5, 3), 0)
+    same([row], member.start(prompt).score([], 0))
+
+
+def test_a_new_prompt_takes_over_what_it_shares(toy: Path) -> None:
+    member, ids = member_of(toy), some_ids(60)
+    first = member.start(ids[:40])
+    first.score([], 0)
+    first.close()
+    second = member.start(ids)
+    second.score([], 0)
+    assert (second.work.reused, second.work.tokens, first.work.reused) == (40, 20, 0)
+    assert second.work.seconds > 0
+
+
+def test_a_prompt_that_shares_little_leaves_the_rest_to_others(toy: Path) -> None:
+    member, long = member_of(toy), some_ids(100)
+    for prompt, reused in ((long, 0), ([*long[:20], 5], 20), ([*long, 5], 100)):
+        session = member.start(prompt)
+        session.score([], 0)
+        session.close()
+        assert session.work.reused == reused
+
+
+def test_memory_for_finished_prompts_has_a_limit(toy: Path) -> None:
+    a_token = member_of(toy).context.cell_bytes
+    member = member_of(toy, reuse_bytes=100 * a_token)
+    for seed in range(3):
+        session = member.start(some_ids(40, seed))
+        session.score([], 0)
+        session.close()
+    assert member.cache_bytes == 80 * a_token
+    oldest, newest = member.start(some_ids(40, 0)), member.start(some_ids(40, 2))
+    newest.score([], 0)
+    oldest.score([], 0)
+    assert (oldest.work.reused, newest.work.reused) == (0, 39)
+    newest.close()
+    member.forget()
+    assert member.cache_bytes == 0
+
+
+def test_nothing_is_kept_where_nothing_may_be(toy: Path) -> None:
+    member = member_of(toy, reuse_bytes=0)
+    written(member, some_ids(10), 3)
+    assert member.cache_bytes == 0
+
+
+def test_cells_and_sequences_grow_as_needed(path: Path) -> None:
+    """Sixty sessions at work, together three times what there is room for at first."""
+    member, fresh = member_of(path), member_of(path, reuse_bytes=0)
+    sessions = [(member.start(ids := some_ids(50, seed)), ids) for seed in range(60)]
+    for session, _ in sessions:
+        session.score([], 0)
+    for n, (session, ids) in enumerate(sessions):
+        draft = some_ids(3, 1000 + n)
+        new = fresh.start(ids)
+        same(session.score(draft, 2), new.score(draft, 2))
+        new.close()
+        assert session.work.tokens == 53, "nothing was read twice"
+    for session, _ in sessions:
+        session.close()
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["its own", "copied"])
+def test_what_has_left_the_window_can_come_back(path: Path, copied: bool) -> None:
+    """llama.cpp would take the cells of tokens that no new one sees, for those of others."""
+    member, ids = member_of(path), some_ids(400, 1)
+    written(member, some_ids(200, 2), 1)  # in front, and gone before the others come
+    if copied:
+        written(member, [*ids, *some_ids(450, 4)], 1)
+    session = member.start(ids)
+    session.score([], 0)
+    assert session.work.reused == 399 * copied
+    member.forget()
+    others = member.start(some_ids(500, 3))
+    others.score([], 0)  # more than there is room for in front
+    session.close()
+    again = member.start([*ids[:250], 44])
+    rows = again.score([], 0)
+    assert again.work.reused == 250
+    same(rows, member_of(path).start([*ids[:250], 44]).score([], 0))
+
+
+def test_a_prompt_longer_than_all_cells(path: Path) -> None:
+    member = member_of(path)
+    ids = some_ids(3000)
+    session = member.start(ids)
+    rows = session.score([], 0)
+    parts = member_of(path).start(ids[:1100])
+    parts.score([], 0)
+    same(rows, parts.score(ids[1100:], 1900))
+
+
+def test_many_at_once_write_what_each_writes_alone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member = member_of(path)
+    prompts = [some_ids(10 + seed, seed) for seed in range(12)]
+    alone = [written(member_of(path), prompt, 20) for prompt in prompts]
+    member.forget()
+    shared: list[int] = []
+    compute = member.context.compute
+    together = threading.Barrier(len(prompts))
+
+    def counted(tasks: Sequence[Part]) -> None:
+        shared.append(len(tasks))
+        compute(tasks)
+
+    def one(prompt: list[int]) -> list[int]:
+        together.wait()
+        return written(member, prompt, 20)
+
+    monkeypatch.setattr(member.context, "compute", counted)
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        assert list(pool.map(one, prompts)) == alone
+    assert sum(shared) == 12 * 20
+    assert len(shared) < 12 * 20, "passes were shared"
+
+
+def test_a_long_prompt_can_be_cancelled_between_its_parts(toy: Path) -> None:
+    """What was read until then is kept, for this session and for others."""
+    member, ids = member_of(toy), some_ids(1000)
+    session = member.start(ids, yes_after(2))
+    with pytest.raises(GenerationCancelled):
+        session.score([], 0)
+    assert 0 < session.work.tokens < 1000
+    read = session.work.tokens
+    session.close()
+    again = member.start(ids)
+    rows = again.score([], 0)
+    assert again.work.reused == read
+    same(rows, member_of(toy).start(ids).score([], 0))
+
+
+def test_a_pass_that_is_stopped_leaves_no_trace(path: Path) -> None:
+    """llama.cpp asks a function in C whether to stop, in the middle of a pass."""
+    member, ids = member_of(path), some_ids(60)
+    session = member.start(ids[:40])
+    session.score([], 0)
+    held, context = session._held, member.context
+    assert held is not None
+    part = Part(context, held, 30, ids[30:], 1)
+
+    def stopped() -> None:
+        context.stop(True)
+        try:
+            context.compute([part])
+        finally:
+            context.stop(False)
+
+    PASSES.call(context, stopped)
+    assert (part.result, held.ids) == (None, ids[:30])
+    same(session.score(ids[40:], 20), member_of(path).start(ids).score([], 0))
+
+
+def test_an_unknown_token_is_an_error_of_its_session_alone(toy: Path) -> None:
+    member, ids = member_of(toy), some_ids(10)
+    good, bad = member.start(ids), member.start(ids)
+    expected = good.score([], 0)[0].best
+    held = PASSES.call(member.context, lambda: member.context.take(ids))
+    parts = [Part(member.context, good._held or held, 10, [50], 1)]
+    parts.append(Part(member.context, held, 0, [50, 10**6], 1))
+    with pytest.raises(GenerationError, match="llama.cpp failed with code -1"):
+        PASSES.call(member.context, lambda: member.context.compute(parts))
+    with pytest.raises(GenerationError):
+        bad.score([10**6], 1)
+    assert good.score([], 0)[0].best == expected
+    same(good.score([50], 1), member_of(toy).start([*ids, 50]).score([], 0))
+
+
+def test_a_session_can_be_closed_while_a_pass_runs(toy: Path) -> None:
+    """The garbage collector does that, on any thread; waiting would be for ever."""
+    member = member_of(toy)
+    session = member.start([41, 42, 43])
+    session.score([], 0)
+    PASSES.call(member.context, session.close)
+    assert member.cache_bytes > 0
+    again = member.start([41, 42, 43, 44])
+    again.score([], 0)
+    assert again.work.reused == 3
+
+
+def test_a_session_that_has_read_nothing_can_be_closed(toy: Path) -> None:
+    member = member_of(toy)
+    member.start([41, 42]).close()
+    session = member.start([41, 42], lambda: True)
+    with suppress(GenerationCancelled):
+        session.score([], 0)
+    session.close()
+    assert member.cache_bytes == 0
+    assert len(member.context._free) == contexts._SEQUENCES
+
+
+def test_a_model_that_nobody_holds_is_freed(toy: Path) -> None:
+    member = member_of(toy)
+    written(member, some_ids(5), 2)
+    context, llama = weakref.ref(member.context), member.context._llama
+    weights = weakref.ref(member.context._weights)
+    del member
+    PASSES.call(SimpleNamespace(room=0, stop=lambda _: None), lambda: None)  # type: ignore[arg-type]
+    gc.collect()
+    assert context() is None
+    assert weights() is None
+    assert llama is not None
+
+
+def test_a_loaded_model_is_neither_pickled_nor_copied(toy: Path) -> None:
+    member = member_of(toy)
+    for attempt in (pickle.dumps, copy.copy):
+        with pytest.raises(ModelError, match="name it, and each process will load it"):
+            attempt(member)
+
+
+def test_a_member_that_writes_another_form_is_the_same_model(toy: Path) -> None:
+    member = member_of(toy)
+    other = member.writing(FORMS["glm"])
+    assert other is not member
+    assert (other.context, other.name) == (member.context, member.name)
+    prompt = some_ids(20)
+    written(member, prompt, 2)
+    session = other.start(prompt)
+    session.score([], 0)
+    assert session.work.reused == 19
+
+
+def test_long_rotations_are_chosen_once(toy: Path) -> None:
+    """llama.cpp chooses by the number of cells, which must not change what has been read."""
+    values = {"phi3.rope.scaling.original_context_length": "4096"}
+    weights: Any = SimpleNamespace(architecture="phi3", value=values.get)
+    assert contexts._sizes(weights, 4096) == (1024, 4096)
+    assert contexts._sizes(weights, 4097)[0] > 4096
+    values["phi3.rope.scaling.type"] = "yarn"
+    assert contexts._sizes(weights, 131072)[0] == 1024
+
+
+def test_cells_that_may_not_grow_are_an_error(toy: Path) -> None:
+    member = member_of(toy)
+    member.context._most = 1024
+    sessions = [member.start(some_ids(500, seed)) for seed in range(3)]
+    for session in sessions[:2]:
+        session.score([], 0)
+    with pytest.raises(GenerationError, match="1024 tokens are the most"):
+        sessions[2].score([], 0)
+    sessions[0].close()
+    sessions[2].score([], 0)
+
+
+def engine_of(*members: Any, **options: Any) -> SafeEngine:
+    drafter, *verifiers = (load_member(member) for member in members)
+    return SafeEngine(drafter, verifiers, EnsembleConfig(**options))
+
+
+def test_a_prompt_that_does_not_fit_is_told(toy: Path) -> None:
+    engine = engine_of(ModelSpec(source=str(toy), context_window=16))
+    with pytest.raises(ContextWindowError, match="whose context window is 16"):
+        engine.complete("x" * 40)
+
+
+@pytest.mark.parametrize("lookahead", [1, 4])
+def test_an_ensemble_with_itself_writes_what_it_writes_alone(toy: Path, lookahead: int) -> None:
+    one, two = (ModelSpec(source=str(toy), name=name) for name in ("one", "two"))
+    engine = engine_of(one, two, lookahead=lookahead)
+    member = load_member(one)
+    assert isinstance(member, LlamaMember)
+    options = GenerationConfig(max_tokens=40)
+    for question in ("What jumps over the dog?", "The quick"):
+        prompt = engine.drafter.render(as_messages(question))
+        ids = written(member_of(toy), prompt, 40)
+        symbols = [member.tokens.symbol(i) for i in ids]
+        text = b"".join(takewhile(lambda symbol: symbol != END, symbols))
+        assert engine.complete(question, options).text == text.decode(errors="replace")
+
+
+def test_a_mixed_ensemble(toy: Path) -> None:
+    """One member computed by llama.cpp, one by transformers."""
+    other = toy_model("other", 400)
+    for pair in ((ModelSpec(source=str(toy)), other), (other, ModelSpec(source=str(toy)))):
+        engine = engine_of(*pair)
+        result = engine.complete("The lazy dog", GenerationConfig(max_tokens=12))
+        assert len(result.statistics.models) == 2
+        assert all(model.forward_passes for model in result.statistics.models)
