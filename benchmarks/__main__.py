@@ -174,14 +174,15 @@ def _many(
     """Many answers at once: nobody keeps caches, and transformers has models of its own."""
     from benchmarks.many import as_questions, measure_many
     from benchmarks.reference import Batches, Continuous
-    from safe_integrations.models.tokenizer import end_ids_of
     from safe_integrations.models.transformers.load import load_model
     from safe_integrations.models.transformers.packing import pack
+    from safe_integrations.models.transformers.tokenizer import TransformersTokenizer
 
     engine = o.load([spec.model_copy(update={"reuse_bytes": 0}) for spec in specs], config, tell)
     plain, packed = (load_model(specs[0], tell) for _ in range(2))
     pack(packed.model)
-    ends = sorted(end_ids_of(plain.tokenizer, plain.model.generation_config, plain.model.config))
+    tokenizer = TransformersTokenizer(plain.tokenizer, specs[0].source)
+    ends = sorted(tokenizer.end_ids(plain.model.generation_config, plain.model.config))
     render = engine.drafter.render
     others: dict[Way, Write] = {
         "generate": as_questions(Batches(plain.model, ends), render),

@@ -31,6 +31,7 @@ class Fake:
         self.rows_alone = 256
         self.rows_together = ROWS_TOGETHER
         self.price = Price()
+        self.stop: Callable[[], None] | None = None
         self.within: Callable[[Sequence[Ask]], None] = lambda parts: None
 
     def compute(self, parts: Sequence[Any]) -> None:

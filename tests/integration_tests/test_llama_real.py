@@ -22,10 +22,10 @@ from safe_integrations.engine.tokens import END
 from safe_integrations.errors import GenerationCancelled
 from safe_integrations.messages import as_messages
 from safe_integrations.models.folding import FoldedDistribution
-from safe_integrations.models.llama_cpp.context import Part
 from safe_integrations.models.llama_cpp.library import is_installed
 from safe_integrations.models.llama_cpp.member import LlamaMember
 from safe_integrations.models.load import load_member
+from safe_integrations.models.passes import Part
 from safe_integrations.models.spec import LoadedModel, ModelSpec
 from safe_integrations.safe_engine import SafeEngine
 from tests.llama_loop import Loop

@@ -35,10 +35,11 @@ from safe_integrations.errors import (
 from safe_integrations.messages import as_messages
 from safe_integrations.models.llama_cpp import context as contexts
 from safe_integrations.models.llama_cpp import load
-from safe_integrations.models.llama_cpp.context import PASSES, Part
+from safe_integrations.models.llama_cpp.context import Context, Held, Ids
 from safe_integrations.models.llama_cpp.library import is_installed
 from safe_integrations.models.llama_cpp.member import LlamaMember
 from safe_integrations.models.load import load_member
+from safe_integrations.models.passes import Part
 from safe_integrations.models.spec import ModelSpec
 from safe_integrations.safe_engine import SafeEngine
 
@@ -86,6 +87,13 @@ def same(rows: Sequence[Distribution], others: Sequence[Distribution]) -> None:
 def yes_after(count: int) -> Callable[[], bool]:
     asked = iter(range(count))
     return lambda: next(asked, None) is None
+
+
+def asked(context: Context, held: Held, kept: int, ids: Sequence[int]) -> Ids:
+    """A part that a pass is to take whole."""
+    part = Ids(context, held, kept, ids, 1)
+    part.taken = len(ids)
+    return part
 
 
 def written(member: LlamaMember, prompt: Sequence[int], count: int) -> list[int]:
@@ -241,9 +249,9 @@ def test_many_at_once_write_what_each_writes_alone(
     compute = member.context.compute
     together = threading.Barrier(len(prompts))
 
-    def counted(tasks: Sequence[Part]) -> None:
-        shared.append(len(tasks))
-        compute(tasks)
+    def counted(parts: Sequence[Part]) -> None:
+        shared.append(sum(part.taken == part.rows for part in parts))
+        compute(parts)
 
     def one(prompt: list[int]) -> list[int]:
         together.wait()
@@ -271,36 +279,100 @@ def test_a_long_prompt_can_be_cancelled_between_its_parts(toy: Path) -> None:
     same(rows, member_of(toy).start(ids).score([], 0))
 
 
-def test_a_pass_that_is_stopped_leaves_no_trace(path: Path) -> None:
+def test_a_pass_that_is_stopped_leaves_no_trace(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """llama.cpp asks a function in C whether to stop, in the middle of a pass."""
     member, ids = member_of(path), some_ids(60)
     session = member.start(ids[:40])
     session.score([], 0)
     held, context = session._held, member.context
     assert held is not None
-    part = Part(context, held, 30, ids[30:], 1)
+    fill = context._batch.fill
 
-    def stopped() -> None:
-        context.stop(True)
-        try:
-            context.compute([part])
-        finally:
-            context.stop(False)
+    def stopped(parts: Sequence[Ids]) -> Any:
+        context.stop()
+        return fill(parts)
 
-    PASSES.call(context, stopped)
-    assert (part.result, held.ids) == (None, ids[:30])
+    monkeypatch.setattr(context._batch, "fill", stopped)
+    part = asked(context, held, 30, ids[30:])
+    with pytest.raises(GenerationCancelled):
+        context.compute([part])
+    assert (part.result, held.ids) == ([], ids[:30])
+    monkeypatch.undo()
     same(session.score(ids[40:], 20), member_of(path).start(ids).score([], 0))
+
+
+def test_a_pass_that_ctrl_c_broke_off_leaves_no_trace(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it computed is in the cells, and nobody has heard of it."""
+    member, ids = member_of(path), some_ids(60)
+    session = member.start(ids[:40])
+    session.score([], 0)
+    held, context = session._held, member.context
+    assert held is not None
+
+    def interrupted(parts: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(context, "_take_in", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        context.compute([asked(context, held, 40, some_ids(20, 9))])
+    monkeypatch.undo()
+    same(session.score(ids[40:], 20), member_of(path).start(ids).score([], 0))
+
+
+def test_what_somebody_has_left_is_not_written_to_by_who_was_there_before(path: Path) -> None:
+    """A thread that Ctrl-C took out of the queue gives its sequence back before the pass begins."""
+    member, ids = member_of(path), some_ids(60)
+    session = member.start(ids[:40])
+    session.score([], 0)
+    held, context = session._held, member.context
+    assert held is not None
+    late = asked(context, held, 30, some_ids(20, 9))
+    late.gone = True
+    context.compute([late, asked(context, held, 40, ids[40:50])])
+    assert (late.result, held.ids) == ([], ids[:50])
+    same(session.score(ids[40:], 20), member_of(path).start(ids).score([], 0))
+
+
+def test_a_long_pass_ends_early_where_nobody_wants_it_any_more(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it runs: another thread computes it, and the caller's asks."""
+    member, ids = member_of(path), some_ids(200)
+    fill, entered, asked_for = member.context._batch.fill, threading.Event(), threading.Event()
+
+    def waits(parts: Sequence[Ids]) -> Any:
+        entered.set()
+        assert asked_for.wait(20)
+        return fill(parts)
+
+    def cancel() -> bool:
+        if entered.is_set():
+            threading.Timer(0.1, asked_for.set).start()
+        return entered.is_set()
+
+    monkeypatch.setattr(member.context._batch, "fill", waits)
+    session = member.start(ids, cancel)
+    with pytest.raises(GenerationCancelled):
+        session.score([], 0)
+    assert session.work.tokens == 0
+    monkeypatch.undo()
+    session.close()
+    same(member.start(ids).score([], 0), member_of(path).start(ids).score([], 0))
 
 
 def test_an_unknown_token_is_an_error_of_its_session_alone(toy: Path) -> None:
     member, ids = member_of(toy), some_ids(10)
     good, bad = member.start(ids), member.start(ids)
     expected = good.score([], 0)[0].best
-    held = PASSES.call(member.context, lambda: member.context.take(ids))
-    parts = [Part(member.context, good._held or held, 10, [50], 1)]
-    parts.append(Part(member.context, held, 0, [50, 10**6], 1))
+    held = member.context.take(ids)
+    parts = [asked(member.context, good._held or held, 10, [50])]
+    parts.append(asked(member.context, held, 0, [50, 10**6]))
     with pytest.raises(GenerationError, match="llama.cpp failed with code -1"):
-        PASSES.call(member.context, lambda: member.context.compute(parts))
+        member.context.compute(parts)
     with pytest.raises(GenerationError):
         bad.score([10**6], 1)
     assert good.score([], 0)[0].best == expected
@@ -312,7 +384,8 @@ def test_a_session_can_be_closed_while_a_pass_runs(toy: Path) -> None:
     member = member_of(toy)
     session = member.start([41, 42, 43])
     session.score([], 0)
-    PASSES.call(member.context, session.close)
+    with member.context._lock:
+        session.close()
     assert member.cache_bytes > 0
     again = member.start([41, 42, 43, 44])
     again.score([], 0)
@@ -336,7 +409,6 @@ def test_a_model_that_nobody_holds_is_freed(toy: Path) -> None:
     context, llama = weakref.ref(member.context), member.context._llama
     weights = weakref.ref(member.context._weights)
     del member
-    PASSES.call(SimpleNamespace(room=0, stop=lambda _: None), lambda: None)  # type: ignore[arg-type]
     gc.collect()
     assert context() is None
     assert weights() is None

@@ -2,33 +2,29 @@
 
 One context serves all sessions of a model, so that their rows fit into one batch. Each session has
 a sequence. Those of finished sessions stay, for prompts that begin as they do; they take memory and
-next to no time, for a row looks past cells that are not its own. Only the thread of `passes`
-touches a context.
+next to no time, for a row looks past cells that are not its own.
 """
 
 from __future__ import annotations
 
 import ctypes
+import threading
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import POINTER, c_float, c_int8, c_int32
-from time import perf_counter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from safe_integrations.engine.model import never
 from safe_integrations.engine.tokens import common_prefix
-from safe_integrations.errors import GenerationError, ModelLoadError
+from safe_integrations.errors import GenerationCancelled, GenerationError, ModelLoadError
 from safe_integrations.models.llama_cpp.library import LENGTH, Batch, Weights
-from safe_integrations.models.llama_cpp.passes import Passes, Task
-from safe_integrations.models.passes import Price
+from safe_integrations.models.passes import ROWS_ALONE, Part, Price, passes_on
 
 Row = NDArray[np.float32]
-
-PART: Final = 256
-"""Tokens to compute at once. Between two parts of a long prompt, others get their turn."""
 
 _CELLS: Final = 1024  # at first; doubled when they are full
 _SEQUENCES: Final = 16  # so, too
@@ -36,61 +32,75 @@ _MOST_SEQUENCES: Final = 256  # llama.cpp's own limit
 _FULL: Final = 1
 _STOPPED: Final = 2
 
-PASSES: Final = Passes()
-"""All models of a process take turns: side by side they would only take each other's cores."""
-
 
 class Held:
-    """A sequence: its number, and the ids whose states are in its cells."""
+    """A sequence.
+
+    Attributes:
+        number: Its number.
+        ids: The ids whose states are in its cells.
+        torn: Whether there may be more in its cells: a pass over them broke off.
+    """
 
     def __init__(self, number: int, ids: list[int]) -> None:
         self.number: Final = number
         self.ids = ids
+        self.torn = False
 
 
-class Part(Task):
-    """New tokens behind the first `kept` of a sequence, the last `rows` with what follows them.
+class Ids(Part):
+    """New ids behind the first `kept` of a sequence.
 
-    The result is an `Answer`.
+    Attributes:
+        result: Logits behind the last `wanted` ones, shape `[tokens.size]` each; none where the
+            last id was not taken.
     """
 
     def __init__(
-        self, context: Context, held: Held, kept: int, ids: Sequence[int], rows: int
+        self,
+        context: Context,
+        held: Held,
+        kept: int,
+        ids: Sequence[int],
+        wanted: int,
+        cancel: Callable[[], bool] = never,
     ) -> None:
-        super().__init__(context, len(ids))
+        super().__init__(context, len(ids), wanted, cancel)
         self.held: Final = held
         self.kept: Final = kept
         self.ids: Final = ids
-        self.rows: Final = rows
+        self.result: list[Row] = []
 
-
-class Answer(NamedTuple):
-    """Logits of a part, shape `[tokens.size]` each, and the seconds that it took of its pass."""
-
-    rows: list[Row]
-    seconds: float
+    @property
+    def answered(self) -> int:
+        """Of how many of the ids that are taken, the last ones, logits are wanted."""
+        return self.wanted if self.taken == self.rows else 0
 
 
 class Context:
-    """The cells of a model's sequences.
+    """The cells of a model's sequences; a `passes.Model`.
 
     Args:
         weights: The model.
         window: Tokens of the longest sequence that there will be.
         reuse_bytes: Memory for finished sequences.
         threads: Threads to compute with.
+        device: Whose passes these are.
 
     Raises:
         ModelLoadError: The library does not compute as it should.
         GenerationError: There is no memory.
     """
 
-    room: int = 63
-    """Tokens of several sessions to compute at once: few, so that no step waits for a prompt, and
-    fewer than 64, from which on llama.cpp computes attention another way, and rounds differently.
+    shares: Final = True
+    rows_alone: Final = ROWS_ALONE
+    rows_together: Final = 63
+    """Fewer than 64: from there on llama.cpp computes attention another way, and rounds otherwise.
     """
 
-    def __init__(self, weights: Weights, window: int, reuse_bytes: int, threads: int) -> None:
+    def __init__(
+        self, weights: Weights, window: int, reuse_bytes: int, threads: int, device: str = "cpu"
+    ) -> None:
         self._weights = weights
         self._llama = weights.llama
         self._reuse_bytes = reuse_bytes
@@ -100,55 +110,58 @@ class Context:
         self._idle: list[Held] = []
         self._returned: deque[Held] = deque()
         self._batch = _Arrays()
+        self._lock = threading.Lock()  # one thread at a time
         self.price: Final = Price()
+        self.passes: Final = passes_on(device)
         # llama.cpp asks a function whether to stop, hundreds of times in a pass; one in Python
         # would wait for the interpreter each time. To this one, a text says yes by having a length.
         self._wish = ctypes.create_string_buffer(2)
-        self._sequences = _SEQUENCES
-        self._free = list(range(0, _SEQUENCES, 2 if self._slides else 1))
-        self._cells, self._most = _sizes(weights, window)
-        self._open()
-        self.cell_bytes: int = PASSES.call(self, self._check)
+        cells, self._most = _sizes(weights, window)
+        self._free = list(range(0, _SEQUENCES, self._step))
+        self._now = self._open(cells, _SEQUENCES)
+        self.cell_bytes: int = self._check()
 
-    def _open(self) -> None:
+    @property
+    def _step(self) -> int:
+        """How many numbers a sequence has: a second one for what has left a sliding window."""
+        return 2 if self._slides else 1
+
+    def _open(self, cells: int, sequences: int) -> _Opened:
         llama = self._llama
-        self._pointer = llama.context(self._weights, self._cells, PART, self._sequences)
-        self._memory: int = llama.llama_get_memory(self._pointer)
-        # the weights have to outlive it
-        self._close = weakref.finalize(self, _release, self._weights, self._pointer)
-        self._close.atexit = False
-        llama.llama_set_n_threads(self._pointer, self._threads, self._threads)
-        llama.llama_set_abort_callback(self._pointer, LENGTH, self._wish)
-        if llama.llama_n_ctx_seq(self._pointer) < self._cells:
+        opened = _Opened(self._weights, cells, sequences)
+        llama.llama_set_n_threads(opened.pointer, self._threads, self._threads)
+        llama.llama_set_abort_callback(opened.pointer, LENGTH, self._wish)
+        if llama.llama_n_ctx_seq(opened.pointer) < cells:
             raise ModelLoadError(
                 f"{llama.path}: its sequences cannot share cells; install another version"
             )
+        return opened
 
-    def stop(self, yes: bool) -> None:
-        """Makes the pass that runs end early, or lets passes run."""
-        self._wish.value = b"x" if yes else b""
+    def stop(self) -> None:
+        """Makes the pass that is being computed end early."""
+        self._wish.value = b"x"
 
     # sequences
 
     def take(self, wanted: list[int]) -> Held:
         """A sequence for a prompt, with what one of those that are idle has in common with it."""
-        self._sort_in()
-        shared, best = max(
-            ((common_prefix(held.ids, wanted), held) for held in self._idle),
-            key=lambda pair: pair[0],
-            default=(0, None),
-        )
-        if best is None or shared == 0:
-            return Held(self._number(), [])
-        if 2 * shared >= len(best.ids):
-            self._idle.remove(best)
-            return best
-        # most of it would be lost: leave it to others
-        copy = Held(self._number(keep=best), [])
-        self._llama.llama_memory_seq_cp(self._memory, best.number, copy.number, 0, shared)
-        copy.ids = best.ids[:shared]
-        self._shield(copy, 0)
-        return copy
+        with self._lock:
+            self._sort_in()
+            shared, best = max(
+                ((common_prefix(held.ids, wanted), held) for held in self._idle),
+                key=lambda pair: pair[0],
+                default=(0, None),
+            )
+            if best is None or shared == 0:
+                return Held(self._number(), [])
+            if 2 * shared >= len(best.ids):
+                self._idle.remove(best)
+                return best
+            # most of it would be lost: leave it to others
+            copy = Held(self._number(keep=best), best.ids[:shared])
+            self._copy(best.number, copy.number, 0, shared)
+            self._shield(copy, 0)
+            return copy
 
     def give_back(self, held: Held) -> None:
         """Takes in the sequence of a finished session.
@@ -160,14 +173,18 @@ class Context:
 
     def forget(self) -> None:
         """Drops the sequences of finished sessions."""
-        self._sort_in()
-        while self._drop():
-            pass
+        with self._lock:
+            self._sort_in()
+            while self._drop():
+                pass
 
     def idle_bytes(self) -> int:
         """Memory that the sequences of finished sessions take."""
-        self._sort_in()
-        return self._sum_of_idle()
+        with self._lock:
+            self._sort_in()
+            return self._sum_of_idle()
+
+    # under the lock
 
     def _sum_of_idle(self) -> int:
         return sum(len(held.ids) for held in self._idle) * self.cell_bytes
@@ -192,12 +209,12 @@ class Context:
 
     def _number(self, keep: Held | None = None) -> int:
         """The number of a new sequence. Where most are idle, the oldest of these makes room."""
-        if not self._free and 2 * len(self._idle) >= self._sequences:
+        count = self._now.sequences
+        if not self._free and 2 * len(self._idle) >= count:
             self._drop(keep)
-        if not self._free and self._sequences < _MOST_SEQUENCES:
-            more = range(self._sequences, 2 * self._sequences, 2 if self._slides else 1)
-            self._grow(self._cells, 2 * self._sequences)
-            self._free += more
+        if not self._free and count < _MOST_SEQUENCES:
+            self._grow(self._now.cells, 2 * count)
+            self._free += range(count, 2 * count, self._step)
         if not self._free and not self._drop(keep):
             raise GenerationError(
                 f"{self._weights.path}: llama.cpp has no more sequences: so many answers cannot "
@@ -207,14 +224,14 @@ class Context:
 
     def _cut(self, held: Held, length: int) -> None:
         """Forgets what a sequence holds behind so many tokens."""
-        numbers = (held.number, held.number + 1) if self._slides else (held.number,)
         removed = [
-            self._llama.llama_memory_seq_rm(self._memory, number, length or -1, -1)
-            for number in numbers
+            self._llama.llama_memory_seq_rm(self._now.memory, number, length or -1, -1)
+            for number in range(held.number, held.number + self._step)
         ]
         if not all(removed):
             raise GenerationError(f"{self._weights.path}: its cache cannot be cut back")
         del held.ids[length:]
+        held.torn = False
 
     def _shield(self, held: Held, since: int) -> None:
         """Keeps what has left a sliding window: a draft that is cut back may need it again.
@@ -222,10 +239,12 @@ class Context:
         llama.cpp takes such a cell for another token, but not one that a second sequence has, too.
         """
         if self._slides:
-            number = held.number
-            self._llama.llama_memory_seq_cp(self._memory, number, number + 1, since, -1)
-            if self._llama.llama_memory_seq_pos_min(self._memory, number) > 0:
+            self._copy(held.number, held.number + 1, since, -1)
+            if self._llama.llama_memory_seq_pos_min(self._now.memory, held.number) > 0:
                 raise GenerationError(f"{self._weights.path}: it has forgotten tokens it may need")
+
+    def _copy(self, one: int, other: int, since: int, end: int) -> None:
+        self._llama.llama_memory_seq_cp(self._now.memory, one, other, since, end)
 
     def _grow(self, cells: int, sequences: int) -> None:
         """Moves everything to a larger context."""
@@ -234,57 +253,57 @@ class Context:
                 f"{self._weights.path}: {self._most} tokens are the most that it can hold, for all "
                 "answers together; answer less at once, or set a larger context_window"
             )
-        llama, old, close = self._llama, self._pointer, self._close
-        state = np.empty(llama.llama_state_get_size(old), np.uint8)
-        written = llama.llama_state_get_data(old, state.ctypes.data, len(state))
-        self._cells, self._sequences = cells, sequences
-        self._open()
-        if llama.llama_state_set_data(self._pointer, state.ctypes.data, written) != written:
+        llama, old, new = self._llama, self._now, self._open(cells, sequences)
+        state = np.empty(llama.llama_state_get_size(old.pointer), np.uint8)
+        written = llama.llama_state_get_data(old.pointer, state.ctypes.data, len(state))
+        if llama.llama_state_set_data(new.pointer, state.ctypes.data, written) != written:
             raise GenerationError(f"{self._weights.path}: its cache cannot be moved")
-        close()
+        self._now = new
 
     # passes
 
-    def compute(self, tasks: Sequence[Part]) -> None:
-        """One pass for all parts. Where it fails or is stopped, nothing of them is kept."""
-        self._sort_in()
-        for task in tasks:
-            if len(task.held.ids) > task.kept:
-                self._cut(task.held, task.kept)
-        batch = self._batch.fill(tasks)
-        started = perf_counter()
-        while (code := self._llama.llama_decode(self._pointer, batch)) == _FULL:
-            if not self._drop():
-                self._grow(
-                    min(2 * self._cells, max(self._cells + PART, self._most)), self._sequences
-                )
-        if code == 0:
-            at = 0
-            for task in tasks:
-                at += len(task.ids)
-                task.result = [self._logits(i) for i in range(at - task.rows, at)]
-                self._shield(task.held, task.kept)
-            self._divide(tasks, perf_counter() - started)
-            return
-        for task in tasks:
-            self._cut(task.held, task.kept)
-        if code != _STOPPED:
+    def compute(self, parts: Sequence[Part]) -> None:
+        """One pass (`passes.Model.compute`). Where it fails or is stopped, nothing is kept."""
+        with self._lock:
+            # who is gone has given the sequence back, and others may have taken it
+            asked = [part for part in parts if isinstance(part, Ids) and not part.gone]
+            self._wish.value = b""
+            self._sort_in()
+            for part in asked:
+                if part.held.torn or len(part.held.ids) > part.kept:
+                    self._cut(part.held, part.kept)
+                part.held.torn = True
+            code = self._decode(self._batch.fill(asked)) if asked else 0
+            if code:
+                for part in asked:
+                    self._cut(part.held, part.kept)
+            else:
+                self._take_in(asked)
+        if code == _STOPPED:
+            raise GenerationCancelled
+        if code:
             raise GenerationError(f"{self._weights.path}: llama.cpp failed with code {code}")
 
-    def _divide(self, tasks: Sequence[Part], seconds: float) -> None:
-        """Gives each its part of the time: what its rows cost, and a share of the rest."""
-        rows = sum(len(task.ids) for task in tasks)
-        if all(len(task.ids) == task.rows for task in tasks):  # most of a prompt's are cheaper
-            self.price.learn(rows, seconds)
-        row = min(self.price.row, seconds / rows)
-        rest = (seconds - row * rows) / len(tasks)
-        for task in tasks:
-            task.held.ids += task.ids
-            task.result = Answer(task.result, row * len(task.ids) + rest)
+    def _decode(self, batch: Batch) -> int:
+        while (code := self._llama.llama_decode(self._now.pointer, batch)) == _FULL:
+            if not self._drop():
+                now = self._now
+                most = max(now.cells + ROWS_ALONE, self._most)
+                self._grow(min(2 * now.cells, most), now.sequences)
+        return int(code)
+
+    def _take_in(self, parts: Sequence[Ids]) -> None:
+        end = 0
+        for part in parts:
+            end += part.taken
+            part.result = [self._logits(i) for i in range(end - part.answered, end)]
+            self._shield(part.held, part.kept)
+            part.held.ids += part.ids[: part.taken]
+            part.held.torn = False
 
     def _logits(self, place: int) -> Row:
         """A row of the pass, copied: the next one overwrites it."""
-        address = self._llama.llama_get_logits_ith(self._pointer, place)
+        address = self._llama.llama_get_logits_ith(self._now.pointer, place)
         if not address:
             raise GenerationError(f"{self._weights.path}: llama.cpp has no row {place}")
         return np.frombuffer(self._row.from_address(address), np.float32).copy()
@@ -299,9 +318,9 @@ class Context:
         one, other = Held(self._number(), []), Held(self._number(), [])
         a, b, c = (self._weights.size * i // 7 for i in (2, 3, 5))
         first = self._ask((one, 0, [a, b, c]))
-        three = size(self._pointer, one.number)
+        three = size(self._now.pointer, one.number)
         self._ask((one, 1, [c]), (other, 0, [a]))
-        cell_bytes = three - size(self._pointer, one.number)
+        cell_bytes = three - size(self._now.pointer, one.number)
         again = self._ask((other, 1, [b]), (one, 1, [b, c]))
         expected = [first[1], first[1], first[2]]
         spread = max(float(np.ptp(row)) for row in first)
@@ -318,37 +337,54 @@ class Context:
             self._free.append(held.number)
         return max(int(cell_bytes), 1)
 
-    def _ask(self, *parts: tuple[Held, int, list[int]]) -> list[Row]:
-        tasks = [Part(self, held, kept, ids, len(ids)) for held, kept, ids in parts]
-        self.compute(tasks)
-        return [row for task in tasks for row in task.result.rows]
+    def _ask(self, *asked: tuple[Held, int, list[int]]) -> list[Row]:
+        parts = [Ids(self, held, kept, ids, len(ids)) for held, kept, ids in asked]
+        for part in parts:
+            part.taken = part.rows
+        self.compute(parts)
+        return [row for part in parts for row in part.result]
 
 
 _TOLERANCE: Final = 0.05
 """Of the difference between the largest logit and the smallest: what rounding may change."""
 
 
+class _Opened:
+    """A context of the library; freed when nobody holds it any more, and before its weights."""
+
+    def __init__(self, weights: Weights, cells: int, sequences: int) -> None:
+        self.cells: Final = cells
+        self.sequences: Final = sequences
+        self.pointer: Final = weights.llama.context(weights, cells, ROWS_ALONE, sequences)
+        self.memory: Final[int] = weights.llama.llama_get_memory(self.pointer)
+        weakref.finalize(self, _release, weights, self.pointer).atexit = False
+
+
+def _release(weights: Weights, pointer: int) -> None:
+    weights.llama.llama_free(pointer)
+
+
 class _Arrays:
     """The memory that batches are written to."""
 
     def __init__(self) -> None:
-        self._token, self._pos, self._sequence = np.zeros((3, PART), np.int32)
-        self._one = np.ones(PART, np.int32)
-        self._wanted = np.zeros(PART, np.int8)
+        self._token, self._pos, self._sequence = np.zeros((3, ROWS_ALONE), np.int32)
+        self._one = np.ones(ROWS_ALONE, np.int32)
+        self._wanted = np.zeros(ROWS_ALONE, np.int8)
         first = self._sequence.ctypes.data
-        pointers = (ctypes.cast(first + 4 * i, POINTER(c_int32)) for i in range(PART))
-        self._sequences = (POINTER(c_int32) * PART)(*pointers)
+        pointers = (ctypes.cast(first + 4 * i, POINTER(c_int32)) for i in range(ROWS_ALONE))
+        self._sequences = (POINTER(c_int32) * ROWS_ALONE)(*pointers)
 
-    def fill(self, tasks: Sequence[Part]) -> Batch:
+    def fill(self, parts: Sequence[Ids]) -> Batch:
         """The batch of some parts, one behind the other."""
         at = 0
-        for task in tasks:
-            end = at + len(task.ids)
-            self._token[at:end] = task.ids
-            self._pos[at:end] = np.arange(task.kept, task.kept + len(task.ids))
-            self._sequence[at:end] = task.held.number
+        for part in parts:
+            end = at + part.taken
+            self._token[at:end] = part.ids[: part.taken]
+            self._pos[at:end] = np.arange(part.kept, part.kept + part.taken)
+            self._sequence[at:end] = part.held.number
             self._wanted[at:end] = 0
-            self._wanted[end - task.rows : end] = 1
+            self._wanted[end - part.answered : end] = 1
             at = end
         numbers = [
             array.ctypes.data_as(POINTER(c_int32)) for array in (self._token, self._pos, self._one)
@@ -368,9 +404,5 @@ def _sizes(weights: Weights, window: int) -> tuple[int, int]:
     built = weights.value(f"{weights.architecture}.rope.scaling.original_context_length")
     if built is None or kind not in (None, "longrope"):
         return _CELLS, 1 << 31
-    short = int(built) // PART * PART
-    return (_CELLS, short) if window <= short else (short + PART, 1 << 31)
-
-
-def _release(weights: Weights, pointer: int) -> None:
-    weights.llama.llama_free(pointer)
+    short = int(built) // ROWS_ALONE * ROWS_ALONE
+    return (_CELLS, short) if window <= short else (short + ROWS_ALONE, 1 << 31)

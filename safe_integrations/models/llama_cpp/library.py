@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from safe_integrations.errors import GenerationError, MissingDependencyError, ModelLoadError
 from safe_integrations.models.llama_cpp.threads import patience
+from safe_integrations.models.openmp import uses_openmp
 
 VARIABLE: Final = "SAFE_INTEGRATIONS_LLAMA_CPP"
 """The environment variable that can name the library's file."""
@@ -152,6 +153,7 @@ class Llama:
         try:
             with patience():
                 self._handle = ctypes.CDLL(str(path))
+            uses_openmp("libgomp.so.1", *path.parent.glob("libgomp*"))
         except OSError as error:
             raise ModelLoadError(f"{path} cannot be loaded: {error}; {_REMEDY}") from error
         missing = [name for name in _FUNCTIONS if not hasattr(self._handle, name)]

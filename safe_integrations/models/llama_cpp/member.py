@@ -15,8 +15,9 @@ from safe_integrations.messages import Message
 from safe_integrations.models.admission import Memory
 from safe_integrations.models.folding import Fold, FoldedDistribution
 from safe_integrations.models.fork import check_process
-from safe_integrations.models.llama_cpp.context import PART, PASSES, Answer, Context, Held, Part
+from safe_integrations.models.llama_cpp.context import Context, Held, Ids
 from safe_integrations.models.memory import available_memory
+from safe_integrations.models.passes import ROWS_ALONE
 from safe_integrations.models.rendering import Render
 
 
@@ -110,13 +111,12 @@ class LlamaMember:
 
     def forget(self) -> None:
         """Drops the caches of finished prompts, as `benchmarks` needs; sessions keep theirs."""
-        PASSES.call(self.context, self.context.forget)
+        self.context.forget()
 
     @property
     def cache_bytes(self) -> int:
         """Memory that caches of finished prompts take, in bytes."""
-        taken: int = PASSES.call(self.context, self.context.idle_bytes)
-        return taken
+        return self.context.idle_bytes()
 
 
 class LlamaSession:
@@ -156,30 +156,31 @@ class LlamaSession:
         """Computes what the sequence does not hold; takes the rows from the needed token on."""
         held = self._held
         if held is None:
-            take = self._context.take
-            held = self._held = PASSES.call(self._context, lambda: take(wanted))
+            held = self._held = self._context.take(wanted)
         at = min(common_prefix(held.ids, wanted), needed)
         if self.work.tokens == 0:
             self.work.reused = min(at, len(self._prompt))
         while at < len(wanted):
             if self._cancel():
-                raise GenerationCancelled("the generation was cancelled")
+                raise GenerationCancelled
             # a prompt ends a part: so what stands behind it is computed in few rows, always alike
-            ends = (at + PART, len(self._prompt), len(wanted))
+            ends = (at + ROWS_ALONE, len(self._prompt), len(wanted))
             end = min(end for end in ends if end > at)
-            part = Part(self._context, held, at, wanted[at:end], max(0, end - max(at, needed)))
-            answer: Answer = PASSES.do(part, self._cancel)
-            self._rows += [FoldedDistribution(row, self._fold) for row in answer.rows]
-            self._known = wanted[:end]
-            self.work.tokens += end - at
-            self.work.seconds += answer.seconds
+            rows = max(0, end - max(at, needed))
+            part = Ids(self._context, held, at, wanted[at:end], rows, self._cancel)
+            self._context.passes.run(part)
+            at += part.taken
+            self._rows += [FoldedDistribution(row, self._fold) for row in part.result]
+            self._known = wanted[:at]
+            self.work.tokens += part.taken
+            self.work.seconds += part.seconds
             self.work.row_seconds = self._context.price.row
-            at = end
         self.work.passes += 1
 
     def close(self) -> None:
         """Gives the sequence back for other prompts to start from."""
         held, self._held, self._closed = self._held, None, True
         self._rows = []
+        self._context.passes.leave()
         if held is not None:
             self._context.give_back(held)

@@ -16,6 +16,7 @@ from safe_integrations.engine.tokens import TokenTable
 from safe_integrations.errors import ModelLoadError, SafeError, UnsupportedModelError
 from safe_integrations.models.fork import check_process
 from safe_integrations.models.locate import folder_of, locate
+from safe_integrations.models.openmp import send_team_home
 from safe_integrations.models.quiet import quiet
 from safe_integrations.models.rendering import Render, Renderer, template_of
 from safe_integrations.models.report import ModelReport
@@ -24,7 +25,6 @@ from safe_integrations.models.table import build_token_table, tags_of
 from safe_integrations.models.transformers.gguf import is_converted
 from safe_integrations.models.transformers.kv_cache import layer_windows, position_bytes
 from safe_integrations.models.transformers.member import TransformersMember
-from safe_integrations.models.transformers.openmp import send_team_home
 from safe_integrations.models.transformers.packing import pack
 from safe_integrations.models.transformers.together import probe
 from safe_integrations.models.transformers.tokenizer import TransformersTokenizer, templates_of

@@ -240,9 +240,9 @@ class TransformersSession:
         assert cached is not None
         while True:
             if self._cancel():
-                raise GenerationCancelled("the generation was cancelled")
+                raise GenerationCancelled
             self._cached = None  # lost if the forward pass fails half-way
-            computed = self._member.forward(new, cached.kv, rows, self._member.fold)
+            computed = self._member.forward(new, cached.kv, rows, self._member.fold, self._cancel)
             taken = computed.taken
             cached.ids += new[:taken]
             self._cached = cached
