@@ -35,7 +35,8 @@ from safe_integrations.errors import (
 from safe_integrations.messages import as_messages
 from safe_integrations.models.llama_cpp import context as contexts
 from safe_integrations.models.llama_cpp import load
-from safe_integrations.models.llama_cpp.context import Context, Held, Ids
+from safe_integrations.models.llama_cpp.batch import Held, Ids
+from safe_integrations.models.llama_cpp.context import Context
 from safe_integrations.models.llama_cpp.library import is_installed
 from safe_integrations.models.llama_cpp.member import LlamaMember
 from safe_integrations.models.load import load_member

@@ -15,7 +15,8 @@ from safe_integrations.messages import Message
 from safe_integrations.models.admission import Memory
 from safe_integrations.models.folding import Fold, FoldedDistribution
 from safe_integrations.models.fork import check_process
-from safe_integrations.models.llama_cpp.context import Context, Held, Ids
+from safe_integrations.models.llama_cpp.batch import Held, Ids
+from safe_integrations.models.llama_cpp.context import Context
 from safe_integrations.models.memory import available_memory
 from safe_integrations.models.passes import ROWS_ALONE
 from safe_integrations.models.rendering import Render
