@@ -23,6 +23,8 @@ from safe_integrations.models.llama_cpp.metadata import context_length, values
 from safe_integrations.models.llama_cpp.threads import threads
 from safe_integrations.models.llama_cpp.tokenizer import LlamaTokenizer
 from safe_integrations.models.locate import gguf_of, is_gguf
+from safe_integrations.models.memory import return_free_memory
+from safe_integrations.models.openmp import send_team_home
 from safe_integrations.models.rendering import Render, Renderer
 from safe_integrations.models.report import ModelReport
 from safe_integrations.models.spec import ModelCard, ModelSpec, Progress, name_of
@@ -60,7 +62,7 @@ def load(spec: ModelSpec, tell: Progress) -> LlamaMember:
         context = Context(weights, window, spec.reuse_bytes, threads())
     except GenerationError as error:
         raise ModelLoadError(f"{name}: {error}") from error
-    return LlamaMember(
+    member = LlamaMember(
         context,
         table(frozenset()),
         render,
@@ -70,6 +72,9 @@ def load(spec: ModelSpec, tell: Progress) -> LlamaMember:
         teaches=render.teaches,
         in_form=in_form,
     )
+    send_team_home()
+    return_free_memory()
+    return member
 
 
 def card_of(spec: ModelSpec) -> ModelCard:

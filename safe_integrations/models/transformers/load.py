@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from safe_integrations.engine.tokens import TokenTable
 from safe_integrations.errors import ModelLoadError, SafeError, UnsupportedModelError
 from safe_integrations.models.fork import check_process
 from safe_integrations.models.locate import folder_of, locate
+from safe_integrations.models.memory import return_free_memory
 from safe_integrations.models.openmp import send_team_home
 from safe_integrations.models.quiet import quiet
 from safe_integrations.models.rendering import Render, Renderer, template_of
@@ -252,12 +252,6 @@ def _collecting_nothing() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def return_free_memory() -> None:
-    """Has glibc return what it holds free: tokenizers leave plenty. Others cannot be told to."""
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(0)
 
 
 def _weights_on_disk(folder: Path | None) -> int | None:
