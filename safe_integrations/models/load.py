@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -73,6 +74,27 @@ def load_member(source: ModelSource, on_progress: Progress | None = None) -> Mem
         if slot.member is None:
             slot.member = backend_of(source).load(source, on_progress or (lambda _: None))
         return slot.member
+
+
+def load_members(
+    sources: Sequence[ModelSource], on_progress: Progress | None = None
+) -> list[Member]:
+    """Loads some models, those of llama.cpp side by side: it reads them without the interpreter.
+
+    Raises:
+        ModelError: One of them cannot be found, read or used.
+    """
+    specs = [ModelSpec(source=s) if isinstance(s, str) else s for s in sources]
+    with ThreadPoolExecutor(len(specs)) as pool:
+        beside = {
+            n: pool.submit(load_member, spec, on_progress)
+            for n, spec in enumerate(specs)
+            if isinstance(spec, ModelSpec) and _is_for_llama_cpp(spec)
+        }
+        return [
+            beside[n].result() if n in beside else load_member(spec, on_progress)
+            for n, spec in enumerate(specs)
+        ]
 
 
 def peek(source: ModelSource) -> ModelCard:

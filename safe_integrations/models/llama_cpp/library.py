@@ -164,6 +164,7 @@ class Llama:
             function.restype, function.argtypes = result, arguments
             setattr(self, name, function)
         self._check_defaults()
+        self._listeners = 0
         self.llama_log_set(_IGNORE, None)
         self.llama_backend_init()
 
@@ -231,20 +232,20 @@ class Llama:
 
     @contextmanager
     def complaints(self) -> Iterator[list[str]]:
-        """Collects warnings and errors that the library writes meanwhile; else it is silent."""
-        lines: list[str] = []
+        """Collects warnings and errors that the library writes meanwhile, in this thread."""
+        lines = _heard.lines = list[str]()
+        self._tell(1)
+        try:
+            yield lines
+        finally:
+            _heard.lines = None
+            self._tell(-1)
 
-        def note(level: int, text: bytes | None, _: object) -> None:
-            if level in _SERIOUS:
-                lines.append((text or b"").decode(errors="replace"))
-
-        listener = _LOGGER(note)
+    def _tell(self, more: int) -> None:
         with _listening:
+            self._listeners += more
+            listener = _LISTENER if self._listeners else _IGNORE
             self.llama_log_set(ctypes.cast(listener, c_void_p), None)
-            try:
-                yield lines
-            finally:
-                self.llama_log_set(_IGNORE, None)
 
 
 class Weights:
@@ -375,8 +376,17 @@ _REMEDY: Final = (
     "another file)"
 )
 _SERIOUS: Final = (3, 4)  # warnings, errors
-_LOGGER: Final = ctypes.CFUNCTYPE(None, ctypes.c_int, c_char_p, c_void_p)
 _listening: Final = threading.Lock()
+_heard: Final = threading.local()
+
+
+def _listen(level: int, text: bytes | None, _: object) -> None:
+    lines: list[str] | None = getattr(_heard, "lines", None)
+    if lines is not None and level in _SERIOUS:
+        lines.append((text or b"").decode(errors="replace"))
+
+
+_LISTENER: Final = ctypes.CFUNCTYPE(None, ctypes.c_int, c_char_p, c_void_p)(_listen)
 
 # A listener in C, which needs no interpreter: the library speaks up from threads of its own.
 _C: Final = ctypes.CDLL("msvcrt" if os.name == "nt" else None)

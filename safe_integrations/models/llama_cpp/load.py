@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -24,7 +25,6 @@ from safe_integrations.models.llama_cpp.threads import threads
 from safe_integrations.models.llama_cpp.tokenizer import LlamaTokenizer
 from safe_integrations.models.locate import gguf_of, is_gguf
 from safe_integrations.models.memory import return_free_memory
-from safe_integrations.models.openmp import send_team_home
 from safe_integrations.models.rendering import Render, Renderer
 from safe_integrations.models.report import ModelReport
 from safe_integrations.models.spec import ModelCard, ModelSpec, Progress, name_of
@@ -49,32 +49,37 @@ def load(spec: ModelSpec, tell: Progress) -> LlamaMember:
     tell(f"{name}: loading")
     weights = open_model(path, 0 if spec.device == "cpu" else spec.gpu_layers)
     _check_kind(weights, name)
-    tokenizer = LlamaTokenizer(weights, name, spec.chat_template)
-    render = Renderer(tokenizer)
-    table = cache(tokenizer.tokens)
     window = _window(weights.llama.llama_model_n_ctx_train(weights.pointer), spec)
+    with ThreadPoolExecutor(1) as beside:  # the vocabulary takes as long, in the interpreter
+        context = beside.submit(_context, weights, window, spec)
+        tokenizer = LlamaTokenizer(weights, name, spec.chat_template)
+        render = Renderer(tokenizer)
+        table = cache(tokenizer.tokens)
 
-    def in_form(form: Form) -> tuple[TokenTable, Render]:
-        texts = (*form.texts, *render.tags_of_thinking)
-        return table(tags_of(tokenizer, texts)), render.writing(form)
+        def in_form(form: Form) -> tuple[TokenTable, Render]:
+            texts = (*form.texts, *render.tags_of_thinking)
+            return table(tags_of(tokenizer, texts)), render.writing(form)
 
-    try:
-        context = Context(weights, window, spec.reuse_bytes, threads())
-    except GenerationError as error:
-        raise ModelLoadError(f"{name}: {error}") from error
-    member = LlamaMember(
-        context,
-        table(frozenset()),
-        render,
-        name=name,
-        context_window=window,
-        cache_bytes=spec.cache_bytes,
-        teaches=render.teaches,
-        in_form=in_form,
-    )
-    send_team_home()
+        own = table(frozenset())
+        member = LlamaMember(
+            context.result(),
+            own,
+            render,
+            name=name,
+            context_window=window,
+            cache_bytes=spec.cache_bytes,
+            teaches=render.teaches,
+            in_form=in_form,
+        )
     return_free_memory()
     return member
+
+
+def _context(weights: Weights, window: int, spec: ModelSpec) -> Context:
+    try:
+        return Context(weights, window, spec.reuse_bytes, threads())
+    except GenerationError as error:
+        raise ModelLoadError(f"{name_of(spec)}: {error}") from error
 
 
 def card_of(spec: ModelSpec) -> ModelCard:
