@@ -24,12 +24,21 @@ class Held:
         number: Its number.
         ids: The ids whose states are in its cells.
         torn: Whether there may be more in its cells: a pass over them broke off.
+        end: Where the last prompt ended, and the row behind it. Who asks the same again gets the
+            same: in a batch of another size it would be rounded otherwise.
     """
 
     def __init__(self, number: int, ids: list[int]) -> None:
         self.number: Final = number
         self.ids = ids
         self.torn = False
+        self.end: tuple[int, Row] | None = None
+
+    def row_behind(self, prompt: Sequence[int]) -> Row | None:
+        """The row behind a prompt, a copy; None where it is not kept."""
+        if self.end is None or self.ids[: self.end[0]] != prompt:
+            return None
+        return self.end[1].copy()
 
 
 class Ids(Part):

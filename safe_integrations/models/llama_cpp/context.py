@@ -112,6 +112,7 @@ class Context:
                 return best
             # most of it would be lost: leave it to others
             copy = Held(self._number(keep=best), best.ids[:shared])
+            copy.end = best.end if best.end and best.end[0] <= shared else None
             self._copy(best.number, copy.number, 0, shared)
             self._shield(copy, 0)
             return copy
@@ -140,7 +141,8 @@ class Context:
     # under the lock
 
     def _sum_of_idle(self) -> int:
-        return sum(len(held.ids) for held in self._idle) * self.cell_bytes
+        rows = sum(held.end[1].nbytes for held in self._idle if held.end)
+        return rows + sum(len(held.ids) for held in self._idle) * self.cell_bytes
 
     def _sort_in(self) -> None:
         """Takes in what was given back; forgets the oldest where memory is short."""
@@ -185,6 +187,7 @@ class Context:
             raise GenerationError(f"{self._weights.path}: its cache cannot be cut back")
         del held.ids[length:]
         held.torn = False
+        held.end = held.end if held.end and held.end[0] <= length else None
 
     def _shield(self, held: Held, since: int) -> None:
         """Keeps what has left a sliding window: a draft that is cut back may need it again.

@@ -142,6 +142,7 @@ class LlamaSession:
         """
         assert not self._closed, "the session is closed"
         wanted = self._prompt + list(ids)
+        held = self._held or self._take(wanted)
         first = len(self._prompt) + since - 1  # the token whose row answers first
         same = common_prefix(self._known, wanted)
         begin = len(self._known) - len(self._rows)
@@ -150,14 +151,19 @@ class LlamaSession:
         self._rows = self._rows[first - begin : same - begin] if needed == same else []
         self._known = wanted[:needed]
         if needed < len(wanted):
-            self._read(wanted, needed)
+            self._read(held, wanted, needed)
         return tuple(self._rows)
 
-    def _read(self, wanted: list[int], needed: int) -> None:
+    def _take(self, wanted: list[int]) -> Held:
+        """Takes a sequence; where it has read this prompt before, the row behind it is there."""
+        held = self._held = self._context.take(wanted)
+        if (row := held.row_behind(self._prompt)) is not None:
+            self._known, self._rows = self._prompt, [FoldedDistribution(row, self._fold)]
+            self.work.reused = len(self._prompt)
+        return held
+
+    def _read(self, held: Held, wanted: list[int], needed: int) -> None:
         """Computes what the sequence does not hold; takes the rows from the needed token on."""
-        held = self._held
-        if held is None:
-            held = self._held = self._context.take(wanted)
         at = min(common_prefix(held.ids, wanted), needed)
         if self.work.tokens == 0:
             self.work.reused = min(at, len(self._prompt))
@@ -171,6 +177,8 @@ class LlamaSession:
             part = Ids(self._context, held, at, wanted[at:end], rows, self._cancel)
             self._context.passes.run(part)
             at += part.taken
+            if at == len(self._prompt) and part.result:
+                held.end = (at, part.result[-1].copy())
             self._rows += [FoldedDistribution(row, self._fold) for row in part.result]
             self._known = wanted[:at]
             self.work.tokens += part.taken
