@@ -36,9 +36,10 @@ class Held:
 
     def row_behind(self, prompt: Sequence[int]) -> Row | None:
         """The row behind a prompt, a copy; None where it is not kept."""
-        if self.end is None or self.ids[: self.end[0]] != prompt:
+        length, row = self.end or (-1, None)
+        if row is None or length != len(prompt) or self.ids[:length] != prompt:
             return None
-        return self.end[1].copy()
+        return row.copy()
 
 
 class Ids(Part):

@@ -155,8 +155,15 @@ class LlamaSession:
         return tuple(self._rows)
 
     def _take(self, wanted: list[int]) -> Held:
-        """Takes a sequence; where it has read this prompt before, the row behind it is there."""
+        """Takes a sequence; where it has read this prompt before, the row behind it is there.
+
+        What stands in it behind the prompt is left out: an answer that was the same would be
+        checked in other batches than the first time, and rounded otherwise.
+        """
         held = self._held = self._context.take(wanted)
+        if len(held.ids) > len(self._prompt):
+            del held.ids[len(self._prompt) :]
+            held.torn = True
         if (row := held.row_behind(self._prompt)) is not None:
             self._known, self._rows = self._prompt, [FoldedDistribution(row, self._fold)]
             self.work.reused = len(self._prompt)
