@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf_files
@@ -21,6 +22,7 @@ from benchmarks import backends as b
 from benchmarks import starts
 from benchmarks.by_rows import ROWS, Noting, RowCost, row_cost
 from benchmarks.llama_loop import Loop
+from benchmarks.prompts import PROMPTS
 from benchmarks.sharing import Pass
 from benchmarks.starts import Start
 from benchmarks.toys import toy_engine
@@ -84,7 +86,9 @@ def test_every_size_of_pass_is_measured_as_often_and_reads_its_tokens_anew() -> 
     assert cost == RowCost("a", {rows: 2.0 + rows for rows in ROWS})
     prompt, *sizes = member.session.sizes
     assert prompt == 3 and sorted(sizes) == sorted(ROWS * 4)
-    assert sizes[:6] != sizes[6:12]  # in no order that a machine's moods could follow
+    assert (
+        sizes[: len(ROWS)] != sizes[len(ROWS) : 2 * len(ROWS)]
+    )  # in no order that a machine's moods could follow
     assert member.session.closed
 
 
@@ -96,7 +100,7 @@ def test_a_pass_of_another_size_is_not_taken_for_one_that_was_asked_for() -> Non
             return []
 
     member: Any = Read(Splits)
-    with pytest.raises(RuntimeError, match="16 rows"):
+    with pytest.raises(RuntimeError, match="rows in a pass"):
         row_cost(member, [1])
     assert member.session.closed
 
@@ -317,10 +321,21 @@ def test_the_loop_writes_the_favourites(pair: list[Path], loop: Loop) -> None:
 
 
 @needs_library
-def test_the_loop_is_timed_token_by_token(pair: list[Path]) -> None:
+def test_the_loop_writes_behind_the_same_prompt_and_is_timed_token_by_token(
+    pair: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = ModelSpec(source=str(pair[0]), backend="llama.cpp")
     timed = b.by_loop(spec, 7)
     assert [n for n, _ in timed.marks] == list(range(1, 8)) and timed.passes == ()
+    asked: list[Any] = []
+
+    def write(ids: Any, count: int, ends: Any, tell: Callable[[], None]) -> None:
+        asked.append((ids, count, ends))
+        tell()
+
+    monkeypatch.setattr(b, "_loop", lambda _: SimpleNamespace(write=write))
+    b.by_loop(spec, 7)
+    assert asked == [(load_member(spec).render(PROMPTS["chat"]), 7, ())]
 
 
 @needs_library
@@ -381,6 +396,11 @@ def test_the_command_measures_every_way_on_its_backends(
             run["way"]: [model["name"] for model in (run["statistics"] or {}).get("models", [])]
             for run in length["repetitions"][0]
         }
+        assert [
+            model["reused_tokens"]
+            for run in length["repetitions"][0]
+            for model in (run["statistics"] or {}).get("models", [])
+        ] == [0] * 11  # no model has read the prompt
         assert used == expected
     kinds = document["starts"]["kinds"]
     assert [start["loaded"] for kind in kinds.values() for start in kind["starts"]] == [
