@@ -22,7 +22,7 @@ from time import perf_counter
 from typing import Any, Final
 
 from benchmarks.benchmark import Rounds, Spread, Tell, plain
-from benchmarks.by_rows import Noting, RowCost, by_model, row_cost
+from benchmarks.by_rows import Noting, RowCost, Samples, by_model, pass_seconds
 from benchmarks.llama_loop import Loop
 from benchmarks.measure import Clock, Run, follow, forget, ratio, run_alone, writing_ratio
 from benchmarks.prompts import PROMPTS
@@ -169,16 +169,27 @@ class Backends:
     Attributes:
         pair: The models.
         drafter: Name of the drafter as llama.cpp computes it: what bounds are multiples of.
-        costs: What passes take, by model and backend.
+        samples: What passes took, by model and backend.
         lengths: How fast answers were written.
         starts: How fast processes start; None where that was not measured yet.
     """
 
     pair: str
     drafter: str
-    costs: dict[str, RowCost] = field(default_factory=dict)
+    samples: dict[str, Samples] = field(default_factory=dict)
     lengths: list[Length] = field(default_factory=list)
     starts: Starts | None = None
+
+    @property
+    def costs(self) -> dict[str, RowCost]:
+        """What passes take, by model and backend."""
+        return {model: RowCost.of(model, samples) for model, samples in self.samples.items()}
+
+    def add(self, model: str, samples: Samples) -> None:
+        """Takes in what more passes took."""
+        known = self.samples.setdefault(model, {rows: [] for rows in samples})
+        for rows, seconds in samples.items():
+            known[rows] += seconds
 
     def to_dict(self) -> dict[str, Any]:
         """The measurement as JSON-safe data, raw repetitions included."""
@@ -186,7 +197,11 @@ class Backends:
             "pair": self.pair,
             "threads": threads(),
             "passes": {
-                model: {"seconds": cost.medians, "units": cost.units}
+                model: {
+                    "times": len(self.samples[model][1]),
+                    "seconds": {n: plain(Spread.of(s)) for n, s in self.samples[model].items()},
+                    "units": cost.units,
+                }
                 for model, cost in self.costs.items()
             },
             "lengths": [self._length(length) for length in self.lengths if length.rounds],
@@ -271,10 +286,10 @@ def _without_the_first(events: Iterable[Event], passes: list[Pass]) -> Iterator[
         yield event
 
 
-def cost_of(spec: ModelSpec) -> RowCost:
+def passes_of(spec: ModelSpec) -> Samples:
     """What passes of a model take, with as much in front of them as in the middle of an answer."""
     member = load_member(spec)
-    return row_cost(member, 2 * member.render(_QUESTION))
+    return pass_seconds(member, 2 * member.render(_QUESTION))
 
 
 # in this process
@@ -318,11 +333,14 @@ def measure_backends(
         def call(way: str, function: Callable[..., Any], *arguments: Any) -> Any:
             return processes[way].submit(function, *arguments).result()
 
-        for way, models in pure.items():
-            for spec in models:
-                tell(f"{name_of(spec)}: passes by rows")
-                measured.costs[name_of(spec)] = call(way, cost_of, spec)
-                save(measured)
+        def measure_passes() -> None:
+            for way, models in pure.items():
+                for spec in models:
+                    tell(f"{name_of(spec)}: passes by rows")
+                    measured.add(name_of(spec), call(way, passes_of, spec))
+                    save(measured)
+
+        measure_passes()
         ways: dict[str, Write] = {
             LOOP: partial(call, LOOP, by_loop, llama[0]),
             ALONE: partial(call, ALONE, by_engine, llama[:1], _unweighted(config)),
@@ -331,7 +349,7 @@ def measure_backends(
             ways[way] = partial(call, way, by_engine, models, config)
         measured.lengths = [Length(measured.pair, length=length) for length in lengths]
         for _ in measure_speeds(ways, measured.lengths, repetitions, tell):
-            save(measured)
+            measure_passes()  # in the same minutes as answers
     starts = {LLAMA: llama, "transformers": float32}
     measured.starts = measure_starts(starts, files, repetitions, tell)
     save(measured)

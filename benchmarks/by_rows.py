@@ -23,7 +23,11 @@ ROWS: Final = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16)
 All small ones are: kernels take them in blocks, so that four rows can cost less than three.
 """
 
-_TIMES: Final = 12
+_TIMES: Final = 4
+
+
+Samples = dict[int, list[float]]
+"""Seconds of passes, by rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,11 @@ class RowCost:
 
     model: str
     medians: dict[int, float]
+
+    @classmethod
+    def of(cls, model: str, samples: Samples) -> RowCost:
+        """The medians of what was measured."""
+        return cls(model, {rows: median(seconds) for rows, seconds in samples.items()})
 
     @property
     def units(self) -> dict[int, float]:
@@ -53,7 +62,7 @@ class RowCost:
         return taken[-1] + (rows - known[-1]) * slope
 
 
-def row_cost(member: Member, prompt: Sequence[int], times: int = _TIMES) -> RowCost:
+def pass_seconds(member: Member, prompt: Sequence[int], times: int = _TIMES) -> Samples:
     """Has a member compute passes of all sizes behind a prompt, in shuffled order.
 
     Args:
@@ -62,7 +71,7 @@ def row_cost(member: Member, prompt: Sequence[int], times: int = _TIMES) -> RowC
         times: How often each size is measured.
     """
     order, nth = random.Random(1), 0
-    taken: dict[int, list[float]] = {rows: [] for rows in ROWS}
+    taken: Samples = {rows: [] for rows in ROWS}
     session = member.start(prompt)
     try:
         session.score([], 0)
@@ -79,7 +88,7 @@ def row_cost(member: Member, prompt: Sequence[int], times: int = _TIMES) -> RowC
                 taken[rows].append(found[2] - seconds)
     finally:
         session.close()
-    return RowCost(member.name, {rows: median(seconds) for rows, seconds in taken.items()})
+    return taken
 
 
 def _counts(work: Work) -> tuple[int, int, float]:

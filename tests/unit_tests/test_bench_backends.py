@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from benchmarks import __main__ as command
 from benchmarks import backends as b
 from benchmarks import starts
-from benchmarks.by_rows import ROWS, Noting, RowCost, row_cost
+from benchmarks.by_rows import ROWS, Noting, RowCost, pass_seconds
 from benchmarks.llama_loop import Loop
 from benchmarks.prompts import PROMPTS
 from benchmarks.sharing import Pass
@@ -82,8 +82,8 @@ class Read:
 
 def test_every_size_of_pass_is_measured_as_often_and_reads_its_tokens_anew() -> None:
     member: Any = Read()
-    cost = row_cost(member, [1, 2, 3], times=4)
-    assert cost == RowCost("a", {rows: 2.0 + rows for rows in ROWS})
+    samples = pass_seconds(member, [1, 2, 3], times=4)
+    assert samples == {rows: 4 * [2.0 + rows] for rows in ROWS}
     prompt, *sizes = member.session.sizes
     assert prompt == 3 and sorted(sizes) == sorted(ROWS * 4)
     assert (
@@ -101,7 +101,7 @@ def test_a_pass_of_another_size_is_not_taken_for_one_that_was_asked_for() -> Non
 
     member: Any = Read(Splits)
     with pytest.raises(RuntimeError, match="rows in a pass"):
-        row_cost(member, [1])
+        pass_seconds(member, [1])
     assert member.session.closed
 
 
@@ -229,11 +229,16 @@ def test_all_ways_take_turns_in_orders_that_differ() -> None:
 
 
 def test_ratios_and_bounds_are_told_as_data() -> None:
-    measured = b.Backends("d -> v", "d", dict(COSTS))
+    measured = b.Backends("d -> v", "d")
+    for samples in ({1: [1.0, 0.5], 3: [2.0]}, {1: [9.0], 3: [2.0]}):
+        measured.add("d", samples)
+        measured.add("v", {rows: [2 * s for s in seconds] for rows, seconds in samples.items()})
+    assert measured.costs == COSTS
     runs = {way: answer(8) for way in b.TITLES} | {b.LLAMA: answer(4, drafts(1, 1), count=2)}
     measured.lengths = [b.Length("d -> v", [runs], length=10), b.Length("d -> v", length=99)]
     document = json.loads(json.dumps(measured.to_dict()))
     assert document["passes"]["v"]["units"] == {"1": 1, "3": 2}
+    assert document["passes"]["v"]["seconds"]["1"] == {"median": 2, "low": 1, "high": 18}
     (told,) = document["lengths"]  # what was not measured yet is not there
     assert told["writing_ratios"]["llama.cpp/float32"]["median"] == 0.5
     assert told["bounds"]["llama.cpp"]["median"] == 1 and told["bounds"]["loop"] is None
@@ -402,6 +407,8 @@ def test_the_command_measures_every_way_on_its_backends(
             for model in (run["statistics"] or {}).get("models", [])
         ] == [0] * 11  # no model has read the prompt
         assert used == expected
+    for passes in document["passes"].values():  # at first, and behind every round
+        assert passes["times"] == 3 * 4
     kinds = document["starts"]["kinds"]
     assert [start["loaded"] for kind in kinds.values() for start in kind["starts"]] == [
         [], [], ["torch", "transformers"],
