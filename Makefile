@@ -56,7 +56,7 @@ accuracy: $(STAMP)
 	$(BIN)/python -m benchmarks.accuracy $(if $(GSM8K),--gsm8k $(GSM8K))
 	$(BIN)/python -m benchmarks.accuracy --orders
 
-# Speed, side by side with transformers' generate; results in docs/performance.md.
+# Speed, side by side with transformers' generate and with llama.cpp's loop; results in docs/performance.md.
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks --json docs/performance/short.json
 	$(BIN)/python benchmarks/plot.py docs/performance/short.json docs/images/performance.png
@@ -67,6 +67,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/toys.py
 	$(BIN)/python -m benchmarks --many --json docs/performance/many.json
 	$(BIN)/python benchmarks/plot.py docs/performance/many.json docs/images/many.png
+	$(BIN)/python -m benchmarks --backends --tokens 60 --tokens 200 --repetitions 5 --json docs/performance/backends.json
 
 # Tiny models, trained here on word problems: what judging by units changes. Ten minutes of training,
 # which build/claims keeps, and an hour of answers; results in docs/evaluation.md.

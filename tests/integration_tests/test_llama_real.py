@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from benchmarks.llama_loop import Loop
 from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.engine.tokens import END
 from safe_integrations.errors import GenerationCancelled
@@ -28,7 +29,6 @@ from safe_integrations.models.load import load_member
 from safe_integrations.models.passes import Part
 from safe_integrations.models.spec import LoadedModel, ModelSpec
 from safe_integrations.safe_engine import SafeEngine
-from tests.llama_loop import Loop
 from tests.oracle import Oracle
 from tests.prompts import PROMPTS
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safe_integrations.models.llama_cpp.library import Batch, Weights
 
-READ_AT_ONCE = 256
+READ_AT_ONCE: Final = 256
 
 
 class Loop:
-    """A context of its own, with nothing but the defaults."""
+    """A context of its own, with nothing but the defaults.
+
+    Args:
+        weights: The model.
+        cells: Tokens that it holds.
+        threads: Threads to compute with.
+    """
 
     def __init__(self, weights: Weights, cells: int = 4096, threads: int = 1) -> None:
         self._weights, self._llama = weights, weights.llama
@@ -22,26 +29,34 @@ class Loop:
         self._llama.llama_set_n_threads(self._context, threads, threads)
 
     def close(self) -> None:
+        """Frees the context."""
         self._llama.llama_free(self._context)
 
-    def read(self, ids: Sequence[int], at: int) -> NDArray[np.float32]:
-        """Logits behind some ids, the first of which has a place."""
+    def write(
+        self,
+        prompt: Sequence[int],
+        count: int,
+        ends: Collection[int] = (),
+        tell: Callable[[], None] = lambda: None,
+    ) -> list[int]:
+        """The favourites behind a prompt, up to one that ends; tells after each."""
+        memory = self._llama.llama_get_memory(self._context)
+        self._llama.llama_memory_seq_rm(memory, 0, -1, -1)
+        ids: list[int] = []
+        new = prompt
+        while len(ids) < count and not (ids and ids[-1] in ends):
+            ids.append(int(self._read(new, len(prompt) + len(ids) - len(new)).argmax()))
+            new = ids[-1:]
+            tell()
+        return ids
+
+    def _read(self, ids: Sequence[int], at: int) -> NDArray[np.float32]:
+        """Logits behind some ids, the first of which has a place; valid until the next reading."""
         for start in range(0, len(ids), READ_AT_ONCE):
             part = ids[start : start + READ_AT_ONCE]
             self._decode(part, at + start)
         row = self._llama.llama_get_logits_ith(self._context, len(part) - 1)
-        floats = (ctypes.c_float * self._weights.size).from_address(row)
-        return np.frombuffer(floats, np.float32).copy()
-
-    def write(self, prompt: Sequence[int], count: int, ends: Collection[int]) -> list[int]:
-        """The favourites behind a prompt, up to one that ends."""
-        memory = self._llama.llama_get_memory(self._context)
-        self._llama.llama_memory_seq_rm(memory, 0, -1, -1)
-        ids = [int(self.read(prompt, 0).argmax())]
-        while len(ids) < count and ids[-1] not in ends:
-            row = self.read(ids[-1:], len(prompt) + len(ids) - 1)
-            ids.append(int(row.argmax()))
-        return ids
+        return np.ctypeslib.as_array((ctypes.c_float * self._weights.size).from_address(row))
 
     def _decode(self, ids: Sequence[int], at: int) -> None:
         n = len(ids)
