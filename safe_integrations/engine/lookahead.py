@@ -106,6 +106,7 @@ class PromptLookup:
         self._matched = 0  # ids that the last guess was found by
         self._step = _Mean()  # seconds of a forward pass of one token
         self._more = _Mean()  # seconds of every further token
+        self._row = 0.0  # the same by all answers of the model, for the first guess
         self._read(prompt)
 
     def guess(self, answer: Sequence[int], judged: int, count: int) -> list[int]:
@@ -123,7 +124,9 @@ class PromptLookup:
                 return self._ids[at : at + min(count, self._worth(self._rates[n]))]
         return []
 
-    def learn(self, guessed: int, right: int, wrong: bool, seconds: float) -> None:
+    def learn(
+        self, guessed: int, right: int, wrong: bool, seconds: float, row: float = 0.0
+    ) -> None:
         """Takes in what became of a guess.
 
         Args:
@@ -131,7 +134,9 @@ class PromptLookup:
             right: How many of them were right.
             wrong: Whether the next was not; a response format may leave it open.
             seconds: Time of the forward pass that checked them, in the model.
+            row: What one more token in a pass takes, by all answers of the model; 0 if unknown.
         """
+        self._row = row
         if guessed:
             self._rates[self._matched].add(right + wrong, right)
             if self._step.value is not None:
@@ -147,8 +152,9 @@ class PromptLookup:
         step, more = self._step.value, self._more.value
         if step is None:
             return 0
-        if more is None:
-            return _MOST_GUESSED
+        if more is None:  # what costs as much as a step, to see whether it is right
+            most = step / self._row if self._row else _MOST_GUESSED
+            return max(1, min(int(most), _MOST_GUESSED))
         cost = more / step if step else 0.5  # nothing is known of models that tell no time
         chance, count = rate.value, 0
         while count < _MOST_GUESSED and chance >= cost:

@@ -111,7 +111,7 @@ def test_a_guess_that_forced_text_cuts_short_was_right(monkeypatch: pytest.Monke
     learned: list[tuple[int, bool]] = []
     learn = PromptLookup.learn
 
-    def spy(self: PromptLookup, guessed: int, right: int, wrong: bool, seconds: float) -> None:
+    def spy(self: PromptLookup, guessed: int, right: int, wrong: bool, seconds: float, row: float) -> None:
         learned.append((right, wrong))
         learn(self, guessed, right, wrong, seconds)
 
@@ -176,6 +176,14 @@ def test_guesses_are_as_long_as_they_pay() -> None:
         lookup.learn(guessed=1, right=0, wrong=True, seconds=1.1)
     # right: 3.6 * 0.9^9 = 1.39, tried: 7.91; 2.39 / 9.91 = 0.24, and 0.24^2 < 0.1
     assert guessed(lookup) == 1
+
+
+def test_a_first_guess_costs_a_step_more_at_most() -> None:
+    """Where it is known from other answers what a further token takes."""
+    for row, count in ((0.01, MAX_LOOKAHEAD - 1), (0.3, 3), (0.6, 1), (5.0, 1)):
+        lookup = PromptLookup(range(100))
+        lookup.learn(guessed=0, right=0, wrong=False, seconds=1.0, row=row)
+        assert guessed(lookup) == count
 
 
 def test_guesses_that_do_not_pay_are_tried_again_after_a_while() -> None:
