@@ -79,7 +79,8 @@ class Price:
         count, sum_of_rows, seconds, *_ = self._sums
         if not count:
             return None
-        return (seconds + self.row * (rows * count - sum_of_rows)) / count
+        row = self.row or seconds / sum_of_rows
+        return (seconds + row * max(0.0, rows * count - sum_of_rows)) / count
 
 
 class Model(Protocol):
@@ -263,8 +264,8 @@ class Passes:
                 raise
             parts[0].error = error
         seconds, rows = perf_counter() - started, sum(part.taken for part in parts)
-        if parts[0].error is None and all(p.taken <= p.wanted for p in parts):
-            # most of a prompt's rows are cheaper
+        if parts[0].error is None and all(p.taken <= p.wanted and not p.gone for p in parts):
+            # most of a prompt's rows are cheaper; those of who is gone may not have been computed
             model.price.learn(rows, seconds)
         row = min(model.price.row, seconds / rows)
         for part in parts:
@@ -304,7 +305,7 @@ class Passes:
         with self._lock:
             if self._leader is part:
                 for chosen in self._chosen:
-                    if chosen.done:
+                    if chosen.done and not chosen.gone:
                         self._answered.add(chosen.caller)
                         chosen.wake()
                 left = [p for p in self._chosen if not (p.done or p.gone)]  # they go first again
