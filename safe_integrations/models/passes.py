@@ -12,6 +12,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from time import perf_counter
 from typing import Final, Protocol
 
@@ -334,29 +335,37 @@ def _compute_until_stopped(parts: Sequence[Part], stop: Callable[[], None]) -> N
 
     Ctrl-C stops it, too: a thread that is in a library would not hear of it before the end.
     """
-    errors: list[BaseException] = []
+    computed: Future[None] = Future()
 
     def compute() -> None:
-        try:
-            parts[0].model.compute(parts)
-        except BaseException as error:
-            errors.append(error)
+        if computed.set_running_or_notify_cancel():
+            try:
+                computed.set_result(parts[0].model.compute(parts))
+            except BaseException as error:
+                computed.set_exception(error)
 
     worker = threading.Thread(target=compute, name="forward pass", daemon=True)
     send_team_home()
-    worker.start()
     try:
+        worker.start()
         while worker.is_alive():
             worker.join(_GLANCE)
             if all(part.gone or part.cancel() for part in parts):
                 stop()
     except BaseException:
-        while worker.is_alive():
-            stop()
-            worker.join(_GLANCE)
+        try:
+            _end(computed, stop)
+        except BaseException:  # others would compute at the same time
+            _end(computed, stop)
         raise
-    for error in errors:
-        raise error
+    computed.result()
+
+
+def _end(computed: Future[None], stop: Callable[[], None]) -> None:
+    """Returns when nobody computes any more; a thread that was to begin never does."""
+    while not (computed.cancel() or computed.done()):
+        stop()
+        wait([computed], _GLANCE)
 
 
 _devices: Final[dict[str, Passes]] = {}
