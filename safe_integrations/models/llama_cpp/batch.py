@@ -23,13 +23,11 @@ class Held:
     Attributes:
         number: Its number.
         ids: The ids whose states are in its cells.
-        torn: Whether there may be more in its cells: a pass over them broke off.
     """
 
     def __init__(self, number: int, ids: list[int]) -> None:
         self.number: Final = number
         self.ids = ids
-        self.torn = False
 
 
 class Ids(Part):

@@ -62,6 +62,7 @@ class Context:
         self._slides = self._llama.llama_model_n_swa(weights.pointer) > 0
         self._idle: list[Held] = []
         self._returned: deque[Held] = deque()
+        self._begun: list[Ids] = []  # what the pass computes that was not heard of
         self._batch = Arrays()
         self._lock = threading.Lock()  # one thread at a time
         self.price: Final = Price()
@@ -144,11 +145,22 @@ class Context:
 
     def _sort_in(self) -> None:
         """Takes in what was given back; forgets the oldest where memory is short."""
+        self._undo()
         while self._returned:
             held = self._returned.popleft()
             self._idle.insert(0 if held.ids else len(self._idle), held)
         while self._idle and (not self._idle[-1].ids or self._sum_of_idle() > self._reuse_bytes):
             self._drop()
+
+    def _undo(self) -> None:
+        """Forgets what a pass has written that failed or broke off.
+
+        Before anything else is computed: in a sliding window, what it has written may make
+        llama.cpp forget what is before.
+        """
+        for part in self._begun:
+            self._cut(part.held, part.kept)
+        self._begun = []
 
     def _drop(self, keep: Held | None = None) -> bool:
         """Forgets the oldest idle sequence, but not `keep`; False where there is none."""
@@ -184,7 +196,6 @@ class Context:
         if not all(removed):
             raise GenerationError(f"{self._weights.path}: its cache cannot be cut back")
         del held.ids[length:]
-        held.torn = False
 
     def _shield(self, held: Held, since: int) -> None:
         """Keeps what has left a sliding window: a draft that is cut back may need it again.
@@ -218,20 +229,21 @@ class Context:
     def compute(self, parts: Sequence[Part]) -> None:
         """One pass (`passes.Model.compute`). Where it fails or is stopped, nothing is kept."""
         with self._lock:
-            # who is gone has given the sequence back, and others may have taken it
-            asked = [part for part in parts if isinstance(part, Ids) and not part.gone]
             self._wish.value = b""
             self._sort_in()
+            # Who is gone has given the sequence back, and others may have taken it. Whoever goes
+            # from here on gives it back behind the pass.
+            asked = [part for part in parts if isinstance(part, Ids) and not part.gone]
+            self._begun = asked
             for part in asked:
-                if part.held.torn or len(part.held.ids) > part.kept:
+                if len(part.held.ids) > part.kept:
                     self._cut(part.held, part.kept)
-                part.held.torn = True
             code = self._decode(self._batch.fill(asked)) if asked else 0
             if code:
-                for part in asked:
-                    self._cut(part.held, part.kept)
+                self._undo()
             else:
                 self._take_in(asked)
+                self._begun = []
         if code == _STOPPED:
             raise GenerationCancelled
         if code:
@@ -252,7 +264,6 @@ class Context:
             part.result = [self._logits(i) for i in range(end - part.answered, end)]
             self._shield(part.held, part.kept)
             part.held.ids += part.ids[: part.taken]
-            part.held.torn = False
 
     def _logits(self, place: int) -> Row:
         """A row of the pass, copied: the next one overwrites it."""

@@ -169,7 +169,11 @@ class LlamaSession:
             end = min(end for end in ends if end > at)
             rows = max(0, end - max(at, needed))
             part = Ids(self._context, held, at, wanted[at:end], rows, self._cancel)
-            self._context.passes.run(part)
+            try:
+                self._context.passes.run(part)
+            except BaseException:
+                self._let_go()  # another thread may still compute it
+                raise
             at += part.taken
             self._rows += [FoldedDistribution(row, self._fold) for row in part.result]
             self._known = wanted[:at]
@@ -180,8 +184,12 @@ class LlamaSession:
 
     def close(self) -> None:
         """Gives the sequence back for other prompts to start from."""
-        held, self._held, self._closed = self._held, None, True
-        self._rows = []
+        self._closed = True
+        self._let_go()
         self._context.passes.leave()
+
+    def _let_go(self) -> None:
+        held, self._held = self._held, None
+        self._known, self._rows = [], []
         if held is not None:
             self._context.give_back(held)
