@@ -484,7 +484,7 @@ class Crowd:
     def come(self, nth: int) -> None:
         """One thread."""
         dice = random.Random(f"{self._seed} {nth}")
-        for _ in range(6):
+        for _ in range(4):
             prompt, many = dice.choice(self._prompts), dice.random() < 0.3
             prompt = [*prompt, *some_ids(300 if many else dice.randint(0, 9), nth)]
             weary = dice.random() < 0.3
@@ -505,11 +505,9 @@ class Crowd:
             since = dice.randint(max(0, len(ids) - 5), len(ids))
             try:
                 self.rows.append((prompt, ids, since, session.score(ids, since)))
-            except GenerationCancelled:
-                return "cancelled"
-            except KeyboardInterrupt:
+            except (GenerationCancelled, KeyboardInterrupt) as error:
                 if dice.random() < 0.5:
-                    return "interrupted"
+                    return type(error).__name__
         return "whole"
 
 
@@ -533,12 +531,12 @@ def test_many_threads_that_share_leave_and_break_off_at_random(
     while any(isinstance(thread, threading.Timer) for thread in threading.enumerate()):
         time.sleep(0.001)
     monkeypatch.undo()
-    assert set(crowd.ended) == {"whole", "cancelled", "interrupted"}
+    assert set(crowd.ended) == {"whole", "GenerationCancelled", "KeyboardInterrupt"}
     assert member.cache_bytes <= reuse_bytes
     numbers = [*context._free, *(held.number for held in context._idle)]
     assert sorted(numbers) == list(range(0, context._now.sequences, context._step))
     fresh = member_of(path, reuse_bytes=10**9)
-    for prompt, ids, since, rows in crowd.rows[:: len(crowd.rows) // 60 + 1]:
+    for prompt, ids, since, rows in crowd.rows[:: len(crowd.rows) // 30 + 1]:
         session = fresh.start([*prompt, *ids[:since]])
         same(rows, session.score(ids[since:], 0))
         session.close()

@@ -162,7 +162,8 @@ class Interrupting:
     """Raises KeyboardInterrupt in this thread, at the nth place in our module or called by it.
 
     Places are lines, and beginnings and ends of functions. Python looks for signals behind calls
-    and at the beginning of functions: never at `try` or `except`, nor where a lock was just taken or released.
+    and at the beginning of functions: never at `try` or `except`, nor where a lock was just taken
+    or released.
 
     Attributes:
         armed: Whether places are counted.
