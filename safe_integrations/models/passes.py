@@ -340,9 +340,11 @@ def _compute_until_stopped(parts: Sequence[Part], stop: Callable[[], None]) -> N
     def compute() -> None:
         if computed.set_running_or_notify_cancel():
             try:
-                computed.set_result(parts[0].model.compute(parts))
+                parts[0].model.compute(parts)
             except BaseException as error:
                 computed.set_exception(error)
+            else:
+                computed.set_result(None)
 
     worker = threading.Thread(target=compute, name="forward pass", daemon=True)
     send_team_home()
