@@ -603,6 +603,13 @@ def test_many_rows_are_not_taken_for_a_few(measured: int) -> None:
     assert price.of(1) == pytest.approx(0.1)
 
 
+def test_a_few_rows_are_not_taken_for_next_to_nothing() -> None:
+    """Most of a pass is reading the weights."""
+    price = Price()
+    price.learn(10, 1.0)
+    assert price.of(1) == pytest.approx(1.0)
+
+
 # Devices
 
 
