@@ -464,8 +464,12 @@ def test_a_short_pass_is_computed_on_its_callers_thread(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("known", [False, True])
-def test_a_long_pass_is_computed_beside_its_caller(desk: Desk, known: bool) -> None:
-    model, threads = desk.slow(), []
+def test_a_long_pass_is_computed_beside_its_caller(
+    desk: Desk, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose team of threads goes home: two teams would be in each other's way."""
+    model, threads, home = desk.slow(), list[int](), list[int]()
+    monkeypatch.setattr(module, "send_team_home", lambda: home.append(threading.get_ident()))
     model.may_end.set()
     model.price = Price()
     if known:
@@ -474,6 +478,20 @@ def test_a_long_pass_is_computed_beside_its_caller(desk: Desk, known: bool) -> N
     part = Ask(model, "a", 1 if known else module._FEW + 1)
     desk.passes.run(part)
     assert threads != [threading.get_ident()] and part.computed == [part.rows]
+    assert home == [threading.get_ident()]
+
+
+def test_many_who_ask_for_a_row_each_make_a_pass_long(desk: Desk) -> None:
+    model, threads = desk.slow(), []
+    model.may_end.set()
+    model.price = Price()
+    model.price.learn(1, module._LONG / 2)
+    model.within = lambda _: threads.append(threading.current_thread().name)
+    with desk.held():
+        for name in "abc":
+            desk.ask(Ask(model, name))
+    assert desk.names() == ["abc"]
+    assert threads == ["forward pass"]
 
 
 def test_what_cannot_be_stopped_is_computed_on_its_callers_thread(desk: Desk) -> None:
@@ -484,7 +502,7 @@ def test_what_cannot_be_stopped_is_computed_on_its_callers_thread(desk: Desk) ->
     assert threads == [threading.get_ident()]
 
 
-@pytest.mark.parametrize("cancelled", ["a", "b", "c", "ab", "bc", "abc"])
+@pytest.mark.parametrize("cancelled", ["a", "b", "c", "ab", "ac", "bc", "abc"])
 @pytest.mark.parametrize("gone", ["", "b"])
 @pytest.mark.usefixtures("glances")
 def test_a_long_pass_is_stopped_when_nobody_wants_it(desk: Desk, cancelled: str, gone: str) -> None:
@@ -505,16 +523,16 @@ def test_a_long_pass_is_stopped_when_nobody_wants_it(desk: Desk, cancelled: str,
     until(lambda: all(parts[name].gone for name in gone))
     yes.set()
     wanted = [part for name, part in parts.items() if name not in cancelled + gone]
+    # who computes for somebody else has his own rows, too
+    told = set(cancelled) - set(gone) - set("a" if wanted else "")
     if wanted:
-        until(lambda: asked[wanted[0].name] > 3)
+        until(lambda: asked[wanted[0].name] > 3 and told <= desk.errors.keys())
         assert not model.stopped.is_set()
         model.may_end.set()
     assert desk.names() == ["abc"]
     assert model.stopped.is_set() == (not wanted)
     for part in wanted:
         assert part.computed == [1] and part.name not in desk.errors
-    # who computes for somebody else has his own rows, too
-    told = set(cancelled) - set(gone) - set("a" if wanted else "")
     assert told == {n for n, e in desk.errors.items() if isinstance(e, GenerationCancelled)}
     assert desk.errors.keys() - told == set(gone)
     if not wanted:
