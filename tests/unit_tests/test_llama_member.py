@@ -416,6 +416,35 @@ def test_ctrl_c_anywhere_in_a_context_leaves_no_trace(path: Path, cut: int) -> N
     assert nth > 40
 
 
+def test_rows_of_before_ctrl_c_are_not_taken_for_others(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sequence is gone, and reading it again is cancelled between two parts."""
+    member, prompt, draft = member_of(toy, reuse_bytes=0), some_ids(250), some_ids(5, 1)
+    go_on = yes_after(99)
+    session = member.start(prompt, lambda: go_on())
+    monkeypatch.setattr(queue, "_is_short", lambda parts: True)
+    session.score(draft, 0)
+
+    def interrupted(part: Part) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(member.context.passes, "run", interrupted)
+        session.score([*draft, 77], 2)
+    go_on = yes_after(1)
+    with pytest.raises(GenerationCancelled):
+        session.score([*draft, 77], 2)
+    go_on = yes_after(99)
+    same(session.score(draft, 0), member_of(toy).start(prompt).score(draft, 0))
+
+
+def test_all_models_of_a_device_share_its_passes(toy: Path) -> None:
+    """Also those of torch: two passes at once would stall one another."""
+    for member in (member_of(toy), member_of(toy)):
+        assert member.context.passes is queue.passes_on("cpu")
+
+
 def test_a_sequence_is_had_while_others_compute_all_the_time(
     toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -631,7 +631,12 @@ def test_a_few_rows_are_not_taken_for_next_to_nothing() -> None:
 # Devices
 
 
-def test_each_device_has_its_passes() -> None:
+def test_each_device_has_its_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who leaves one to others sends his threads home."""
+    home: list[int] = []
+    monkeypatch.setattr(module, "send_team_home", lambda: home.append(threading.get_ident()))
+    module.passes_on("a fresh device").leave()
+    assert home == [threading.get_ident()]
     one = module.passes_on("one device")
     assert module.passes_on("one device") is one
     assert module.passes_on("another") is not one
