@@ -157,6 +157,8 @@ def test_rows_outlive_the_passes_behind_them(toy: Path) -> None:
 
 def test_a_new_prompt_takes_over_what_it_shares(toy: Path) -> None:
     member, ids = member_of(toy), some_ids(60)
+    for rows in range(1, 20):
+        member.context.price.learn(rows, 0.001 * rows)
     first = member.start(ids[:40])
     first.score([], 0)
     first.close()
@@ -164,6 +166,7 @@ def test_a_new_prompt_takes_over_what_it_shares(toy: Path) -> None:
     second.score([], 0)
     assert (second.work.reused, second.work.tokens, first.work.reused) == (40, 20, 0)
     assert second.work.seconds > 0
+    assert second.work.row_seconds == member.context.price.row > 0
 
 
 def test_a_prompt_that_shares_little_leaves_the_rest_to_others(toy: Path) -> None:
