@@ -178,6 +178,19 @@ def test_a_prompt_that_shares_little_leaves_the_rest_to_others(toy: Path) -> Non
         assert session.work.reused == reused
 
 
+def test_what_is_copied_does_not_make_room_for_its_copy(path: Path) -> None:
+    """Though it is the oldest."""
+    member, long = member_of(path), some_ids(100)
+    written(member, long, 1)
+    for seed in range(1, 99):
+        if member.context._free:
+            written(member, some_ids(10, seed), 1)
+    session = member.start([*long[:20], 5])
+    rows = session.score([], 0)
+    assert session.work.reused == 20
+    same(rows, member_of(path).start([*long[:20], 5]).score([], 0))
+
+
 def test_memory_for_finished_prompts_has_a_limit(toy: Path) -> None:
     a_token = member_of(toy).context.cell_bytes
     member = member_of(toy, reuse_bytes=100 * a_token)
