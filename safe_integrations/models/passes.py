@@ -12,6 +12,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from time import perf_counter
 from typing import Final, Protocol
 
@@ -79,7 +80,8 @@ class Price:
         count, sum_of_rows, seconds, *_ = self._sums
         if not count:
             return None
-        return (seconds + self.row * (rows * count - sum_of_rows)) / count
+        row = self.row or seconds / sum_of_rows
+        return (seconds + row * max(0.0, rows * count - sum_of_rows)) / count
 
 
 class Model(Protocol):
@@ -263,8 +265,8 @@ class Passes:
                 raise
             parts[0].error = error
         seconds, rows = perf_counter() - started, sum(part.taken for part in parts)
-        if parts[0].error is None and all(p.taken <= p.wanted for p in parts):
-            # most of a prompt's rows are cheaper
+        if parts[0].error is None and all(p.taken <= p.wanted and not p.gone for p in parts):
+            # most of a prompt's rows are cheaper; those of who is gone may not have been computed
             model.price.learn(rows, seconds)
         row = min(model.price.row, seconds / rows)
         for part in parts:
@@ -304,7 +306,7 @@ class Passes:
         with self._lock:
             if self._leader is part:
                 for chosen in self._chosen:
-                    if chosen.done:
+                    if chosen.done and not chosen.gone:
                         self._answered.add(chosen.caller)
                         chosen.wake()
                 left = [p for p in self._chosen if not (p.done or p.gone)]  # they go first again
@@ -333,29 +335,39 @@ def _compute_until_stopped(parts: Sequence[Part], stop: Callable[[], None]) -> N
 
     Ctrl-C stops it, too: a thread that is in a library would not hear of it before the end.
     """
-    errors: list[BaseException] = []
+    computed: Future[None] = Future()
 
     def compute() -> None:
-        try:
-            parts[0].model.compute(parts)
-        except BaseException as error:
-            errors.append(error)
+        if computed.set_running_or_notify_cancel():
+            try:
+                parts[0].model.compute(parts)
+            except BaseException as error:
+                computed.set_exception(error)
+            else:
+                computed.set_result(None)
 
     worker = threading.Thread(target=compute, name="forward pass", daemon=True)
     send_team_home()
-    worker.start()
     try:
+        worker.start()
         while worker.is_alive():
             worker.join(_GLANCE)
             if all(part.gone or part.cancel() for part in parts):
                 stop()
     except BaseException:
-        while worker.is_alive():
-            stop()
-            worker.join(_GLANCE)
+        try:
+            _end(computed, stop)
+        except BaseException:  # others would compute at the same time
+            _end(computed, stop)
         raise
-    for error in errors:
-        raise error
+    computed.result()
+
+
+def _end(computed: Future[None], stop: Callable[[], None]) -> None:
+    """Returns when nobody computes any more; a thread that was to begin never does."""
+    while not (computed.cancel() or computed.done()):
+        stop()
+        wait([computed], _GLANCE)
 
 
 _devices: Final[dict[str, Passes]] = {}

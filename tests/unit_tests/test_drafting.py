@@ -111,7 +111,9 @@ def test_a_guess_that_forced_text_cuts_short_was_right(monkeypatch: pytest.Monke
     learned: list[tuple[int, bool]] = []
     learn = PromptLookup.learn
 
-    def spy(self: PromptLookup, guessed: int, right: int, wrong: bool, seconds: float, row: float) -> None:
+    def spy(
+        self: PromptLookup, guessed: int, right: int, wrong: bool, seconds: float, row: float
+    ) -> None:
         learned.append((right, wrong))
         learn(self, guessed, right, wrong, seconds)
 

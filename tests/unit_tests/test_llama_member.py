@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import gc
+import linecache
 import pickle
 import random
+import sys
 import threading
+import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import gguf_files
@@ -33,12 +37,13 @@ from safe_integrations.errors import (
     ModelError,
 )
 from safe_integrations.messages import as_messages
+from safe_integrations.models import passes as queue
 from safe_integrations.models.llama_cpp import context as contexts
 from safe_integrations.models.llama_cpp import load
 from safe_integrations.models.llama_cpp.batch import Held, Ids
 from safe_integrations.models.llama_cpp.context import Context
 from safe_integrations.models.llama_cpp.library import is_installed
-from safe_integrations.models.llama_cpp.member import LlamaMember
+from safe_integrations.models.llama_cpp.member import LlamaMember, LlamaSession
 from safe_integrations.models.load import load_member
 from safe_integrations.models.passes import Part
 from safe_integrations.models.spec import ModelSpec
@@ -152,6 +157,8 @@ def test_rows_outlive_the_passes_behind_them(toy: Path) -> None:
 
 def test_a_new_prompt_takes_over_what_it_shares(toy: Path) -> None:
     member, ids = member_of(toy), some_ids(60)
+    for rows in range(1, 20):
+        member.context.price.learn(rows, 0.001 * rows)
     first = member.start(ids[:40])
     first.score([], 0)
     first.close()
@@ -159,6 +166,7 @@ def test_a_new_prompt_takes_over_what_it_shares(toy: Path) -> None:
     second.score([], 0)
     assert (second.work.reused, second.work.tokens, first.work.reused) == (40, 20, 0)
     assert second.work.seconds > 0
+    assert second.work.row_seconds == member.context.price.row > 0
 
 
 def test_the_same_prompt_again_is_not_computed(toy: Path) -> None:
@@ -194,6 +202,19 @@ def test_a_prompt_that_shares_little_leaves_the_rest_to_others(toy: Path) -> Non
         session.score([], 0)
         session.close()
         assert session.work.reused == reused
+
+
+def test_what_is_copied_does_not_make_room_for_its_copy(path: Path) -> None:
+    """Though it is the oldest."""
+    member, long = member_of(path), some_ids(100)
+    written(member, long, 1)
+    for seed in range(1, 99):
+        if member.context._free:
+            written(member, some_ids(10, seed), 1)
+    session = member.start([*long[:20], 5])
+    rows = session.score([], 0)
+    assert session.work.reused == 20
+    same(rows, member_of(path).start([*long[:20], 5]).score([], 0))
 
 
 def test_memory_for_finished_prompts_has_a_limit(toy: Path) -> None:
@@ -362,6 +383,235 @@ def test_what_somebody_has_left_is_not_written_to_by_who_was_there_before(path: 
     context.compute([late, asked(context, held, 40, ids[40:50])])
     assert (late.result, held.ids) == ([], ids[:50])
     same(session.score(ids[40:], 20), member_of(path).start(ids).score([], 0))
+
+
+def test_who_leaves_when_a_pass_begins_is_in_it_or_forgotten(toy: Path) -> None:
+    """Never both: others would read what the pass writes to a sequence that is theirs by now."""
+    member = member_of(toy, reuse_bytes=0)
+    session = member.start(some_ids(40))
+    session.score([], 0)
+    held, context = session._held, member.context
+    assert held is not None
+    part, sort_in = asked(context, held, 40, some_ids(5, 1)), context._sort_in
+
+    def leaves() -> None:
+        part.gone = True
+        context.give_back(held)
+        context._sort_in = sort_in  # type: ignore[method-assign]
+        sort_in()
+
+    context._sort_in = leaves  # type: ignore[method-assign]
+    context.compute([part])
+    assert (part.result, held.ids) == ([], [])
+    assert written(member, some_ids(30, 2), 2) == written(member_of(toy), some_ids(30, 2), 2)
+
+
+def test_a_stop_that_comes_late_hits_no_pass(toy: Path) -> None:
+    member, ids = member_of(toy), some_ids(20)
+    member.context.stop()
+    same(member.start(ids).score([], 0), member_of(toy).start(ids).score([], 0))
+
+
+class Interrupting:
+    """Raises KeyboardInterrupt at the nth line of a context's module."""
+
+    def __init__(self, nth: int) -> None:
+        self.left = nth
+
+    def __call__(self, frame: FrameType, event: str, arg: object) -> Any:
+        if frame.f_code.co_filename != contexts.__file__ or frame.f_code.co_name == "_release":
+            return None
+        line = linecache.getline(contexts.__file__, frame.f_lineno).strip()
+        if event == "line" and not line.startswith(("with ", "return")):
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+        return self
+
+
+@pytest.mark.parametrize("cut", [20, 45, 50], ids=["copied", "cut back", "longer"])
+def test_ctrl_c_anywhere_in_a_context_leaves_no_trace(path: Path, cut: int) -> None:
+    """At all lines, one after another: where a sequence is taken, and where a pass is computed."""
+    member, ids, draft = member_of(path), some_ids(50), some_ids(6, 9)
+    fresh, prompt = member_of(path).start([*ids[:cut], *some_ids(5, cut)]), some_ids(5, cut)
+    expected = [*fresh.score(draft[:3], 3), *fresh.score([*draft[:2], 7], 2)]
+    nth = 1
+    while True:
+        written(member, ids, 1)
+        session, interrupting = member.start([*ids[:cut], *prompt]), Interrupting(nth)
+        if nth % 2:
+            session.score(draft, 0)
+        sys.settrace(interrupting)
+        with suppress(KeyboardInterrupt):
+            session.score(draft[:3], 3)
+            session.score([*draft[:2], 7], 2)
+        sys.settrace(None)
+        if nth % 3 == 0:  # another one takes the sequence over
+            session.close()
+            session = member.start([*ids[:cut], *prompt])
+        rows = [*session.score(draft[:3], 3), *session.score([*draft[:2], 7], 2)]
+        session.close()
+        same(rows, expected)
+        if interrupting.left > 0:
+            break
+        nth += 1
+    assert nth > 40
+
+
+def test_rows_of_before_ctrl_c_are_not_taken_for_others(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sequence is gone, and reading it again is cancelled between two parts."""
+    member, prompt, draft = member_of(toy, reuse_bytes=0), some_ids(250), some_ids(5, 1)
+    go_on = yes_after(99)
+    session = member.start(prompt, lambda: go_on())
+    monkeypatch.setattr(queue, "_is_short", lambda parts: True)
+    session.score(draft, 0)
+
+    def interrupted(part: Part) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(member.context.passes, "run", interrupted)
+        session.score([*draft, 77], 2)
+    go_on = yes_after(1)
+    with pytest.raises(GenerationCancelled):
+        session.score([*draft, 77], 2)
+    go_on = yes_after(99)
+    same(session.score(draft, 0), member_of(toy).start(prompt).score(draft, 0))
+
+
+def test_all_models_of_a_device_share_its_passes(toy: Path) -> None:
+    """Also those of torch: two passes at once would stall one another."""
+    for member in (member_of(toy), member_of(toy)):
+        assert member.context.passes is queue.passes_on("cpu")
+
+
+def test_a_sequence_is_had_while_others_compute_all_the_time(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two of their passes, not when they are through."""
+    member, ends, passes = member_of(toy), threading.Event(), list[int]()
+    decode = member.context._decode
+
+    def slowly(batch: Any) -> int:
+        passes.append(0)
+        time.sleep(0.002)
+        return decode(batch)
+
+    def write(seed: int) -> None:
+        session = member.start(some_ids(10, seed))
+        while not ends.is_set():
+            session.score(some_ids(3, len(passes)), 0)
+        session.close()
+
+    monkeypatch.setattr(member.context, "_decode", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            writing = [pool.submit(write, seed) for seed in range(2)]
+            while len(passes) < 5:
+                time.sleep(0.001)
+            for seed in range(10):
+                before = len(passes)
+                member.context.give_back(member.context.take(some_ids(5, seed)))
+                assert len(passes) - before < 20
+        finally:
+            ends.set()
+    for each in writing:
+        each.result()
+
+
+class Crowd:
+    """Threads whose sessions begin alike, are cut back, cancelled, interrupted and closed.
+
+    Attributes:
+        rows: What they were told: prompt, new ids, since where, and rows.
+        ended: How often their sessions ended in some way.
+    """
+
+    def __init__(self, member: LlamaMember, seed: int) -> None:
+        self.rows: list[tuple[list[int], list[int], int, Sequence[Distribution]]] = []
+        self.ended: Counter[str] = Counter()
+        self._member = member
+        self._seed = seed
+        self._dice = random.Random(seed)
+        shared = some_ids(200, seed)
+        self._prompts = [shared[:n] for n in (1, 30, 90, 200)]
+        self._prompts += [[*shared[:60], *some_ids(40, n)] for n in range(3)]
+
+    def breaks_off(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Ctrl-C in front of something, or behind it."""
+
+        def called(*args: Any) -> Any:
+            if self._dice.random() < 0.01:
+                raise KeyboardInterrupt
+            result = function(*args)
+            if self._dice.random() < 0.01:
+                raise KeyboardInterrupt
+            return result
+
+        return called
+
+    def come(self, nth: int) -> None:
+        """One thread."""
+        dice = random.Random(f"{self._seed} {nth}")
+        for _ in range(4):
+            prompt, many = dice.choice(self._prompts), dice.random() < 0.3
+            prompt = [*prompt, *some_ids(300 if many else dice.randint(0, 9), nth)]
+            weary = dice.random() < 0.3
+            session = self._member.start(
+                prompt, (lambda: dice.random() < 0.1) if weary else lambda: False
+            )
+            self.ended[self._write(session, prompt, dice)] += 1
+            if dice.random() < 0.8:
+                session.close()
+            else:  # by whoever collects it
+                threading.Timer(0.001, session.close).start()
+
+    def _write(self, session: LlamaSession, prompt: list[int], dice: random.Random) -> str:
+        ids: list[int] = []
+        for _ in range(dice.randint(1, 6)):
+            ids = ids[: dice.randint(0, len(ids))]
+            ids += some_ids(dice.randint(0, 8), dice.randint(0, 10**6))
+            since = dice.randint(max(0, len(ids) - 5), len(ids))
+            try:
+                self.rows.append((prompt, ids, since, session.score(ids, since)))
+            except (GenerationCancelled, KeyboardInterrupt) as error:
+                if dice.random() < 0.5:
+                    return type(error).__name__
+        return "whole"
+
+
+@pytest.mark.parametrize("reuse_bytes", [0, 10**5, 10**9], ids=["nothing", "a little", "all"])
+def test_many_threads_that_share_leave_and_break_off_at_random(
+    path: Path, reuse_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every row is what it would have been alone, and no sequence is lost."""
+    member = member_of(path, reuse_bytes=reuse_bytes)
+    context, crowd = member.context, Crowd(member, reuse_bytes)
+    monkeypatch.setattr(queue, "_GLANCE", 0.001)
+    monkeypatch.setattr(queue, "_is_short", lambda parts: len(crowd.rows) % 2 == 0)
+    for name in ("_decode", "_take_in", "_logits"):
+        monkeypatch.setattr(context, name, crowd.breaks_off(getattr(context, name)))
+    threads = [threading.Thread(target=crowd.come, args=(nth,), daemon=True) for nth in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    while any(isinstance(thread, threading.Timer) for thread in threading.enumerate()):
+        time.sleep(0.001)
+    monkeypatch.undo()
+    assert set(crowd.ended) == {"whole", "GenerationCancelled", "KeyboardInterrupt"}
+    assert member.cache_bytes <= reuse_bytes
+    numbers = [*context._free, *(held.number for held in context._idle)]
+    assert sorted(numbers) == list(range(0, context._now.sequences, context._step))
+    fresh = member_of(path, reuse_bytes=10**9)
+    for prompt, ids, since, rows in crowd.rows[:: len(crowd.rows) // 30 + 1]:
+        session = fresh.start([*prompt, *ids[:since]])
+        same(rows, session.score(ids[since:], 0))
+        session.close()
+        fresh.forget()
 
 
 def test_a_long_pass_ends_early_where_nobody_wants_it_any_more(

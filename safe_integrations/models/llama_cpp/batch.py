@@ -23,7 +23,6 @@ class Held:
     Attributes:
         number: Its number.
         ids: The ids whose states are in its cells.
-        torn: Whether there may be more in its cells: a pass over them broke off.
         end: Where the last prompt ended, and the row behind it. Who asks the same again gets the
             same: in a batch of another size it would be rounded otherwise.
     """
@@ -31,7 +30,6 @@ class Held:
     def __init__(self, number: int, ids: list[int]) -> None:
         self.number: Final = number
         self.ids = ids
-        self.torn = False
         self.end: tuple[int, Row] | None = None
 
     def row_behind(self, prompt: Sequence[int]) -> Row | None:

@@ -62,6 +62,7 @@ class Context:
         self._slides = self._llama.llama_model_n_swa(weights.pointer) > 0
         self._idle: list[Held] = []
         self._returned: deque[Held] = deque()
+        self._begun: list[Ids] = []  # what the pass computes that was not heard of
         self._batch = Arrays()
         self._lock = threading.Lock()  # one thread at a time
         self.price: Final = Price()
@@ -96,12 +97,16 @@ class Context:
 
     # sequences
 
-    def take(self, wanted: list[int]) -> Held:
-        """A sequence for a prompt, with what one of those that are idle has in common with it."""
+    def take(self, prompt: list[int]) -> Held:
+        """A sequence for a prompt, with what one of those that are idle has in common with it.
+
+        Nothing is left of what stood behind it: an answer that was the same would be checked in
+        other batches than the first time, and rounded otherwise.
+        """
         with self._lock:
             self._sort_in()
             shared, best = max(
-                ((common_prefix(held.ids, wanted), held) for held in self._idle),
+                ((common_prefix(held.ids, prompt), held) for held in self._idle),
                 key=lambda pair: pair[0],
                 default=(0, None),
             )
@@ -109,6 +114,7 @@ class Context:
                 return Held(self._number(), [])
             if 2 * shared >= len(best.ids):
                 self._idle.remove(best)
+                self._cut(best, shared)
                 return best
             # most of it would be lost: leave it to others
             copy = Held(self._number(keep=best), best.ids[:shared])
@@ -146,11 +152,22 @@ class Context:
 
     def _sort_in(self) -> None:
         """Takes in what was given back; forgets the oldest where memory is short."""
+        self._undo()
         while self._returned:
             held = self._returned.popleft()
             self._idle.insert(0 if held.ids else len(self._idle), held)
         while self._idle and (not self._idle[-1].ids or self._sum_of_idle() > self._reuse_bytes):
             self._drop()
+
+    def _undo(self) -> None:
+        """Forgets what a pass has written that failed or broke off.
+
+        Before anything else is computed: in a sliding window, what it has written may make
+        llama.cpp forget what is before.
+        """
+        for part in self._begun:
+            self._cut(part.held, part.kept)
+        self._begun = []
 
     def _drop(self, keep: Held | None = None) -> bool:
         """Forgets the oldest idle sequence, but not `keep`; False where there is none."""
@@ -186,7 +203,6 @@ class Context:
         if not all(removed):
             raise GenerationError(f"{self._weights.path}: its cache cannot be cut back")
         del held.ids[length:]
-        held.torn = False
         held.end = held.end if held.end and held.end[0] <= length else None
 
     def _shield(self, held: Held, since: int) -> None:
@@ -221,20 +237,21 @@ class Context:
     def compute(self, parts: Sequence[Part]) -> None:
         """One pass (`passes.Model.compute`). Where it fails or is stopped, nothing is kept."""
         with self._lock:
-            # who is gone has given the sequence back, and others may have taken it
-            asked = [part for part in parts if isinstance(part, Ids) and not part.gone]
             self._wish.value = b""
             self._sort_in()
+            # Who is gone has given the sequence back, and others may have taken it. Whoever goes
+            # from here on gives it back behind the pass.
+            asked = [part for part in parts if isinstance(part, Ids) and not part.gone]
+            self._begun = asked
             for part in asked:
-                if part.held.torn or len(part.held.ids) > part.kept:
+                if len(part.held.ids) > part.kept:
                     self._cut(part.held, part.kept)
-                part.held.torn = True
             code = self._decode(self._batch.fill(asked)) if asked else 0
             if code:
-                for part in asked:
-                    self._cut(part.held, part.kept)
+                self._undo()
             else:
                 self._take_in(asked)
+                self._begun = []
         if code == _STOPPED:
             raise GenerationCancelled
         if code:
@@ -255,7 +272,6 @@ class Context:
             part.result = [self._logits(i) for i in range(end - part.answered, end)]
             self._shield(part.held, part.kept)
             part.held.ids += part.ids[: part.taken]
-            part.held.torn = False
 
     def _logits(self, place: int) -> Row:
         """A row of the pass, copied: the next one overwrites it."""

@@ -142,7 +142,7 @@ class LlamaSession:
         """
         assert not self._closed, "the session is closed"
         wanted = self._prompt + list(ids)
-        held = self._held or self._take(wanted)
+        held = self._held or self._take()
         first = len(self._prompt) + since - 1  # the token whose row answers first
         same = common_prefix(self._known, wanted)
         begin = len(self._known) - len(self._rows)
@@ -154,16 +154,9 @@ class LlamaSession:
             self._read(held, wanted, needed)
         return tuple(self._rows)
 
-    def _take(self, wanted: list[int]) -> Held:
-        """Takes a sequence; where it has read this prompt before, the row behind it is there.
-
-        What stands in it behind the prompt is left out: an answer that was the same would be
-        checked in other batches than the first time, and rounded otherwise.
-        """
-        held = self._held = self._context.take(wanted)
-        if len(held.ids) > len(self._prompt):
-            del held.ids[len(self._prompt) :]
-            held.torn = True
+    def _take(self) -> Held:
+        """Takes a sequence; where it has read this prompt before, the row behind it is there."""
+        held = self._held = self._context.take(self._prompt)
         if (row := held.row_behind(self._prompt)) is not None:
             self._known, self._rows = self._prompt, [FoldedDistribution(row, self._fold)]
             self.work.reused = len(self._prompt)
@@ -182,7 +175,11 @@ class LlamaSession:
             end = min(end for end in ends if end > at)
             rows = max(0, end - max(at, needed))
             part = Ids(self._context, held, at, wanted[at:end], rows, self._cancel)
-            self._context.passes.run(part)
+            try:
+                self._context.passes.run(part)
+            except BaseException:
+                self._let_go()  # another thread may still compute it
+                raise
             at += part.taken
             if at == len(self._prompt) and part.result:
                 held.end = (at, part.result[-1].copy())
@@ -195,8 +192,12 @@ class LlamaSession:
 
     def close(self) -> None:
         """Gives the sequence back for other prompts to start from."""
-        held, self._held, self._closed = self._held, None, True
-        self._rows = []
+        self._closed = True
+        self._let_go()
         self._context.passes.leave()
+
+    def _let_go(self) -> None:
+        held, self._held = self._held, None
+        self._known, self._rows = [], []
         if held is not None:
             self._context.give_back(held)

@@ -12,6 +12,7 @@ import torch
 
 from safe_integrations.engine.distribution import DenseDistribution
 from safe_integrations.engine.model import never
+from safe_integrations.errors import GenerationCancelled
 from safe_integrations.models.openmp import uses_openmp
 from safe_integrations.models.passes import ROWS_ALONE, ROWS_TOGETHER, Part, Price, passes_on
 from safe_integrations.models.transformers import together
@@ -31,7 +32,7 @@ class Computed(NamedTuple):
     """What became of new token ids.
 
     Attributes:
-        taken: How many were forwarded, from the first on.
+        taken: How many were forwarded, from the first on; 0 where `cancel` said to stop before.
         rows: What is expected at the last positions that were asked for; of no use where the last
             id was not taken.
         seconds: Time in the model; of a pass that was shared, this session's part of it.
@@ -106,10 +107,14 @@ class Forward:
             cancel: Asked whether to stop, while it waits.
 
         Raises:
-            GenerationCancelled: `cancel` said so. The cache may still grow.
+            GenerationCancelled: `cancel` said so during a pass. The cache may still grow.
         """
         part = _Ids(self, ids, kv, rows, fold, cancel)
-        self._passes.run(part)
+        try:
+            self._passes.run(part)
+        except GenerationCancelled:
+            if part.taken:
+                raise
         return Computed(part.taken, part.result, part.seconds)
 
     def leave(self) -> None:

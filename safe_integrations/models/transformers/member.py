@@ -246,6 +246,8 @@ class TransformersSession:
             taken = computed.taken
             cached.ids += new[:taken]
             self._cached = cached
+            if not taken:
+                raise GenerationCancelled
             if self.work.tokens == 0:
                 self._member.memory.position_bytes = cached.kv.position_bytes
             self.work.tokens += taken
