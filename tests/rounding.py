@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from os.path import commonprefix
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,8 +138,7 @@ def lead(member: Member, prompt: str, ids: Sequence[int], since: int) -> float:
     session = member.start(member.render(as_messages(prompt)))
     leads = []
     for row in session.score(ids, since):
-        assert isinstance(row, Dense)
-        second, first = np.sort(np.exp(row.dense()))[-2:]
+        second, first = np.exp(np.sort(cast(Dense, row).dense())[-2:])
         leads.append(float(first - second))
     session.close()
     return min(leads)
