@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safe_integrations.models.llama_cpp.library import Batch, Weights
+from safe_integrations.models.llama_cpp.threads import threads
 
 READ_AT_ONCE = 256
 
@@ -21,7 +22,7 @@ class Loop:
     def __init__(self, weights: Weights, cells: int = 4096, sequences: int = 1) -> None:
         self._weights, self._llama = weights, weights.llama
         self._context = self._llama.context(weights, cells, READ_AT_ONCE, sequences)
-        self._llama.llama_set_n_threads(self._context, 1, 1)
+        self._llama.llama_set_n_threads(self._context, threads(), threads())
         self._memory = self._llama.llama_get_memory(self._context)
 
     def close(self) -> None:
