@@ -23,6 +23,7 @@ Floats = NDArray[np.floating]
 
 FILLING = 48
 FEW, SOME = 3, 12
+TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,11 @@ class Noise:
 
     Attributes:
         logits: To a row, as `apart` measures it.
-        probability: To a probability.
+        share: To the probability of one of a row's two favourites, as a share of it.
     """
 
     logits: float
-    probability: float
+    share: float
 
 
 def apart(row: Floats, other: Floats) -> float:
@@ -75,23 +76,32 @@ def measure(weights: Weights, ids: Sequence[int], wanted: int) -> Noise:
     pairs = [pair for way in ways[1:] for pair in zip(ways[0], way, strict=True)]
     return Noise(
         max(apart(*pair) for pair in pairs),
-        max(float(abs(probabilities(a) - probabilities(b)).max()) for a, b in pairs),
+        max(changed(*pair) for pair in pairs),
     )
 
 
+def changed(row: Floats, other: Floats) -> float:
+    """How much more or less likely one of a row's two favourites is in another row."""
+    a, b = probabilities(row), probabilities(other)
+    return max(share(float(a[i]), float(b[i])) for i in np.argsort(a)[-2:])
+
+
+def share(one: float, other: float) -> float:
+    """The gap between two probabilities, as a share of the larger one.
+
+    Those of units are products: small ones that are far apart have a small difference.
+    """
+    return abs(one - other) / max(one, other, TINY)
+
+
 def doubt(piece: Piece, weights: Sequence[float], above: float) -> float:
-    """By how little a piece was decided: in the vote, among candidates, in a model's own mind."""
-    gaps = [
-        abs(vote.best_probability - vote.probability)
-        for vote in piece.votes
-        if vote.best_probability != vote.probability
-    ]
+    """By how little a piece was decided: among candidates, or against the threshold."""
+    gaps = []
     if len(piece.candidates) > 1:
-        best, second = sorted(c.probability for c in piece.candidates)[:-3:-1]
-        gaps.append(best - second)
+        gaps.append(share(*sorted(c.probability for c in piece.candidates)[-2:]))
     if len(piece.votes) == len(weights):
         mean = sum(w * vote.probability for w, vote in zip(weights, piece.votes, strict=True))
-        gaps.append(abs(mean - above))
+        gaps.append(share(mean, above))
     return min(gaps, default=1.0)
 
 
@@ -134,11 +144,11 @@ def least_lead(member: Member, prompt: str, begun: bytes, shared: bytes) -> floa
 
 
 def lead(member: Member, prompt: str, ids: Sequence[int], since: int) -> float:
-    """The least that a model's favourite is ahead by, behind `ids[:since]`, ..., `ids`."""
+    """The least `share` that a model's favourite is ahead by, behind `ids[:since]`, ..., `ids`."""
     session = member.start(member.render(as_messages(prompt)))
     leads = []
     for row in session.score(ids, since):
         second, first = np.exp(np.sort(cast(Dense, row).dense())[-2:])
-        leads.append(float(first - second))
+        leads.append(share(float(first), float(second)))
     session.close()
     return min(leads)

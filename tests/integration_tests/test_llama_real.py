@@ -94,8 +94,8 @@ def close(
 
 def close_call(gap: float, names: Sequence[str]) -> None:
     """Skips a test whose answers part at a decision that rounding can turn."""
-    assert gap < 2 * max(noise(name).probability for name in names), gap
-    pytest.skip(f"they part at a gap of {gap:.4f}")
+    assert gap < max(noise(name).share for name in names), gap
+    pytest.skip(f"they part at a gap of {gap:.3f}")
 
 
 def forget(engine: SafeEngine) -> None:
@@ -242,8 +242,8 @@ def test_answers_beside_others_are_what_they_are_alone(first: int) -> None:
     beside = at_once(lambda n: pieces(engine, asked[n], BESIDE_TOKENS), len(asked))
     found = (parting(engine, *answers) for answers in zip(asked, beside, alone, strict=True))
     gaps = [gap for gap in found if gap is not None]
-    print(f"{len(gaps)} of {len(asked)} part, at gaps of {[f'{gap:.4f}' for gap in gaps]}")
-    assert max(gaps, default=0) < 2 * max(noise(name).probability for name in PAIR)
+    print(f"{len(gaps)} of {len(asked)} part, at gaps of {[f'{gap:.3f}' for gap in gaps]}")
+    assert max(gaps, default=0) < max(noise(name).share for name in PAIR)
 
 
 def test_many_at_once_share_passes_and_keep_apart(

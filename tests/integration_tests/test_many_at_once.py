@@ -12,13 +12,14 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from os.path import commonprefix
 from typing import Any, Final, TypeVar
 
 import pytest
 import torch
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
+from safe_integrations.engine.events import Piece
+from safe_integrations.messages import as_messages
 from safe_integrations.models.load import load_member
 from safe_integrations.models.spec import LoadedModel
 from safe_integrations.models.transformers.forward import Forward
@@ -29,7 +30,6 @@ from tests.loops import join_generations
 from tests.mixed import LEFT, Both, Open, questions
 from tests.oracle_units import UnitOracle
 from tests.prompts import PROMPTS
-from tests.rounding import doubt, least_lead
 
 COUNT: Final = int(os.environ.get("SAFE_EVAL_BESIDE", "3"))
 TOKENS: Final = int(os.environ.get("SAFE_EVAL_BESIDE_TOKENS", "8"))
@@ -72,6 +72,22 @@ def at_once(work: Callable[[int], T], count: int = COUNT) -> list[T]:
         return list(pool.map(work, range(count)))
 
 
+def doubt(piece: Piece, weights: Sequence[float], above: float) -> float:
+    """By how little a piece was decided: in the vote, among candidates, in a model's own mind."""
+    gaps = [
+        abs(vote.best_probability - vote.probability)
+        for vote in piece.votes
+        if vote.best_probability != vote.probability
+    ]
+    if len(piece.candidates) > 1:
+        best, second = sorted(c.probability for c in piece.candidates)[:-3:-1]
+        gaps.append(best - second)
+    if len(piece.votes) == len(weights):
+        mean = sum(w * vote.probability for w, vote in zip(weights, piece.votes, strict=True))
+        gaps.append(abs(mean - above))
+    return min(gaps, default=1.0)
+
+
 def margin(engine: SafeEngine, one: Result, other: Result) -> float:
     """How close the first decision was in which two answers differ."""
     for pair in zip(one.pieces, other.pieces, strict=False):
@@ -79,6 +95,16 @@ def margin(engine: SafeEngine, one: Result, other: Result) -> float:
             above = engine.config.consensus_above
             return min(doubt(piece, engine.weights, above) for piece in pair)
     return 1.0
+
+
+def lead(member: TransformersMember, prompt: str, one: Result, other: Result) -> float:
+    """How far a model's favourite is ahead where two answers of it alone part."""
+    a, b = ([p.written for p in result.pieces] for result in (one, other))
+    same = next(n for n, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1])
+    ids = member.render(as_messages(prompt)) + member.tokens.encode(b"".join(a[:same]))
+    (row,) = member.start(ids).score([], 0)
+    first, second = sorted(row.logprobs(range(member.tokens.size)))[:-3:-1]
+    return float(torch.tensor(first).exp() - torch.tensor(second).exp())
 
 
 def excepted(margins: Sequence[float]) -> None:
@@ -138,8 +164,7 @@ def test_a_model_verified_by_itself_writes_what_it_writes_alone(
     for nth, result in enumerate(both):
         expected = alone[nth // 2]
         if written(result) != written(expected):
-            shared = commonprefix([written(result), written(expected)])
-            margins.append(least_lead(member, ASKED[nth // 2], shared, shared))
+            margins.append(lead(member, ASKED[nth // 2], result, expected))
     excepted(margins)
 
 
