@@ -38,16 +38,16 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The long comparisons with transformers and with the oracle; results in docs/evaluation.md.
+# The long comparisons with transformers, llama.cpp and the oracle; results in docs/evaluation.md.
 eval: $(STAMP)
 	SAFE_EVAL_SELF=20 SAFE_EVAL_SELF_TOKENS=100 SAFE_EVAL_ORACLE=20 SAFE_EVAL_ORACLE_TOKENS=32 \
 	SAFE_EVAL_LOOKAHEAD=40 SAFE_EVAL_LOOKAHEAD_TOKENS=64 SAFE_EVAL_SCHEMAS=100 \
 	SAFE_EVAL_UNITS=420 SAFE_EVAL_DRAWS=20000 SAFE_EVAL_UNITS_ORACLE=20 \
 	SAFE_EVAL_UNITS_ORACLE_TOKENS=12 SAFE_EVAL_ORDERS=40 SAFE_EVAL_ORDERS_TOKENS=64 \
 	SAFE_EVAL_BESIDE=64 SAFE_EVAL_BESIDE_TOKENS=48 \
-	$(BIN)/pytest --timeout=0 -q tests/integration_tests/test_real_models.py \
-		tests/integration_tests/test_real_units.py tests/integration_tests/test_structure.py \
-		tests/integration_tests/test_many_at_once.py \
+	$(BIN)/pytest --timeout=0 -q -rsP tests/integration_tests/test_real_models.py \
+		tests/integration_tests/test_llama_real.py tests/integration_tests/test_real_units.py \
+		tests/integration_tests/test_structure.py tests/integration_tests/test_many_at_once.py \
 		tests/unit_tests/test_units_against_oracle.py tests/unit_tests/test_unit_sampling.py
 
 # How often the default pair is right, by both units; results in docs/evaluation.md. Takes hours, and goes

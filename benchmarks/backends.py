@@ -258,7 +258,7 @@ def by_loop(spec: ModelSpec, count: int, clock: Clock = perf_counter) -> Answer:
 
 @cache
 def _loop(path: Path) -> Loop:
-    return Loop(open_model(path), threads=threads())
+    return Loop(open_model(path))
 
 
 def by_engine(

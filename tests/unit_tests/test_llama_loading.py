@@ -35,8 +35,6 @@ from safe_integrations.models.llama_cpp.threads import patience, threads
 from safe_integrations.models.load import load_member, peek, unload_models
 from safe_integrations.models.spec import ModelSpec
 
-needs_library = pytest.mark.skipif(not is_installed(), reason="needs xllamacpp")
-
 
 @pytest.fixture
 def toy(tmp_path: Path) -> Path:
@@ -204,7 +202,6 @@ def test_packages_are_searched_in_order(monkeypatch: pytest.MonkeyPatch, tmp_pat
         found.unlink()
 
 
-@needs_library
 def test_a_library_with_other_parameters_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     real = libraries._number
     for place in (4, libraries._GPU_LAYERS):
@@ -215,7 +212,6 @@ def test_a_library_with_other_parameters_is_refused(monkeypatch: pytest.MonkeyPa
             Llama(library().path)
 
 
-@needs_library
 def test_a_library_that_cannot_share_cells_is_refused(
     monkeypatch: pytest.MonkeyPatch, toy: Path
 ) -> None:
@@ -224,7 +220,6 @@ def test_a_library_that_cannot_share_cells_is_refused(
         load_toy(toy)
 
 
-@needs_library
 def test_a_library_that_does_not_cut_back_is_refused(
     monkeypatch: pytest.MonkeyPatch, toy: Path
 ) -> None:
@@ -236,7 +231,6 @@ def test_a_library_that_does_not_cut_back_is_refused(
         load_toy(toy)
 
 
-@needs_library
 @pytest.mark.parametrize("fault", ["the wrong row", "no number"])
 def test_a_library_that_answers_wrongly_is_refused(
     fault: str, monkeypatch: pytest.MonkeyPatch, toy: Path
@@ -253,7 +247,6 @@ def test_a_library_that_answers_wrongly_is_refused(
         load_toy(toy)
 
 
-@needs_library
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
@@ -271,7 +264,6 @@ def test_models_that_cannot_take_part_are_refused_by_name(
         load_toy(toy)
 
 
-@needs_library
 def test_a_damaged_file_is_told_in_the_words_of_the_library(toy: Path, tmp_path: Path) -> None:
     cut, other = tmp_path / "cut.gguf", tmp_path / "other.gguf"
     cut.write_bytes(toy.read_bytes()[:-200])
@@ -287,7 +279,6 @@ def test_a_damaged_file_is_told_in_the_words_of_the_library(toy: Path, tmp_path:
 # What it is without its weights
 
 
-@needs_library
 def test_a_card_and_a_report_without_weights(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unload_models()
     monkeypatch.setattr(load, "open_model", None)
@@ -304,7 +295,6 @@ def load_size(path: Path) -> int:
     return libraries.open_vocabulary(path).size
 
 
-@needs_library
 def test_looking_and_loading_agree(toy: Path) -> None:
     member, spec = load_toy(toy), ModelSpec(source=str(toy))
     report = inspect_model(spec, silent)
@@ -315,7 +305,6 @@ def test_looking_and_loading_agree(toy: Path) -> None:
     assert report.teaches == member.teaches
 
 
-@needs_library
 def test_neither_torch_nor_transformers_is_needed(toy: Path) -> None:
     """Who has a GGUF file installs neither; and importing them takes seconds."""
     program = f"""

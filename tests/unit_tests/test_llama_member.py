@@ -42,14 +42,11 @@ from safe_integrations.models.llama_cpp import context as contexts
 from safe_integrations.models.llama_cpp import load
 from safe_integrations.models.llama_cpp.batch import Held, Ids
 from safe_integrations.models.llama_cpp.context import Context
-from safe_integrations.models.llama_cpp.library import is_installed
 from safe_integrations.models.llama_cpp.member import LlamaMember, LlamaSession
 from safe_integrations.models.load import load_member
 from safe_integrations.models.passes import Part
 from safe_integrations.models.spec import ModelSpec
 from safe_integrations.safe_engine import SafeEngine
-
-pytestmark = pytest.mark.skipif(not is_installed(), reason="needs xllamacpp")
 
 TEXT = "The quick brown fox jumps over the lazy dog."
 WINDOW = 16
