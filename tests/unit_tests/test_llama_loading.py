@@ -7,7 +7,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -153,9 +156,9 @@ def test_a_file_in_parts_is_put_together_once(
 @pytest.fixture
 def afresh() -> Iterator[None]:
     """A process that has not looked for the library yet."""
-    libraries.library.cache_clear()
+    libraries._library.cache_clear()
     yield
-    libraries.library.cache_clear()
+    libraries._library.cache_clear()
 
 
 @pytest.mark.usefixtures("afresh")
@@ -200,6 +203,22 @@ def test_packages_are_searched_in_order(monkeypatch: pytest.MonkeyPatch, tmp_pat
         found = tmp_path / package / file
         assert libraries._found() == found
         found.unlink()
+
+
+@pytest.mark.usefixtures("afresh")
+def test_threads_that_ask_at_once_get_one_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two would not know of each other's listeners, and lose what the library says."""
+    together = threading.Barrier(3, timeout=0.5)
+
+    def found() -> Path:
+        with suppress(threading.BrokenBarrierError):  # nobody else comes in
+            together.wait()
+        return path
+
+    path = Path(str(libraries._found()))
+    monkeypatch.setattr(libraries, "_found", found)
+    with ThreadPoolExecutor(3) as pool:
+        assert len(set(pool.map(lambda _: id(library()), range(3)))) == 1
 
 
 def test_a_library_with_other_parameters_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,6 +290,9 @@ def test_a_damaged_file_is_told_in_the_words_of_the_library(toy: Path, tmp_path:
     with pytest.raises(
         ModelLoadError, match=r"cut.gguf cannot be read.*not within the file bounds"
     ):
+        load_toy(cut)
+    cut.write_bytes(toy.read_bytes()[:-200].replace(b"GGUF", b"GGML"))
+    with pytest.raises(ModelLoadError, match=r"cut.gguf cannot be read.*invalid magic .*'GGML'"):
         load_toy(cut)
     with pytest.raises(ModelLoadError, match=r"other.gguf cannot be read.*architecture: 'lhama'"):
         load_toy(other)
