@@ -57,15 +57,17 @@ def gguf_of(spec: ModelSpec, tell: Progress) -> Path:
         return embedded_file(spec.source, tell)
     if path is None and spec.gguf_file is not None and _HUB_ID.fullmatch(spec.source):
         options = _hub_options(spec)
-        return [_download(spec, file, options, tell) for file in _parts(spec.gguf_file)][0]
+        return [_download(spec, file, options, tell) for file in parts_of(spec.gguf_file)][0]
     if path and path.is_dir():
         path = path / (spec.gguf_file or "")
-    if path is None or not path.is_file():
-        raise ModelNotFoundError(f"{path or spec.source}: there is no such GGUF file")
-    return path
+    parts = [Path(part) for part in parts_of(str(path or spec.source))]
+    for part in parts:
+        if not part.is_file():
+            raise ModelNotFoundError(f"{part}: there is no such GGUF file")
+    return parts[0]
 
 
-def _parts(file: str) -> list[str]:
+def parts_of(file: str) -> list[str]:
     """The names of all parts of a GGUF file, where its name says that it is the first of some."""
     split = re.fullmatch(r"(.*)-00001-of-(\d{5})\.gguf", file)
     if split is None:

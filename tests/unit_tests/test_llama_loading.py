@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes.util
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ from safe_integrations.errors import (
     MissingDependencyError,
     ModelLoadError,
     ModelNotFoundError,
+    UnknownSplittingWarning,
     UnsupportedModelError,
 )
 from safe_integrations.models import load as loading
@@ -283,6 +285,27 @@ def test_models_that_cannot_take_part_are_refused_by_name(
         load_toy(toy)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "why"),
+    [
+        ("mamba", r"cannot be cut back after a rejected draft \(mamba\)"),
+        ("lfm2", r"cannot be cut back after a rejected draft \(lfm2\)"),
+        ("t5", "is no decoder-only model"),
+        ("jina-bert-v2", "is no decoder-only model"),  # it makes embeddings
+    ],
+)
+def test_looking_tells_of_models_that_cannot_take_part(
+    architecture: str, why: str, tmp_path: Path
+) -> None:
+    tokens, merges = gguf_files.greedy("The quick brown fox")
+    path = gguf_files.byte_level(
+        tmp_path / "other.gguf", tokens, merges, added={"<end>": TokenType.CONTROL}, pre="gpt-2",
+        architecture=architecture, **{"jina-bert-v2.attention.causal": False},
+    )  # fmt: skip
+    problem = inspect_model(ModelSpec(source=str(path)), silent).problem
+    assert problem is not None and re.search(f"other.*{why}", problem)
+
+
 def test_a_damaged_file_is_told_in_the_words_of_the_library(toy: Path, tmp_path: Path) -> None:
     cut, other = tmp_path / "cut.gguf", tmp_path / "other.gguf"
     cut.write_bytes(toy.read_bytes()[:-200])
@@ -311,6 +334,24 @@ def test_a_card_and_a_report_without_weights(toy: Path, monkeypatch: pytest.Monk
     assert (report.problem, report.where, report.context_window) == (None, str(toy), 512)
     assert report.kv_bytes == 1000 * 2 * 8 * 2
     assert report.tokens is not None and report.tokens.size == load_size(toy)
+
+
+def test_a_report_of_layers_that_differ_and_of_files_in_parts(tmp_path: Path) -> None:
+    tokens, merges = gguf_files.greedy("The quick brown fox")
+    told = {
+        "llama.block_count": 3, "llama.embedding_length": 64, "llama.attention.head_count": 4,
+        "llama.attention.head_count_kv": [1, 2, 4],
+    }  # fmt: skip
+    first, second = (tmp_path / f"m-0000{i}-of-00002.gguf" for i in (1, 2))
+    gguf_files.byte_level(first, tokens, merges, added={"<end>": TokenType.CONTROL}, **told)
+    spec = ModelSpec(source=str(first), backend="llama.cpp")
+    problem = inspect_model(spec, silent).problem
+    assert problem == f"{second}: there is no such GGUF file"
+    second.write_bytes(bytes(100))
+    with pytest.warns(UnknownSplittingWarning):
+        report = inspect_model(spec, silent)
+    assert report.kv_bytes == 1000 * (1 + 2 + 4) * (16 + 16) * 2
+    assert report.weight_bytes == first.stat().st_size + 100
 
 
 def load_size(path: Path) -> int:
