@@ -37,7 +37,7 @@ from safe_integrations.models.llama_cpp import load
 from safe_integrations.models.llama_cpp.library import VARIABLE, Llama, is_installed, library
 from safe_integrations.models.llama_cpp.member import LlamaMember
 from safe_integrations.models.llama_cpp.threads import patience, threads
-from safe_integrations.models.load import load_member, peek, unload_models
+from safe_integrations.models.load import load_member, load_members, peek, unload_models
 from safe_integrations.models.spec import ModelSpec
 
 
@@ -319,6 +319,54 @@ def test_a_damaged_file_is_told_in_the_words_of_the_library(toy: Path, tmp_path:
         load_toy(cut)
     with pytest.raises(ModelLoadError, match=r"other.gguf cannot be read.*architecture: 'lhama'"):
         load_toy(other)
+
+
+# Side by side
+
+
+@pytest.mark.usefixtures("installed")
+def test_models_are_in_the_order_they_were_asked_for(toy: Path, tmp_path: Path) -> None:
+    unload_models()
+    other = tmp_path / "other.gguf"
+    other.write_bytes(toy.read_bytes())
+    loaded = load_toy(toy, name="loaded")
+    one, middle, two, again = load_members([str(toy), loaded, str(other), str(toy)])
+    assert [one.name, two.name] == ["toy", "other"]
+    assert middle is loaded and again is one
+
+
+@pytest.mark.usefixtures("installed")
+def test_nobody_waits_for_other_models_where_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of a hub is fetched for many minutes."""
+    fetched, go_on = threading.Event(), threading.Event()
+
+    def load(spec: ModelSpec, tell: Any) -> Any:
+        if spec.source == "bad.gguf":
+            raise ModelLoadError("bad")
+        go_on.wait(timeout=1)
+        fetched.set()
+
+    monkeypatch.setattr(loading, "load_member", load)
+    with pytest.raises(ModelLoadError, match="bad"):
+        load_members(["good.gguf", "bad.gguf"])
+    assert not fetched.is_set()
+    go_on.set()
+
+
+@pytest.mark.usefixtures("installed")
+def test_one_thread_at_a_time_tells_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = threading.Barrier(2, timeout=0.3)
+    lines: list[str] = []
+
+    def tell(line: str) -> None:
+        with suppress(threading.BrokenBarrierError):
+            both.wait()
+            lines.append("two at once")
+        lines.append(line)
+
+    monkeypatch.setattr(loading, "load_member", lambda spec, tell: tell(spec.source))
+    load_members(["a.gguf", "b.gguf"], tell)
+    assert sorted(lines) == ["a.gguf", "b.gguf"]
 
 
 # What it is without its weights
