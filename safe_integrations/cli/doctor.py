@@ -37,7 +37,8 @@ def doctor(
 ) -> None:
     """Tell what is installed, which models can be used, and how well they fit each other.
 
-    Loads no weights; a GGUF file is converted (once). Exits with 1 where a model cannot be used.
+    Loads no weights; a GGUF file that transformers computes is converted (once). Exits with 1 where
+    a model cannot be used.
     """
     report = _examine(o.specs_of(drafter, verifier, dtype, device), quiet)
     if as_json:
