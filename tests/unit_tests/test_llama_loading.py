@@ -152,6 +152,17 @@ def test_a_file_in_parts_is_put_together_once(
     assert list((tmp_path / "gguf").iterdir()) == [first], "nothing else is left"
 
 
+def test_a_whole_file_needs_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be on a disk that cannot be written to."""
+    from safe_integrations.models import embedded
+
+    packed = tmp_path / embedded._SMOLLM2
+    packed.touch()
+    monkeypatch.setenv("SAFE_INTEGRATIONS_CACHE", str(packed / "no folder"))
+    monkeypatch.setattr(embedded, "_package", lambda _: tmp_path)
+    assert embedded.embedded_file("smollm2-135m", silent) == packed
+
+
 # The library
 
 
@@ -283,6 +294,16 @@ def test_models_that_cannot_take_part_are_refused_by_name(
     monkeypatch.setattr(library(), f"llama_model_{kind}", lambda _: True)
     with pytest.raises(UnsupportedModelError, match=f"toy.*{why}"):
         load_toy(toy)
+
+
+def test_a_model_of_embeddings_is_refused_by_name(tmp_path: Path) -> None:
+    """Nothing in the file tells that it has no rows."""
+    path = gguf_files.sentencepiece(
+        tmp_path / "embed.gguf", gguf_files.parts_of(" The quick fox"), weights=True, window=16,
+        architecture="gemma-embedding",
+    )  # fmt: skip
+    with pytest.raises(UnsupportedModelError, match="embed.gguf .*it is no language model"):
+        load_toy(path)
 
 
 @pytest.mark.parametrize(
