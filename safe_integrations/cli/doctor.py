@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 PACKAGES: Final = ("torch", "transformers", "numpy", "pydantic")
 EXTRAS: Final = (
-    "langchain-core", "llama-index-core", "llguidance", "xllamacpp", "gguf", "opentelemetry-api",
+    "langchain-core", "llama-index-core", "llguidance", "llama-cpp-python", "xllamacpp", "gguf",
+    "opentelemetry-api",
 )  # fmt: skip
 
 
@@ -192,7 +193,7 @@ def _memory_line(memory: dict[str, Any]) -> str:
         f"{_size(available)} available"
     )
     if needed and available and needed > available:
-        line += ": NOT ENOUGH; try --dtype bfloat16 or smaller models"
+        line += ": NOT ENOUGH; try smaller models or fewer bits"
     return line
 
 

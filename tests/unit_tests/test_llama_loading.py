@@ -216,6 +216,8 @@ def test_packages_are_searched_in_order(monkeypatch: pytest.MonkeyPatch, tmp_pat
         found = tmp_path / package / file
         assert libraries._found() == found
         found.unlink()
+    (tmp_path / "xllamacpp/xllamacpp.pyd").touch()
+    assert not is_installed(), "on Windows, it shows nobody the library"
 
 
 @pytest.mark.usefixtures("afresh")

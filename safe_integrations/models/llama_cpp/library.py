@@ -32,7 +32,7 @@ INSTALL: Final = 'pip install "safe-integrations[llama-cpp]"'
 
 _PLACES: Final = (
     ("llama_cpp", ("lib/libllama.so", "lib/libllama.dylib", "lib/llama.dll")),
-    ("xllamacpp", ("xllamacpp*.so", "xllamacpp*.pyd")),
+    ("xllamacpp", ("xllamacpp*.so",)),  # on Windows its module shows nobody the library
 )
 """In which packages the library lies, and under which names; the first is taken."""
 
