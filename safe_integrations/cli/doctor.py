@@ -193,7 +193,7 @@ def _memory_line(memory: dict[str, Any]) -> str:
         f"{_size(available)} available"
     )
     if needed and available and needed > available:
-        line += ": NOT ENOUGH; try smaller models or fewer bits"
+        line += ": NOT ENOUGH; try smaller models, GGUF files of fewer bits, or --dtype bfloat16"
     return line
 
 

@@ -34,6 +34,7 @@ from safe_integrations.models import locate
 from safe_integrations.models.inspection import inspect_model
 from safe_integrations.models.llama_cpp import library as libraries
 from safe_integrations.models.llama_cpp import load
+from safe_integrations.models.llama_cpp import threads as waiting
 from safe_integrations.models.llama_cpp.library import VARIABLE, Llama, is_installed, library
 from safe_integrations.models.llama_cpp.member import LlamaMember
 from safe_integrations.models.llama_cpp.threads import patience, threads
@@ -468,6 +469,20 @@ def test_threads_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -
     for nothing in ("", "0", "many"):
         monkeypatch.setenv("OMP_NUM_THREADS", nothing)
         assert 1 <= threads() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [("250000 100000", 2), ("50000 100000", 1), ("max 100000", 8), ("900000 100000", 8)],
+)
+def test_threads_are_no_more_than_a_container_may_keep_busy(
+    share: str, expected: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cpu.max").write_text(f"{share}\n")
+    monkeypatch.setattr(waiting, "_SHARE", tmp_path / "cpu.max")
+    monkeypatch.setattr(waiting, "_cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert threads() == expected
 
 
 def test_waiting_threads_spin_briefly_unless_somebody_has_chosen(
