@@ -345,6 +345,30 @@ def test_a_damaged_file_is_told_in_the_words_of_the_library(toy: Path, tmp_path:
         load_toy(other)
 
 
+@pytest.mark.parametrize(
+    ("options", "layers"),
+    [
+        ({}, -1),
+        ({"gpu_layers": 7}, 7),
+        ({"gpu_layers": 0}, 0),
+        ({"gpu_layers": 7, "device": "cpu"}, 0),
+    ],
+)
+def test_the_library_is_told_how_many_layers_a_gpu_holds(
+    options: dict[str, Any], layers: int, monkeypatch: pytest.MonkeyPatch, toy: Path
+) -> None:
+    llama, told = library(), list[int]()
+    right = llama.llama_model_load_from_file
+
+    def spy(path: bytes, params: libraries._Params) -> Any:
+        told.append(libraries._number(params, libraries._GPU_LAYERS))
+        return right(path, params)
+
+    monkeypatch.setattr(llama, "llama_model_load_from_file", spy)
+    load_toy(toy, **options)
+    assert told == [layers]
+
+
 # Side by side
 
 
