@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from safe_integrations.errors import ModelLoadError, ModelNotFoundError
 from safe_integrations.models.embedded import EMBEDDED, embedded_file, embedded_folder
-from safe_integrations.models.quiet import quiet
+from safe_integrations.models.quiet import quiet_hub
 from safe_integrations.models.spec import ModelSpec, Progress, on_disk
 from safe_integrations.models.transformers.gguf import converted_file
 
@@ -146,7 +146,7 @@ def _download(spec: ModelSpec, file: str, options: dict[str, Any], tell: Progres
     taken = ("cache_dir", "revision", "local_files_only")
     given = {key: value for key, value in options.items() if key in taken}
     try:
-        with quiet():
+        with quiet_hub():
             return Path(hf_hub_download(spec.source, file, **given))
     except Exception as error:
         raise ModelLoadError(f"{spec.source}: {file} cannot be fetched: {error}") from error

@@ -128,6 +128,17 @@ def test_all_parts_of_a_file_are_fetched(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert fetched == [f"q4/m-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
 
 
+def test_a_file_is_fetched_without_transformers(monkeypatch: pytest.MonkeyPatch, toy: Path) -> None:
+    def download(source: str, file: str) -> str:
+        assert (source, file) == ("org/model", "m.gguf")
+        return str(toy)
+
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setattr(locate, "_hub_options", lambda _: {})
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert locate.gguf_of(ModelSpec(source="org/model", gguf_file="m.gguf"), silent) == toy
+
+
 # The embedded models
 
 
