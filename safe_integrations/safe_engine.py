@@ -230,7 +230,7 @@ def load_engine(
         verifiers: The models that check it. None takes the default pair's verifier where the
             drafter is the default too, else none.
         config: How they are merged.
-        on_progress: Told what is going on, one line at a time.
+        on_progress: Told what is going on, one line at a time, by any thread.
 
     Raises:
         ModelError: A model cannot be found, read or used.

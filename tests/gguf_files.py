@@ -69,7 +69,7 @@ def write(
     tokens: list[str],
     types: list[int],
     *,
-    architecture: str = "llama",
+    architecture: str | None = None,
     weights: bool = False,
     context_length: int = 64,
     window: int | None = None,
@@ -78,7 +78,7 @@ def write(
     **settings: Any,
 ) -> Path:
     """A file; with `weights` those of a tiny Llama, or where there is a window of a Gemma 3."""
-    architecture = architecture if window is None else "gemma3"
+    architecture = architecture or ("llama" if window is None else "gemma3")
     writer = GGUFWriter(path, architecture)
     writer.add_tokenizer_model(model)
     writer.add_token_list(tokens)

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 PACKAGES: Final = ("torch", "transformers", "numpy", "pydantic")
 EXTRAS: Final = (
-    "langchain-core", "llama-index-core", "llguidance", "xllamacpp", "gguf", "opentelemetry-api",
+    "langchain-core", "llama-index-core", "llguidance", "llama-cpp-python", "xllamacpp", "gguf",
+    "opentelemetry-api",
 )  # fmt: skip
 
 
@@ -37,7 +38,8 @@ def doctor(
 ) -> None:
     """Tell what is installed, which models can be used, and how well they fit each other.
 
-    Loads no weights; a GGUF file is converted (once). Exits with 1 where a model cannot be used.
+    Loads no weights; a GGUF file that transformers computes is converted (once). Exits with 1 where
+    a model cannot be used.
     """
     report = _examine(o.specs_of(drafter, verifier, dtype, device), quiet)
     if as_json:
@@ -191,7 +193,7 @@ def _memory_line(memory: dict[str, Any]) -> str:
         f"{_size(available)} available"
     )
     if needed and available and needed > available:
-        line += ": NOT ENOUGH; try --dtype bfloat16 or smaller models"
+        line += ": NOT ENOUGH; try smaller models, GGUF files of fewer bits, or --dtype bfloat16"
     return line
 
 

@@ -92,7 +92,9 @@ def embedded_file(name: str, on_progress: Progress) -> Path:
         ModelLoadError: Its file is damaged, or there is no room for it.
     """
     file, sha256, fetch = _MODELS[name]
-    _package(_PACKAGES[name])
+    packed = _package(_PACKAGES[name]) / file
+    if packed.is_file():
+        return packed
     whole = cache_dir() / "gguf" / f"{sha256[:32]}.gguf"
     if whole.is_file():
         return whole
@@ -100,8 +102,6 @@ def embedded_file(name: str, on_progress: Progress) -> Path:
         whole.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{whole.stem}.", dir=whole.parent) as work:
             found = fetch(Path(work))
-            if found.parent != Path(work):
-                return found
             on_progress(f"{file}: put together (done once)")
             os.replace(found, whole)  # checked by who has put it together
             return whole

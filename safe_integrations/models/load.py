@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, as_completed
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -14,7 +14,14 @@ from safe_integrations.models.embedded import DEFAULT_DRAFTER, DEFAULT_VERIFIERS
 from safe_integrations.models.llama_cpp.library import is_installed
 from safe_integrations.models.locate import is_gguf
 from safe_integrations.models.report import ModelReport
-from safe_integrations.models.spec import LoadedModel, ModelCard, ModelSpec, Progress, key_of
+from safe_integrations.models.spec import (
+    LoadedModel,
+    ModelCard,
+    ModelSpec,
+    Progress,
+    key_of,
+    name_of,
+)
 
 ModelSource = str | ModelSpec | LoadedModel | Member
 """A hub id, folder, GGUF file or embedded name; the same with options; or a loaded model."""
@@ -81,20 +88,45 @@ def load_members(
 ) -> list[Member]:
     """Loads some models, those of llama.cpp side by side: it reads them without the interpreter.
 
+    Nobody waits for the others where one fails, or Ctrl-C is pressed: fetching them takes long.
+
+    Args:
+        sources: The models.
+        on_progress: Told what is going on by one thread at a time.
+
     Raises:
         ModelError: One of them cannot be found, read or used.
     """
+    one_at_a_time = threading.Lock()
+
+    def tell(line: str) -> None:
+        if on_progress is not None:
+            with one_at_a_time:
+                on_progress(line)
+
     specs = [ModelSpec(source=s) if isinstance(s, str) else s for s in sources]
-    with ThreadPoolExecutor(len(specs)) as pool:
-        beside = {
-            n: pool.submit(load_member, spec, on_progress)
-            for n, spec in enumerate(specs)
-            if isinstance(spec, ModelSpec) and _is_for_llama_cpp(spec)
-        }
-        return [
-            beside[n].result() if n in beside else load_member(spec, on_progress)
-            for n, spec in enumerate(specs)
-        ]
+    beside = {
+        n: _start_loading(spec, tell)
+        for n, spec in enumerate(specs)
+        if isinstance(spec, ModelSpec) and _is_for_llama_cpp(spec)
+    }
+    others = {n: load_member(spec, tell) for n, spec in enumerate(specs) if n not in beside}
+    for loaded in as_completed(beside.values()):
+        loaded.result()  # whichever fails first
+    return [others[n] if n in others else beside[n].result() for n in range(len(specs))]
+
+
+def _start_loading(spec: ModelSpec, tell: Progress) -> Future[Member]:
+    loaded: Future[Member] = Future()
+
+    def load() -> None:
+        try:
+            loaded.set_result(load_member(spec, tell))
+        except BaseException as error:
+            loaded.set_exception(error)
+
+    threading.Thread(target=load, name=f"loading {name_of(spec)}", daemon=True).start()
+    return loaded
 
 
 def peek(source: ModelSource) -> ModelCard:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from safe_integrations.errors import ModelLoadError, ModelNotFoundError
 from safe_integrations.models.embedded import EMBEDDED, embedded_file, embedded_folder
-from safe_integrations.models.quiet import quiet
+from safe_integrations.models.quiet import quiet_hub
 from safe_integrations.models.spec import ModelSpec, Progress, on_disk
 from safe_integrations.models.transformers.gguf import converted_file
 
@@ -57,15 +57,17 @@ def gguf_of(spec: ModelSpec, tell: Progress) -> Path:
         return embedded_file(spec.source, tell)
     if path is None and spec.gguf_file is not None and _HUB_ID.fullmatch(spec.source):
         options = _hub_options(spec)
-        return [_download(spec, file, options, tell) for file in _parts(spec.gguf_file)][0]
+        return [_download(spec, file, options, tell) for file in parts_of(spec.gguf_file)][0]
     if path and path.is_dir():
         path = path / (spec.gguf_file or "")
-    if path is None or not path.is_file():
-        raise ModelNotFoundError(f"{path or spec.source}: there is no such GGUF file")
-    return path
+    parts = [Path(part) for part in parts_of(str(path or spec.source))]
+    for part in parts:
+        if not part.is_file():
+            raise ModelNotFoundError(f"{part}: there is no such GGUF file")
+    return parts[0]
 
 
-def _parts(file: str) -> list[str]:
+def parts_of(file: str) -> list[str]:
     """The names of all parts of a GGUF file, where its name says that it is the first of some."""
     split = re.fullmatch(r"(.*)-00001-of-(\d{5})\.gguf", file)
     if split is None:
@@ -144,7 +146,7 @@ def _download(spec: ModelSpec, file: str, options: dict[str, Any], tell: Progres
     taken = ("cache_dir", "revision", "local_files_only")
     given = {key: value for key, value in options.items() if key in taken}
     try:
-        with quiet():
+        with quiet_hub():
             return Path(hf_hub_download(spec.source, file, **given))
     except Exception as error:
         raise ModelLoadError(f"{spec.source}: {file} cannot be fetched: {error}") from error

@@ -15,8 +15,8 @@ class ModelReport:
     Attributes:
         name: What it was asked for by.
         problem: Why it cannot be used; None where it can.
-        where: Folder or hub id that it would be loaded from.
-        dtype: Type that its weights will have.
+        where: Folder, GGUF file or hub id that it would be loaded from.
+        dtype: Type that its weights will have; the kind of most of them in a GGUF file.
         weight_bytes: Memory for its weights; None where they are not on this machine yet.
         kv_bytes: Memory for the cache of 1,000 tokens.
         context_window: Tokens it can hold.

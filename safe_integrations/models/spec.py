@@ -58,8 +58,10 @@ class ModelSpec(StrictModel):
             installed and nothing is asked for that it does not know, else transformers.
         gpu_layers: Layers that a GPU holds, where llama.cpp computes and its library knows the
             GPU; -1 for all.
-        dtype: Type of the weights. `auto` takes the checkpoint's own; GGUF becomes float32.
-        device: Where to compute. None takes CUDA, else MPS, else the CPU.
+        dtype: Type of the weights in transformers. `auto` takes the checkpoint's own; GGUF becomes
+            float32.
+        device: Where transformers computes. None takes CUDA, else MPS, else the CPU. `cpu` keeps
+            llama.cpp off the GPU, too.
         device_map: Layers to devices, as accelerate reads it, instead of `device`.
         revision: Branch, tag or commit of a hub model.
         gguf_file: Name of a GGUF file inside the hub repository or folder.

@@ -5,9 +5,13 @@ from __future__ import annotations
 import ctypes.util
 import json
 import os
+import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +26,7 @@ from safe_integrations.errors import (
     MissingDependencyError,
     ModelLoadError,
     ModelNotFoundError,
+    UnknownSplittingWarning,
     UnsupportedModelError,
 )
 from safe_integrations.models import load as loading
@@ -29,10 +34,11 @@ from safe_integrations.models import locate
 from safe_integrations.models.inspection import inspect_model
 from safe_integrations.models.llama_cpp import library as libraries
 from safe_integrations.models.llama_cpp import load
+from safe_integrations.models.llama_cpp import threads as waiting
 from safe_integrations.models.llama_cpp.library import VARIABLE, Llama, is_installed, library
 from safe_integrations.models.llama_cpp.member import LlamaMember
 from safe_integrations.models.llama_cpp.threads import patience, threads
-from safe_integrations.models.load import load_member, peek, unload_models
+from safe_integrations.models.load import load_member, load_members, peek, unload_models
 from safe_integrations.models.spec import ModelSpec
 
 
@@ -122,6 +128,17 @@ def test_all_parts_of_a_file_are_fetched(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert fetched == [f"q4/m-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
 
 
+def test_a_file_is_fetched_without_transformers(monkeypatch: pytest.MonkeyPatch, toy: Path) -> None:
+    def download(source: str, file: str) -> str:
+        assert (source, file) == ("org/model", "m.gguf")
+        return str(toy)
+
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setattr(locate, "_hub_options", lambda _: {})
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert locate.gguf_of(ModelSpec(source="org/model", gguf_file="m.gguf"), silent) == toy
+
+
 # The embedded models
 
 
@@ -147,15 +164,26 @@ def test_a_file_in_parts_is_put_together_once(
     assert list((tmp_path / "gguf").iterdir()) == [first], "nothing else is left"
 
 
+def test_a_whole_file_needs_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be on a disk that cannot be written to."""
+    from safe_integrations.models import embedded
+
+    packed = tmp_path / embedded._SMOLLM2
+    packed.touch()
+    monkeypatch.setenv("SAFE_INTEGRATIONS_CACHE", str(packed / "no folder"))
+    monkeypatch.setattr(embedded, "_package", lambda _: tmp_path)
+    assert embedded.embedded_file("smollm2-135m", silent) == packed
+
+
 # The library
 
 
 @pytest.fixture
 def afresh() -> Iterator[None]:
     """A process that has not looked for the library yet."""
-    libraries.library.cache_clear()
+    libraries._library.cache_clear()
     yield
-    libraries.library.cache_clear()
+    libraries._library.cache_clear()
 
 
 @pytest.mark.usefixtures("afresh")
@@ -200,6 +228,24 @@ def test_packages_are_searched_in_order(monkeypatch: pytest.MonkeyPatch, tmp_pat
         found = tmp_path / package / file
         assert libraries._found() == found
         found.unlink()
+    (tmp_path / "xllamacpp/xllamacpp.pyd").touch()
+    assert not is_installed(), "on Windows, it shows nobody the library"
+
+
+@pytest.mark.usefixtures("afresh")
+def test_threads_that_ask_at_once_get_one_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two would not know of each other's listeners, and lose what the library says."""
+    together = threading.Barrier(3, timeout=0.5)
+
+    def found() -> Path:
+        with suppress(threading.BrokenBarrierError):  # nobody else comes in
+            together.wait()
+        return path
+
+    path = Path(str(libraries._found()))
+    monkeypatch.setattr(libraries, "_found", found)
+    with ThreadPoolExecutor(3) as pool:
+        assert len(set(pool.map(lambda _: id(library()), range(3)))) == 1
 
 
 def test_a_library_with_other_parameters_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,6 +310,37 @@ def test_models_that_cannot_take_part_are_refused_by_name(
         load_toy(toy)
 
 
+def test_a_model_of_embeddings_is_refused_by_name(tmp_path: Path) -> None:
+    """Nothing in the file tells that it has no rows."""
+    path = gguf_files.sentencepiece(
+        tmp_path / "embed.gguf", gguf_files.parts_of(" The quick fox"), weights=True, window=16,
+        architecture="gemma-embedding",
+    )  # fmt: skip
+    with pytest.raises(UnsupportedModelError, match="embed.gguf .*it is no language model"):
+        load_toy(path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "why"),
+    [
+        ("mamba", r"cannot be cut back after a rejected draft \(mamba\)"),
+        ("lfm2", r"cannot be cut back after a rejected draft \(lfm2\)"),
+        ("t5", "is no decoder-only model"),
+        ("jina-bert-v2", "is no decoder-only model"),  # it makes embeddings
+    ],
+)
+def test_looking_tells_of_models_that_cannot_take_part(
+    architecture: str, why: str, tmp_path: Path
+) -> None:
+    tokens, merges = gguf_files.greedy("The quick brown fox")
+    path = gguf_files.byte_level(
+        tmp_path / "other.gguf", tokens, merges, added={"<end>": TokenType.CONTROL}, pre="gpt-2",
+        architecture=architecture, **{"jina-bert-v2.attention.causal": False},
+    )  # fmt: skip
+    problem = inspect_model(ModelSpec(source=str(path)), silent).problem
+    assert problem is not None and re.search(f"other.*{why}", problem)
+
+
 def test_a_damaged_file_is_told_in_the_words_of_the_library(toy: Path, tmp_path: Path) -> None:
     cut, other = tmp_path / "cut.gguf", tmp_path / "other.gguf"
     cut.write_bytes(toy.read_bytes()[:-200])
@@ -272,8 +349,83 @@ def test_a_damaged_file_is_told_in_the_words_of_the_library(toy: Path, tmp_path:
         ModelLoadError, match=r"cut.gguf cannot be read.*not within the file bounds"
     ):
         load_toy(cut)
+    cut.write_bytes(toy.read_bytes()[:-200].replace(b"GGUF", b"GGML"))
+    with pytest.raises(ModelLoadError, match=r"cut.gguf cannot be read.*invalid magic .*'GGML'"):
+        load_toy(cut)
     with pytest.raises(ModelLoadError, match=r"other.gguf cannot be read.*architecture: 'lhama'"):
         load_toy(other)
+
+
+@pytest.mark.parametrize(
+    ("options", "layers"),
+    [
+        ({}, -1),
+        ({"gpu_layers": 7}, 7),
+        ({"gpu_layers": 0}, 0),
+        ({"gpu_layers": 7, "device": "cpu"}, 0),
+    ],
+)
+def test_the_library_is_told_how_many_layers_a_gpu_holds(
+    options: dict[str, Any], layers: int, monkeypatch: pytest.MonkeyPatch, toy: Path
+) -> None:
+    llama, told = library(), list[int]()
+    right = llama.llama_model_load_from_file
+
+    def spy(path: bytes, params: libraries._Params) -> Any:
+        told.append(libraries._number(params, libraries._GPU_LAYERS))
+        return right(path, params)
+
+    monkeypatch.setattr(llama, "llama_model_load_from_file", spy)
+    load_toy(toy, **options)
+    assert told == [layers]
+
+
+# Side by side
+
+
+@pytest.mark.usefixtures("installed")
+def test_models_are_in_the_order_they_were_asked_for(toy: Path, tmp_path: Path) -> None:
+    unload_models()
+    other = tmp_path / "other.gguf"
+    other.write_bytes(toy.read_bytes())
+    loaded = load_toy(toy, name="loaded")
+    one, middle, two, again = load_members([str(toy), loaded, str(other), str(toy)])
+    assert [one.name, two.name] == ["toy", "other"]
+    assert middle is loaded and again is one
+
+
+@pytest.mark.usefixtures("installed")
+def test_nobody_waits_for_other_models_where_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of a hub is fetched for many minutes."""
+    fetched, go_on = threading.Event(), threading.Event()
+
+    def load(spec: ModelSpec, tell: Any) -> Any:
+        if spec.source == "bad.gguf":
+            raise ModelLoadError("bad")
+        go_on.wait(timeout=1)
+        fetched.set()
+
+    monkeypatch.setattr(loading, "load_member", load)
+    with pytest.raises(ModelLoadError, match="bad"):
+        load_members(["good.gguf", "bad.gguf"])
+    assert not fetched.is_set()
+    go_on.set()
+
+
+@pytest.mark.usefixtures("installed")
+def test_one_thread_at_a_time_tells_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = threading.Barrier(2, timeout=0.3)
+    lines: list[str] = []
+
+    def tell(line: str) -> None:
+        with suppress(threading.BrokenBarrierError):
+            both.wait()
+            lines.append("two at once")
+        lines.append(line)
+
+    monkeypatch.setattr(loading, "load_member", lambda spec, tell: tell(spec.source))
+    load_members(["a.gguf", "b.gguf"], tell)
+    assert sorted(lines) == ["a.gguf", "b.gguf"]
 
 
 # What it is without its weights
@@ -289,6 +441,24 @@ def test_a_card_and_a_report_without_weights(toy: Path, monkeypatch: pytest.Monk
     assert (report.problem, report.where, report.context_window) == (None, str(toy), 512)
     assert report.kv_bytes == 1000 * 2 * 8 * 2
     assert report.tokens is not None and report.tokens.size == load_size(toy)
+
+
+def test_a_report_of_layers_that_differ_and_of_files_in_parts(tmp_path: Path) -> None:
+    tokens, merges = gguf_files.greedy("The quick brown fox")
+    told = {
+        "llama.block_count": 3, "llama.embedding_length": 64, "llama.attention.head_count": 4,
+        "llama.attention.head_count_kv": [1, 2, 4],
+    }  # fmt: skip
+    first, second = (tmp_path / f"m-0000{i}-of-00002.gguf" for i in (1, 2))
+    gguf_files.byte_level(first, tokens, merges, added={"<end>": TokenType.CONTROL}, **told)
+    spec = ModelSpec(source=str(first), backend="llama.cpp")
+    problem = inspect_model(spec, silent).problem
+    assert problem == f"{second}: there is no such GGUF file"
+    second.write_bytes(bytes(100))
+    with pytest.warns(UnknownSplittingWarning):
+        report = inspect_model(spec, silent)
+    assert report.kv_bytes == 1000 * (1 + 2 + 4) * (16 + 16) * 2
+    assert report.weight_bytes == first.stat().st_size + 100
 
 
 def load_size(path: Path) -> int:
@@ -334,6 +504,20 @@ def test_threads_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -
     for nothing in ("", "0", "many"):
         monkeypatch.setenv("OMP_NUM_THREADS", nothing)
         assert 1 <= threads() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [("250000 100000", 2), ("50000 100000", 1), ("max 100000", 8), ("900000 100000", 8)],
+)
+def test_threads_are_no_more_than_a_container_may_keep_busy(
+    share: str, expected: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cpu.max").write_text(f"{share}\n")
+    monkeypatch.setattr(waiting, "_SHARE", tmp_path / "cpu.max")
+    monkeypatch.setattr(waiting, "_cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert threads() == expected
 
 
 def test_waiting_threads_spin_briefly_unless_somebody_has_chosen(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
 import linecache
 import pickle
 import random
@@ -27,7 +28,7 @@ from gguf import TokenType
 from toy_models import toy_model
 
 from safe_integrations.calls.forms import FORMS
-from safe_integrations.config import EnsembleConfig, GenerationConfig
+from safe_integrations.config import EnsembleConfig, GenerationConfig, Tool
 from safe_integrations.engine.model import Distribution
 from safe_integrations.engine.tokens import END
 from safe_integrations.errors import (
@@ -46,6 +47,7 @@ from safe_integrations.models.llama_cpp.member import LlamaMember, LlamaSession
 from safe_integrations.models.load import load_member
 from safe_integrations.models.passes import Part
 from safe_integrations.models.spec import ModelSpec
+from safe_integrations.report.result import Result
 from safe_integrations.safe_engine import SafeEngine
 
 TEXT = "The quick brown fox jumps over the lazy dog."
@@ -764,3 +766,34 @@ def test_a_mixed_ensemble(toy: Path) -> None:
         result = engine.complete("The lazy dog", GenerationConfig(max_tokens=12))
         assert len(result.statistics.models) == 2
         assert all(model.forward_passes for model in result.statistics.models)
+
+
+@pytest.mark.parametrize("unit", ["text", "token"])
+def test_every_option_of_an_answer_is_kept_to(unit: Any, toy: Path, tmp_path: Path) -> None:
+    """Drawing, weights, structure and forced tools, with two vocabularies."""
+    tokens, merges = gguf_files.greedy('{"name": "Oslo"} A lazy ox')
+    other = gguf_files.byte_level(
+        tmp_path / "other.gguf", tokens, merges, added={"<end>": TokenType.CONTROL}, pre="gpt-2",
+        weights=True, context_length=LENGTH, width=64, spread=0.2,
+    )  # fmt: skip
+    one, two = member_of(toy), member_of(other)
+
+    def answer(config: EnsembleConfig, **options: Any) -> Result:
+        options = {"max_tokens": 100} | options
+        return SafeEngine(one, [two], config).complete("The fox", GenerationConfig(**options))
+
+    even = EnsembleConfig(unit=unit)
+    draw = {"temperature": 1.0, "top_p": 0.95, "repetition_penalty": 1.1, "seed": 3}
+    assert answer(even, **draw).text != answer(even, **draw | {"seed": 4}).text
+    favourites = [answer(EnsembleConfig(unit=unit, weights=w)).text for w in ((1, 0), (0, 1))]
+    assert favourites[0] != favourites[1]
+    city = {"type": "string", "maxLength": 9}
+    schema = {
+        "type": "object", "properties": {"city": city}, "required": ["city"],
+        "additionalProperties": False,
+    }  # fmt: skip
+    form = {"type": "json_schema", "schema": schema}
+    assert list(json.loads(answer(even, response_format=form).text)) == ["city"]
+    weather = Tool(name="weather", parameters=schema)
+    called = answer(even, tools=[weather], tool_choice="required").text
+    assert called.startswith("<tool_call>") and '"weather"' in called and '"city"' in called

@@ -72,6 +72,7 @@ def test_the_context_length(tmp_path: Path) -> None:
         b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 2, 1, b"k", 9, 4, 1 << 60),
         b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"k", 9, 9, 1),
         b"GGUF" + struct.pack("<IQQQ1sIQ", 3, 0, 1, 1, b"k", 8, 9) + b"text",
+        b"GGUF" + struct.pack("<IQQQ1sIIQQQ", 3, 0, 1, 1, b"k", 9, 8, 2, (1 << 64) - 1, 0),
         b"PK\3\4",
     ],
 )
@@ -80,3 +81,8 @@ def test_a_file_that_is_not_whole_is_refused_by_name(tmp_path: Path, head: bytes
     path.write_bytes(head)
     with pytest.raises(ModelLoadError, match="bad.gguf is (truncated|not a GGUF file)"):
         dict(values(path))
+
+
+def test_a_file_that_cannot_be_opened_is_told_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match=f"{tmp_path} cannot be read: "):
+        context_length(tmp_path)

@@ -18,7 +18,12 @@ from typing import Any, Final
 import numpy as np
 
 from safe_integrations.engine.tokens import common_prefix
-from safe_integrations.errors import GenerationCancelled, GenerationError, ModelLoadError
+from safe_integrations.errors import (
+    GenerationCancelled,
+    GenerationError,
+    ModelLoadError,
+    UnsupportedModelError,
+)
 from safe_integrations.models.llama_cpp.batch import Arrays, Held, Ids, Row
 from safe_integrations.models.llama_cpp.library import LENGTH, Batch, Weights
 from safe_integrations.models.passes import ROWS_ALONE, Part, Price, passes_on
@@ -42,6 +47,7 @@ class Context:
 
     Raises:
         ModelLoadError: The library does not compute as it should.
+        UnsupportedModelError: The model makes no language.
         GenerationError: There is no memory.
     """
 
@@ -296,6 +302,10 @@ class Context:
         again = self._ask((other, 1, [b]), (one, 1, [b, c]))
         expected = [first[1], first[1], first[2]]
         spread = max(float(np.ptp(row)) for row in first)
+        if spread == 0:  # as embedding models do, which have no rows
+            raise UnsupportedModelError(
+                f"{self._weights.path} expects every token alike: it is no language model; use one"
+            )
         if not np.isfinite(spread) or any(
             float(abs(x - y).max()) > _TOLERANCE * spread
             for x, y in zip(again, expected, strict=True)

@@ -32,7 +32,7 @@ INSTALL: Final = 'pip install "safe-integrations[llama-cpp]"'
 
 _PLACES: Final = (
     ("llama_cpp", ("lib/libllama.so", "lib/libllama.dylib", "lib/llama.dll")),
-    ("xllamacpp", ("xllamacpp*.so", "xllamacpp*.pyd")),
+    ("xllamacpp", ("xllamacpp*.so",)),  # on Windows its module shows nobody the library
 )
 """In which packages the library lies, and under which names; the first is taken."""
 
@@ -197,8 +197,7 @@ class Llama:
         params = self.llama_model_default_params()
         _write(params, _GPU_LAYERS, c_int32(gpu_layers))
         if vocabulary:
-            data = bytes(params.data)
-            flags = next((at for at in _FLAGS if any(data[at : at + 8])), None)
+            flags = next((at for at in _FLAGS if any(params.data[at : at + 8])), None)
             if flags is not None:  # the first of them; without it, all is read
                 _write(params, flags, c_bool(True))
         with self.complaints() as lines:
@@ -242,7 +241,7 @@ class Llama:
             self._tell(-1)
 
     def _tell(self, more: int) -> None:
-        with _listening:
+        with _guard:
             self._listeners += more
             listener = _LISTENER if self._listeners else _IGNORE
             self.llama_log_set(ctypes.cast(listener, c_void_p), None)
@@ -291,15 +290,13 @@ class Weights:
             special: Whether names of special tokens in it are these tokens.
         """
         count = len(text) + 8
-        ids = (c_int32 * count)()
-        args = (self.vocab, text, len(text), ids, count, False, special)
-        found = self.llama.llama_tokenize(*args)
-        if found < 0:  # it tells how many there are
-            count = -found
+        while True:
             ids = (c_int32 * count)()
             args = (self.vocab, text, len(text), ids, count, False, special)
             found = self.llama.llama_tokenize(*args)
-        return ids[:found]
+            if found >= 0:
+                return ids[:found]
+            count = -found  # it tells how many there are
 
     def piece(self, token: int, *, special: bool) -> bytes:
         """The bytes of a token; those of a special one are its name, or none."""
@@ -328,14 +325,19 @@ def is_installed() -> bool:
     return _found() is not None
 
 
-@cache
 def library() -> Llama:
-    """The library, loaded when it is first asked for.
+    """The library, loaded when it is first asked for, once however many threads ask.
 
     Raises:
         MissingDependencyError: There is none. Says how to install it.
         ModelLoadError: It cannot be used. Says why.
     """
+    with _guard:
+        return _library()
+
+
+@cache
+def _library() -> Llama:
     path = _found()
     if path is None:
         raise MissingDependencyError("computing with llama.cpp", "its library", "llama-cpp")
@@ -365,10 +367,11 @@ def _write(params: _Params, at: int, value: Any) -> None:
 
 
 def _reason(lines: list[str]) -> str:
-    """Of what the library has said, the line that tells most."""
+    """Of what the library has said, the line that tells most: not one that only names the file."""
     told = "".join(lines).strip().splitlines()
-    telling = (line.partition("error loading model: ")[2] for line in told)
-    return next(filter(None, telling), told[0] if told else "it does not say why")
+    reasons = (line.partition("error loading model: ")[2] for line in told)
+    telling = (reason for reason in reasons if reason and "failed to load model from" not in reason)
+    return next(telling, told[0] if told else "it does not say why")
 
 
 _REMEDY: Final = (
@@ -376,7 +379,7 @@ _REMEDY: Final = (
     "another file)"
 )
 _SERIOUS: Final = (3, 4)  # warnings, errors
-_listening: Final = threading.Lock()
+_guard: Final = threading.Lock()
 _heard: Final = threading.local()
 
 

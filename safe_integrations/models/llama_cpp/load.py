@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from safe_integrations.calls.form import Form
 from safe_integrations.engine.tokens import TokenTable
 from safe_integrations.errors import (
@@ -23,7 +25,7 @@ from safe_integrations.models.llama_cpp.member import LlamaMember
 from safe_integrations.models.llama_cpp.metadata import context_length, values
 from safe_integrations.models.llama_cpp.threads import threads
 from safe_integrations.models.llama_cpp.tokenizer import LlamaTokenizer
-from safe_integrations.models.locate import gguf_of, is_gguf
+from safe_integrations.models.locate import gguf_of, is_gguf, parts_of
 from safe_integrations.models.memory import return_free_memory
 from safe_integrations.models.rendering import Render, Renderer
 from safe_integrations.models.report import ModelReport
@@ -98,16 +100,23 @@ def report_of(spec: ModelSpec, tell: Progress) -> ModelReport:
     def number(key: str) -> int:
         return int(told.get(f"{architecture}.{key}", 0))
 
-    heads = number("attention.head_count_kv") or number("attention.head_count")
-    width = number("embedding_length") // max(number("attention.head_count"), 1)
+    def heads(kind: str) -> int:
+        """Of all layers; a file tells one number for each, or a list."""
+        each = told.get(f"{architecture}.attention.{kind}", 0)
+        return int(np.resize(each, number("block_count")).sum())
+
+    width = number("embedding_length") * number("block_count") // max(heads("head_count"), 1)
     widths = (number(f"attention.{part}_length") or width for part in ("key", "value"))
-    tokenizer = LlamaTokenizer(open_vocabulary(path), name_of(spec), spec.chat_template)
+    cached = heads("head_count_kv") or heads("head_count")
+    weights = open_vocabulary(path)
+    _check_kind(weights, name_of(spec))
+    tokenizer = LlamaTokenizer(weights, name_of(spec), spec.chat_template)
     return ModelReport(
         name=spec.source,
         where=str(path),
         dtype=_TYPES.get(int(told.get("general.file_type", -1)), "GGUF"),
-        weight_bytes=path.stat().st_size,
-        kv_bytes=1000 * number("block_count") * heads * sum(widths) * _STATE or None,
+        weight_bytes=sum(Path(part).stat().st_size for part in parts_of(str(path))),
+        kv_bytes=1000 * cached * sum(widths) * _STATE or None,
         context_window=_window(context_length(path), spec),
         tokens=tokenizer.tokens(),
         teaches=Renderer(tokenizer).teaches,
@@ -129,7 +138,8 @@ def _window(built: int | None, spec: ModelSpec) -> int:
 def _check_kind(weights: Weights, name: str) -> None:
     """Refuses models that do not write from left to right, or cannot take anything back."""
     llama, model = weights.llama, weights.pointer
-    if llama.llama_model_has_encoder(model) or not llama.llama_model_has_decoder(model):
+    decodes = llama.llama_model_has_decoder(model) and not llama.llama_model_has_encoder(model)
+    if not decodes or weights.value(f"{weights.architecture}.attention.causal") == "false":
         raise UnsupportedModelError(f"{name} is no decoder-only model; use one")
     if llama.llama_model_is_diffusion(model):
         raise UnsupportedModelError(f"{name} does not write from left to right; use one that does")

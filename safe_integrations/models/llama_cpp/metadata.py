@@ -30,20 +30,22 @@ def values(path: Path) -> Iterator[tuple[str, Value]]:
     """The values of a file, in the order they stand in it, lists of texts left out.
 
     Raises:
-        ModelLoadError: It is no GGUF file, or it is not whole.
+        ModelLoadError: It cannot be read, is no GGUF file, or is not whole.
     """
-    with path.open("rb") as file:
-        magic = file.read(4)
-        if magic != b"GGUF":
-            raise ModelLoadError(f"{path} is not a GGUF file: it starts with {magic!r}")
-        try:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+            if magic != b"GGUF":
+                raise ModelLoadError(f"{path} is not a GGUF file: it starts with {magic!r}")
             with mmap(file.fileno(), 0, access=ACCESS_READ) as data:
                 yield from _Reader(data).values()
-        except (struct.error, KeyError, ValueError) as error:
-            raise ModelLoadError(
-                f"{path} is truncated or damaged: what it tells of itself cannot be read; download "
-                "it again"
-            ) from error
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from error
+    except (struct.error, KeyError, ValueError, OverflowError) as error:
+        raise ModelLoadError(
+            f"{path} is truncated or damaged: what it tells of itself cannot be read; download "
+            "it again"
+        ) from error
 
 
 def context_length(path: Path) -> int | None:

@@ -16,14 +16,26 @@ from typing import Final
 
 _CHOSEN: Final = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 _SPINS: Final = "1000"
+_SHARE: Final = Path("/sys/fs/cgroup/cpu.max")
 _SIBLINGS: Final = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 
 def threads() -> int:
-    """Threads to compute with: `OMP_NUM_THREADS`, else one for each core of the process."""
+    """Threads to compute with: `OMP_NUM_THREADS`, else one for each core of the process.
+
+    More than its container may keep busy would be stopped in the middle of every pass.
+    """
     given = os.environ.get("OMP_NUM_THREADS", "")
     if given.isdecimal() and int(given) > 0:
         return int(given)
+    try:  # cgroup 2: microseconds of computing time in each so many
+        quota, period = map(int, _SHARE.read_text().split())
+    except (OSError, ValueError):  # no such thing, or no limit
+        return _cores()
+    return max(1, min(_cores(), quota // period))
+
+
+def _cores() -> int:
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     cpus = os.sched_getaffinity(0)
