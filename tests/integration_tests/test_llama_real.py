@@ -53,6 +53,7 @@ ASKED = [form.format(prompt) for form in FORMS for prompt in PROMPTS]
 LONG = " ".join(f"Line {i}: the {PROMPTS[i]}" for i in range(33))
 """Longer than Gemma's sliding window of 512 tokens."""
 
+Turn = tuple[list[int], int, Sequence[FoldedDistribution]]
 T = TypeVar("T")
 
 
@@ -143,9 +144,7 @@ def test_behind_the_sliding_window_it_writes_what_llama_cpp_writes() -> None:
     alike(engine, LONG, answer(engine, LONG, 8), expected)
 
 
-def cut_and_rewritten(
-    member: LlamaMember, prompt: Sequence[int], seed: int
-) -> list[tuple[list[int], int, Sequence[FoldedDistribution]]]:
+def cut_and_rewritten(member: LlamaMember, prompt: Sequence[int], seed: int) -> list[Turn]:
     """Random cuts and rewrites, as rejected drafts make them; deeper than the last pass, too."""
     text = member.tokens.encode(" ".join(PROMPTS[:4]).encode())
     dice, session, ids, turns = random.Random(seed), member.start(prompt), list[int](), []
@@ -158,6 +157,15 @@ def cut_and_rewritten(
     return turns
 
 
+def equal_recomputed(member: LlamaMember, prompt: Sequence[int], turns: Sequence[Turn]) -> None:
+    """Alone, and of earlier turns only the prompt is taken over."""
+    for written, since, rows in turns:
+        fresh = member.start(prompt)
+        fresh.score([], 0)
+        close(member.name, rows, fresh.score(written, since))
+        fresh.close()
+
+
 @pytest.mark.parametrize(
     ("name", "prompt"),
     [*((name, "Why?") for name in PAIR), ("gemma3-270m", LONG)],
@@ -168,11 +176,7 @@ def test_cached_equals_recomputed_after_rejections(name: str, prompt: str) -> No
     ids = member.render(as_messages(prompt))
     turns = cut_and_rewritten(member, ids, 7)
     member.forget()
-    for written, since, cached in turns:  # of earlier turns, only the prompt is taken over
-        fresh = member.start(ids)
-        fresh.score([], 0)
-        close(member.name, cached, fresh.score(written, since))
-        fresh.close()
+    equal_recomputed(member, ids, turns)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS[:ORACLE_PROMPTS])
@@ -265,13 +269,6 @@ def test_many_at_once_share_passes_and_keep_apart(
 ) -> None:
     """What each expects is what it expects alone, whoever else is in the batch."""
     prompts = [member.render(as_messages(prompt)) for prompt in PROMPTS[:4]]
-
-    def rows(n: int) -> list[FoldedDistribution]:
-        turns = cut_and_rewritten(member, prompts[n], n)
-        return [row for _, _, rows in turns for row in rows]
-
-    alone = [rows(n) for n in range(4)]
-    member.forget()
     shared: list[int] = []
     compute = member.context.compute
 
@@ -280,9 +277,11 @@ def test_many_at_once_share_passes_and_keep_apart(
         compute(tasks)
 
     monkeypatch.setattr(member.context, "compute", counted)
-    for ours, theirs in zip(at_once(rows, 4), alone, strict=True):
-        close(member.name, ours, theirs)
+    answers = at_once(lambda n: cut_and_rewritten(member, prompts[n], n), len(prompts))
     assert sum(shared) > len(shared), "passes were shared"
+    member.forget()
+    for prompt, turns in zip(prompts, answers, strict=True):
+        equal_recomputed(member, prompt, turns)
 
 
 def test_a_second_question_over_the_same_context_computes_only_what_is_new() -> None:
