@@ -44,7 +44,7 @@ eval: $(STAMP)
 	SAFE_EVAL_LOOKAHEAD=40 SAFE_EVAL_LOOKAHEAD_TOKENS=64 SAFE_EVAL_SCHEMAS=100 \
 	SAFE_EVAL_UNITS=420 SAFE_EVAL_DRAWS=20000 SAFE_EVAL_UNITS_ORACLE=20 \
 	SAFE_EVAL_UNITS_ORACLE_TOKENS=12 SAFE_EVAL_ORDERS=40 SAFE_EVAL_ORDERS_TOKENS=64 \
-	SAFE_EVAL_BESIDE=64 SAFE_EVAL_BESIDE_TOKENS=48 \
+	SAFE_EVAL_BESIDE=64 SAFE_EVAL_BESIDE_TOKENS=48 SAFE_EVAL_AGAIN=20 SAFE_EVAL_AGAIN_TOKENS=48 \
 	$(BIN)/pytest --timeout=0 -q -rsP tests/integration_tests/test_real_models.py \
 		tests/integration_tests/test_llama_real.py tests/integration_tests/test_real_units.py \
 		tests/integration_tests/test_structure.py tests/integration_tests/test_many_at_once.py \

@@ -1,42 +1,30 @@
-"""How much of a difference is rounding: of a row, and of a decision that two answers part at."""
+"""What is rounding and what is not: of a row, and of the decision that two answers part at."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import chain
-from os.path import commonprefix
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from types import MappingProxyType
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.llama_loop import Loop
-from safe_integrations.engine.events import Piece
-from safe_integrations.engine.model import Dense, Member
-from safe_integrations.engine.tokens import END
-from safe_integrations.messages import as_messages
+from safe_integrations.config import GenerationConfig, Tool
+from safe_integrations.engine.distribution import DenseDistribution
+from safe_integrations.engine.events import Piece, Verdict, Verified
+from safe_integrations.engine.model import Dense, Member, Session, Work, never
+from safe_integrations.messages import Message
 from safe_integrations.models.llama_cpp.library import Weights
 from safe_integrations.safe_engine import SafeEngine
 
 Floats = NDArray[np.floating]
+Told = tuple[bytes, Verdict]
 
-FILLING = 48
-FEW, SOME = 3, 12
-TINY = 1e-30
-
-
-@dataclass(frozen=True)
-class Noise:
-    """What llama.cpp's rounding does, at worst.
-
-    Attributes:
-        logits: To a row, as `apart` measures it.
-        share: To the probability of one of a row's two favourites, as a share of it.
-    """
-
-    logits: float
-    share: float
+FEW = 3
+TRIES = 40
+LONGEST = 64
 
 
 def apart(row: Floats, other: Floats) -> float:
@@ -51,104 +39,112 @@ def apart(row: Floats, other: Floats) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
-def probabilities(row: Floats) -> Floats:
-    powers = np.exp(row - row.max())
-    return powers / powers.sum()
+def measure(weights: Weights, prompt: Sequence[int], ids: Sequence[int]) -> float:
+    """The most that reading the same ids otherwise moves a row behind them, by the library alone.
 
-
-def measure(weights: Weights, ids: Sequence[int], wanted: int) -> Noise:
-    """What reading the same ids otherwise does to the last rows, by the library alone.
-
-    One at a time; in small and large portions, which other kernels compute; and into cells in
-    another order, in which attention sums.
+    All at once; in small portions, which other kernels compute; and so, with cells in another
+    order, in which attention sums.
     """
     loop = Loop(weights, sequences=2)
-    ways = []
-    for portion in (FEW, SOME, len(ids)):
-        loop.forget()
-        ways.append(loop.read(ids, 0, wanted, portion))
+    count = len(ids)
+    once = loop.read([*prompt, *ids], 0, count)
     loop.forget()
-    loop.decode(ids[:FILLING], 0, FILLING, sequence=1)
-    loop.read(ids[:-wanted], 0)
+    loop.read(prompt, 0)
+    few = loop.read(ids, len(prompt), count, FEW)
+    loop.forget()
+    loop.decode(ids, 0, count, sequence=1)
+    loop.read(prompt, 0)
     loop.forget(1)  # what follows comes in front
-    ways.append(loop.read(ids[-wanted:], len(ids) - wanted, wanted, FEW))
+    moved = loop.read(ids, len(prompt), count, FEW)
     loop.close()
-    pairs = [pair for way in ways[1:] for pair in zip(ways[0], way, strict=True)]
-    return Noise(
-        max(apart(*pair) for pair in pairs),
-        max(changed(*pair) for pair in pairs),
-    )
+    return max(apart(*pair) for way in (few, moved) for pair in zip(once, way, strict=True))
 
 
-def changed(row: Floats, other: Floats) -> float:
-    """How much more or less likely one of a row's two favourites is in another row."""
-    a, b = probabilities(row), probabilities(other)
-    return max(share(float(a[i]), float(b[i])) for i in np.argsort(a)[-2:])
+class Disturbed:
+    """A member that has begun its answer, and rounds otherwise whenever it is asked.
 
-
-def share(one: float, other: float) -> float:
-    """The gap between two probabilities, as a share of the larger one.
-
-    Those of units are products: small ones that are far apart have a small difference.
+    Args:
+        member: The member.
+        begun: What is written.
+        noise: How far its rows are moved, as `apart` measures it.
+        seed: Where to.
     """
-    return abs(one - other) / max(one, other, TINY)
+
+    def __init__(self, member: Member, begun: bytes, noise: float, seed: int) -> None:
+        self.name, self.tokens, self.limits = member.name, member.tokens, member.limits
+        self.context_window, self.reason = member.context_window, member.reason
+        self._member, self._begun, self._noise = member, begun, noise
+        self._dice = np.random.default_rng(seed)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        template_args: Mapping[str, Any] = MappingProxyType({}),
+    ) -> list[int]:
+        prompt = self._member.render(messages, tools, template_args)
+        return [*prompt, *self.tokens.encode(self._begun)]
+
+    def start(self, prompt: Sequence[int], cancel: Callable[[], bool] = never) -> Session:
+        return _DisturbedSession(self._member.start(prompt, cancel), self._moved)
+
+    def _moved(self, row: Floats) -> Floats:
+        spread = row[np.isfinite(row)].std()
+        noise = self._dice.standard_normal(len(row), np.float32)
+        return row + np.float32(self._noise * spread) * noise
 
 
-def doubt(piece: Piece, weights: Sequence[float], above: float) -> float:
-    """By how little a piece was decided: among candidates, or against the threshold."""
-    gaps = []
-    if len(piece.candidates) > 1:
-        gaps.append(share(*sorted(c.probability for c in piece.candidates)[-2:]))
-    if len(piece.votes) == len(weights):
-        mean = sum(w * vote.probability for w, vote in zip(weights, piece.votes, strict=True))
-        gaps.append(share(mean, above))
-    return min(gaps, default=1.0)
+class _DisturbedSession:
+    def __init__(self, session: Session, moved: Callable[[Floats], Floats]) -> None:
+        self._session, self._moved = session, moved
+        self.close = session.close
+
+    @property
+    def work(self) -> Work:
+        return self._session.work
+
+    def score(self, ids: Sequence[int], since: int) -> Sequence[DenseDistribution]:
+        rows = cast(Sequence[Dense], self._session.score(ids, since))
+        return [DenseDistribution(self._moved(row.logits()), None) for row in rows]  # type: ignore[arg-type]
 
 
-def parting(
-    engine: SafeEngine, prompt: str, one: Sequence[Piece], other: Sequence[Piece]
-) -> float | None:
-    """How close the first decision was in which two answers differ; None where none does."""
-    same = 0
-    while same < min(len(one), len(other)) and told(one[same]) == told(other[same]):
-        same += 1
-    if same == len(one) == len(other):
-        return None
-    begun = text(one[:same])
-    shared = commonprefix([text(one), text(other)])
-    gaps = [
-        doubt(piece, engine.weights, engine.config.consensus_above)
-        for piece in chain(one[same : same + 1], other[same : same + 1])
-    ]
+def told(pieces: Sequence[Piece]) -> list[Told]:
+    return [(piece.written, piece.verdict) for piece in pieces]
+
+
+def hangs_on_rounding(
+    engine: SafeEngine,
+    prompt: str,
+    one: Sequence[Told],
+    other: Sequence[Told],
+    noises: Sequence[float],
+) -> bool:
+    """Whether the first decision in which two answers differ is one that rounding can turn.
+
+    It is made again, behind what they share, by fresh sessions whose rows are moved as far as
+    rounding moves them: both outcomes must come up.
+    """
+    pairs = zip(one, other, strict=False)
+    same = next((n for n, (a, b) in enumerate(pairs) if a != b), None)
+    if same is None:  # one stops where the other does not
+        return False
+    begun = b"".join(written for written, _ in one[:same])
     for member in engine.members:
-        gaps.append(least_lead(member, prompt, begun, max(begun, shared, key=len)))
-    return min(gaps)
+        member.forget()  # type: ignore[attr-defined]
+    first, *rest = (
+        Disturbed(member, begun, noise, seed)
+        for seed, (member, noise) in enumerate(zip(engine.members, noises, strict=True))
+    )
+    again = SafeEngine(first, rest, engine.config)
+    missing = {one[same], other[same]}
+    for _ in range(TRIES):
+        missing.discard(next_piece(again, prompt))
+        if not missing:
+            return True
+    return False
 
 
-def told(piece: Piece) -> tuple[int, bytes]:
-    return piece.start, piece.written
-
-
-def text(pieces: Sequence[Piece]) -> bytes:
-    return b"".join(piece.written for piece in pieces if piece.written != END)
-
-
-def least_lead(member: Member, prompt: str, begun: bytes, shared: bytes) -> float:
-    """The least that a model's favourite is ahead by, from where one text ends to another's end."""
-    ids = member.tokens.encode(shared) if shared else []
-    since, read = 0, 0
-    while since < len(ids) and read < len(begun):
-        read += len(member.tokens.symbol(ids[since]))
-        since += 1
-    return lead(member, prompt, ids, since)
-
-
-def lead(member: Member, prompt: str, ids: Sequence[int], since: int) -> float:
-    """The least `share` that a model's favourite is ahead by, behind `ids[:since]`, ..., `ids`."""
-    session = member.start(member.render(as_messages(prompt)))
-    leads = []
-    for row in session.score(ids, since):
-        second, first = np.exp(np.sort(cast(Dense, row).dense())[-2:])
-        leads.append(share(float(first), float(second)))
-    session.close()
-    return min(leads)
+def next_piece(engine: SafeEngine, prompt: str) -> Told:
+    with closing(engine.generate(prompt, GenerationConfig(max_tokens=LONGEST))) as events:
+        judged = (event.pieces for event in events if isinstance(event, Verified))
+        return told(next(pieces for pieces in judged if pieces))[0]

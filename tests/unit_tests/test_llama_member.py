@@ -192,6 +192,9 @@ def test_the_same_prompt_again_is_not_computed(toy: Path) -> None:
     cut = member.start(ids)
     same(cut.score([], 0), rows[:1])
     assert cut.work.reused == 20
+    cut.close()
+    as_long = [*ids[:20], *some_ids(10, 2)]  # a prompt that ends where another one ended
+    same(member.start(as_long).score([], 0), member_of(toy).start(as_long).score([], 0))
 
 
 def test_a_prompt_that_shares_little_leaves_the_rest_to_others(toy: Path) -> None:

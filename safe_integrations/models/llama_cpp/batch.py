@@ -32,12 +32,10 @@ class Held:
         self.ids = ids
         self.end: tuple[int, Row] | None = None
 
-    def row_behind(self, prompt: Sequence[int]) -> Row | None:
-        """The row behind a prompt, a copy; None where it is not kept."""
-        length, row = self.end or (-1, None)
-        if row is None or length != len(prompt) or self.ids[:length] != prompt:
-            return None
-        return row.copy()
+    def row_behind(self, length: int) -> Row | None:
+        """The row behind so many ids, a copy; None where it is not kept."""
+        end, row = self.end or (-1, None)
+        return row.copy() if row is not None and end == length else None
 
 
 class Ids(Part):

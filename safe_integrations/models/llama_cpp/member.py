@@ -157,7 +157,7 @@ class LlamaSession:
     def _take(self) -> Held:
         """Takes a sequence; where it has read this prompt before, the row behind it is there."""
         held = self._held = self._context.take(self._prompt)
-        if (row := held.row_behind(self._prompt)) is not None:
+        if (row := held.row_behind(len(self._prompt))) is not None:
             self._known, self._rows = self._prompt, [FoldedDistribution(row, self._fold)]
             self.work.reused = len(self._prompt)
         return held
