@@ -250,3 +250,17 @@ def test_a_new_draft_begins_anew() -> None:
     assert not auto.goes_on([0.5, 0.5])
     auto.start(())
     assert auto.goes_on([0.5])
+
+
+def test_a_guess_is_as_long_as_what_was_measured_of_such_guesses_pays() -> None:
+    """By hand: one further token costs 0.9 steps, but four cost 1.6, so one alone never pays."""
+    lookup = PromptLookup(range(100))
+    lookup.learn(guessed=0, right=0, wrong=False, seconds=1.0)
+    assert guessed(lookup)
+    lookup.learn(guessed=4, right=4, wrong=False, seconds=2.6)
+    lookup.learn(guessed=1, right=1, wrong=False, seconds=1.9)
+    # rate: (4 * 0.9 + 1 + 1) / (4 * 0.9 + 1 + 2) = 0.848; 0.4 each from 3 on: on while 0.848^n >= 0.4
+    assert guessed(lookup) == 5
+    lookup.learn(guessed=1, right=0, wrong=True, seconds=1.9)
+    # rate: (4.6 * 0.9 + 1) / (4.6 * 0.9 + 3) = 0.72; the sum to 3: 1.80 > 1.2, and 0.72^3 = 0.37 < 0.4
+    assert guessed(lookup) == 3
