@@ -259,8 +259,8 @@ def test_a_guess_is_as_long_as_what_was_measured_of_such_guesses_pays() -> None:
     assert guessed(lookup)
     lookup.learn(guessed=4, right=4, wrong=False, seconds=2.6)
     lookup.learn(guessed=1, right=1, wrong=False, seconds=1.9)
-    # rate: (4 * 0.9 + 1 + 1) / (4 * 0.9 + 1 + 2) = 0.848; 0.4 each from 3 on: on while 0.848^n >= 0.4
+    # rate: (4 * 0.9 + 1 + 1) / (4 * 0.9 + 1 + 2) = 0.848; from 3 on while 0.848^n >= 0.4
     assert guessed(lookup) == 5
     lookup.learn(guessed=1, right=0, wrong=True, seconds=1.9)
-    # rate: (4.6 * 0.9 + 1) / (4.6 * 0.9 + 3) = 0.72; the sum to 3: 1.80 > 1.2, and 0.72^3 = 0.37 < 0.4
+    # rate: (4.6 * 0.9 + 1) / (4.6 * 0.9 + 3) = 0.72; to 3: 1.6 > 1.2, and 0.72^4 < 0.4
     assert guessed(lookup) == 3
