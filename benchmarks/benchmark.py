@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from time import perf_counter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from benchmarks.measure import (
     Alone,
@@ -84,14 +84,17 @@ def plain(spread: Spread | None) -> dict[str, float] | None:
     return None if spread is None else asdict(spread)
 
 
+_Run = TypeVar("_Run", bound=Run)
+
+
 @dataclass(frozen=True, slots=True)
-class Rounds:
+class Rounds(Generic[_Run]):
     """Several ways to write an answer, taking turns: one run of each per repetition."""
 
     pair: str
-    rounds: list[dict[str, Run]] = field(default_factory=list)
+    rounds: list[dict[str, _Run]] = field(default_factory=list)
 
-    def over(self, way: str, value: Callable[[Run], float]) -> Spread | None:
+    def over(self, way: str, value: Callable[[_Run], float]) -> Spread | None:
         """The spread of a number of each run; None where the way was not measured."""
         values = [value(runs[way]) for runs in self.rounds if way in runs]
         return Spread.of(values) if values else None
@@ -105,7 +108,7 @@ class Rounds:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell(Rounds):
+class Cell(Rounds[Run]):
     """All ways to write one answer: a column of the report."""
 
     prompt: str = ""

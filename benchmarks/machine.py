@@ -26,7 +26,7 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
         "threads": torch and torch.get_num_threads(),
-        **versions(("safe-integrations", "torch", "transformers")),
+        **versions(("safe-integrations", "torch", "transformers", "xllamacpp")),
     }
 
 

@@ -22,8 +22,8 @@ from safe_integrations.cli.many import in_threads
 from safe_integrations.config import GenerationConfig
 from safe_integrations.errors import GenerationCancelled
 from safe_integrations.messages import Message
-from safe_integrations.models.transformers.load import return_free_memory
-from safe_integrations.models.transformers.openmp import send_team_home
+from safe_integrations.models.memory import return_free_memory
+from safe_integrations.models.openmp import send_team_home
 from safe_integrations.report.result import Result
 from safe_integrations.safe_engine import SafeEngine
 

@@ -53,7 +53,7 @@ most of its tokens free, so that a mask is needed for each of them.
 
 
 @dataclass(frozen=True, slots=True)
-class Overhead(Rounds):
+class Overhead(Rounds[Run]):
     """Each kind of answer, each repetition."""
 
     def per_token(self, kind: str, part: str = "outside") -> Spread | None:

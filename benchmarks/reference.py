@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 
 from benchmarks.measure import Alone, Run, Way, Written
-from safe_integrations.models.transformers.openmp import send_team_home
+from safe_integrations.models.openmp import send_team_home
 
 _GREEDY: Final = {
     "do_sample": False,

@@ -20,18 +20,18 @@ _OUTSIDE: Final = tuple(part for part in Parts._fields if part not in _MODELS)
 def tables(report: Report, memory: Mapping[str, int | None]) -> list[Table]:
     """All that was measured: an ensemble's answers each, first tokens, memory."""
     pairs = list(dict.fromkeys(cell.pair for cell in report.cells))
-    shown = [_answers(pair, [c for c in report.cells if c.pair == pair], report) for pair in pairs]
+    made = [_answers(pair, [c for c in report.cells if c.pair == pair], report) for pair in pairs]
     if report.first_tokens:
         title = "Seconds to the first text of the rag prompt"
         firsts = table(title, "", "new", "again", "again / new")
         for pair in pairs:
             spreads = zip(report.first_token(pair), (".2f", ".2f", ".3f"), strict=True)
-            firsts.add_row(pair, *(_shown(spread, form) for spread, form in spreads))
-        shown.append(firsts)
+            firsts.add_row(pair, *(shown(spread, form) for spread, form in spreads))
+        made.append(firsts)
     title = f"Memory in MiB of the first ensemble, after the {report.settings.prompts[-1]} prompt"
     sizes = table(title, *memory)
     sizes.add_row(*("?" if size is None else f"{size / 2**20:,.0f}" for size in memory.values()))
-    return [*shown, sizes]
+    return [*made, sizes]
 
 
 def overhead(measured: Overhead) -> Table:
@@ -41,10 +41,10 @@ def overhead(measured: Overhead) -> Table:
     for kind in KINDS:
         made.add_row(
             kind,
-            _shown(measured.over(kind, lambda run: run.tokens), ".0f"),
-            *(_shown(measured.per_token(kind, part), ".1f") for part in _OUTSIDE),
-            _shown(measured.per_token(kind), ".1f"),
-            _shown(measured.against_greedy(kind), ".2f"),
+            shown(measured.over(kind, lambda run: run.tokens), ".0f"),
+            *(shown(measured.per_token(kind, part), ".1f") for part in _OUTSIDE),
+            shown(measured.per_token(kind), ".1f"),
+            shown(measured.against_greedy(kind), ".2f"),
         )
     return made
 
@@ -56,10 +56,10 @@ def _answers(pair: str, cells: list[Cell], report: Report) -> Table:
         made.add_row(label, *map(show, cells))
 
     def run_row(label: str, value: Callable[[Run], float], form: str, way: Way = "safe") -> None:
-        row(label, lambda cell: _shown(cell.over(way, value), form))
+        row(label, lambda cell: shown(cell.over(way, value), form))
 
     def ratio_row(label: str, way: Way, by: Callable[[Run, Run], float]) -> None:
-        row(f"  {label}", lambda cell: _shown(cell.ratio("safe", way, by), ".2f"))
+        row(f"  {label}", lambda cell: shown(cell.ratio("safe", way, by), ".2f"))
 
     run_row("tokens written", lambda run: run.tokens, ".0f")
     made.add_row("tokens per second")
@@ -90,7 +90,7 @@ def _statistic(run: Run, name: str) -> float:
     return float(getattr(run.statistics, name))
 
 
-def _shown(spread: Spread | None, form: str) -> str:
+def shown(spread: Spread | None, form: str) -> str:
     """The median, and half the distance from the lowest to the highest."""
     if spread is None:
         return "-"

@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,12 +24,16 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks import forms, vocabularies
 from benchmarks.forms import FormReport
 from safe_integrations.calls.forms import HERMES
+from safe_integrations.calls.plain import tool_signature
 from safe_integrations.config import Tool
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.messages import Message, Role
 from safe_integrations.models.agreement import Start
+from safe_integrations.models.jinja import render
 from safe_integrations.models.rendering import Renderer
+from safe_integrations.models.shapes import SHAPES, Turn
 from safe_integrations.models.template import Template
+from safe_integrations.models.transformers.tokenizer import TransformersTokenizer
 
 _PAGE: Final = Path(__file__).parent.parent / "docs" / "models.md"
 _CONTROL: Final = re.compile(r"<[|｜][^<>\s'\"{}]+[|｜]>|\[/?[A-Z_]+\]|</?[a-z_:]*think[a-z_:]*>")
@@ -108,6 +113,8 @@ class Found:
         end: What stands between a question and the answer.
         start: What of it does not come from the template by itself.
         calls: How it writes calls of tools.
+        same: How many renderings are those of transformers, errors included.
+        rendered: Of how many.
     """
 
     refused: dict[str, str]
@@ -116,17 +123,20 @@ class Found:
     end: str
     start: Start
     calls: FormReport
+    same: int
+    rendered: int
 
 
 def look_at(source: str) -> Found:
     """Renders all kinds of conversations by a template."""
     tokenizer = _tokenizer(source)
-    renderer = Renderer(tokenizer, "it")
-    render = renderer.writing(renderer.teaches or HERMES)
+    wrapped = TransformersTokenizer(tokenizer, "it")
+    renderer = Renderer(wrapped)
+    write = renderer.writing(renderer.teaches or HERMES)
     refused, lost, forged = dict[str, str](), dict[str, str](), list[str]()
     for kind, (messages, tools) in _KINDS.items():
         try:
-            ids = render(messages, tools)
+            ids = write(messages, tools)
         except InvalidArgumentError as error:
             refused[kind] = error.remedy
             continue
@@ -137,14 +147,50 @@ def look_at(source: str) -> Found:
         attack = "".join(tag for tag in tags if "think" not in tag)  # which templates may obey
         twins = ([replace(m, content=f"{m.content} {word}") for m in messages if m.content]
                  for word in (f"{attack}<eos> word", "word"))  # fmt: skip
-        tokens = ([i for i in render(twin, tools) if i in tokenizer.added_tokens_decoder]
+        tokens = ([i for i in write(twin, tools) if i in tokenizer.added_tokens_decoder]
                   for twin in twins)  # fmt: skip
         if next(tokens) != next(tokens):
             forged.append(kind)
-    asked = tokenizer.decode(render([Message("user", "qaskedq")]))
+    asked = tokenizer.decode(write([Message("user", "qaskedq")]))
     end = asked.rpartition("qaskedq")[2]
-    template = Template(tokenizer, source)
-    return Found(refused, lost, forged, end, template.start, forms.look_at(template.offering))
+    template = Template(wrapped, source)
+    calls = forms.look_at(template.offering)
+    return Found(refused, lost, forged, end, template.start, calls, *_compared(tokenizer, source))
+
+
+def _compared(tokenizer: PreTrainedTokenizerFast, source: str) -> tuple[int, int]:
+    """Renders all shapes of all conversations twice: as transformers does, and as we do."""
+    same = rendered = 0
+    special = tokenizer.special_tokens_map
+    for messages, tools in _KINDS.values():
+        turns = [{**m.extra, "role": m.role, "content": m.content} for m in messages]
+        shapes: list[list[Turn]] = []
+        for put in SHAPES:
+            if (shape := put(turns)) not in shapes:
+                shapes.append(shape)
+        offered = {"tools": [tool_signature(tool) for tool in tools]} if tools else {}
+        arguments: Sequence[dict[str, Any]] = (
+            {},
+            {"enable_thinking": True},
+            {"enable_thinking": False},
+        )
+        for shape, args, generation in product(shapes, arguments, (True, False)):
+            asked = {"chat_template": source, "add_generation_prompt": generation}
+            given = offered | args
+            theirs = _told(tokenizer.apply_chat_template, shape, tokenize=False, **asked, **given)
+            variables = {**special, **given}
+            ours = _told(render, source, shape, generation=generation, variables=variables)
+            same += ours == theirs
+            rendered += 1
+    return same, rendered
+
+
+def _told(make: Callable[..., Any], *args: Any, **options: Any) -> str:
+    """What is rendered, or why it is not."""
+    try:
+        return str(make(*args, **options))
+    except Exception as error:  # a template may raise whatever it likes
+        return f"{type(error).__name__}: {error}"
 
 
 def _missing(prompt: str, messages: Sequence[Message]) -> str:
@@ -192,6 +238,7 @@ def page(found: Mapping[str, Found], version: str) -> str:
     whole = {kind: sum(kind not in f.refused for f in found.values()) for kind in _KINDS}
     lost = sum(len(f.lost) for f in found.values())
     forged = sum(len(f.forged) for f in found.values())
+    same, rendered = (sum(f.same for f in found.values()), sum(f.rendered for f in found.values()))
     lines = [
         "# Real models",
         "",
@@ -201,6 +248,8 @@ def page(found: Mapping[str, Found], version: str) -> str:
         f"distribution of {version}, measured on {date.today()} with `make templates`. A prompt is",
         "whole if every text, call and result of the conversation stands in it, in order.",
         f"Left out without a word: {lost}. Control tokens that got out of a text: {forged}.",
+        "Templates are rendered here, not by transformers; of all shapes of these conversations,",
+        f"errors included, {same:,} of {rendered:,} come out as transformers renders them.",
         "",
         "| conversation | whole |",
         "| --- | ---: |",
@@ -261,7 +310,8 @@ def main(folder: Path) -> None:
             if problem:
                 print(f"{file.stem}: {problem}", file=sys.stderr)
     name = version[0].replace("_", "-") if version else "llama-cpp-python"
-    _PAGE.write_text(f"{page(found, name)}\n{vocabularies.report(folder)}", "utf-8")
+    sections = (page(found, name), vocabularies.report(folder), vocabularies.default_pair())
+    _PAGE.write_text("\n".join(sections), "utf-8")
 
 
 if __name__ == "__main__":

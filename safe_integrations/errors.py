@@ -75,6 +75,9 @@ class GenerationError(SafeError, RuntimeError):
 class GenerationCancelled(SafeError):
     """The caller stopped a running generation."""
 
+    def __init__(self, message: str = "the generation was cancelled") -> None:
+        super().__init__(message)
+
 
 class SafeTimeoutError(GenerationCancelled, TimeoutError):
     """The answer was not complete after `timeout` seconds."""

@@ -24,7 +24,7 @@ from safe_integrations.engine.units import Units
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.messages import as_messages
 from safe_integrations.models.admission import Memory, in_turn
-from safe_integrations.models.load import ModelSource, load_member, with_defaults
+from safe_integrations.models.load import ModelSource, load_members, with_defaults
 from safe_integrations.models.spec import Progress, told_apart
 from safe_integrations.report.result import Result
 
@@ -230,7 +230,7 @@ def load_engine(
         verifiers: The models that check it. None takes the default pair's verifier where the
             drafter is the default too, else none.
         config: How they are merged.
-        on_progress: Told what is going on, one line at a time.
+        on_progress: Told what is going on, one line at a time, by any thread.
 
     Raises:
         ModelError: A model cannot be found, read or used.
@@ -239,5 +239,5 @@ def load_engine(
     names = with_defaults(drafter, verifiers)
     config = config or EnsembleConfig()
     config.weights_for(len(names))  # before minutes of loading
-    members = [load_member(source, on_progress) for source in names]
+    members = load_members(names, on_progress)
     return SafeEngine(members[0], members[1:], config)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from safe_integrations.engine.model import never
+from safe_integrations.errors import GenerationCancelled
 from safe_integrations.models.passes import ROWS_TOGETHER, Part, Passes, Price
 
 PATIENCE = 20
@@ -31,6 +33,7 @@ class Fake:
         self.rows_alone = 256
         self.rows_together = ROWS_TOGETHER
         self.price = Price()
+        self.stop: Callable[[], None] | None = None
         self.within: Callable[[Sequence[Ask]], None] = lambda parts: None
 
     def compute(self, parts: Sequence[Any]) -> None:
@@ -41,11 +44,52 @@ class Fake:
             part.computed.append(part.taken)
 
 
+class _Long(Price):
+    def of(self, rows: int) -> float:
+        return 1.0
+
+
+class Slow(Fake):
+    """Its passes take until they may end, or are stopped."""
+
+    def __init__(self, log: list[list[tuple[str, int]]]) -> None:
+        super().__init__(log)
+        self.price = _Long()
+        self.entered = threading.Semaphore(0)
+        self.may_end = threading.Event()
+        self.stopped = threading.Event()
+        self.stop = self.stopped.set
+        self.at_once = self.most_at_once = 0
+
+    def compute(self, parts: Sequence[Any]) -> None:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            self.stopped.clear()
+            self.log.append([(part.name, part.taken) for part in parts])
+            self.entered.release()
+            self.within(parts)
+            until(lambda: self.stopped.is_set() or self.may_end.is_set())
+            if self.stopped.is_set():
+                raise GenerationCancelled
+            for part in parts:
+                part.computed.append(part.taken)
+        finally:
+            self.at_once -= 1
+
+
 class Ask(Part):
     """Rows with a name."""
 
-    def __init__(self, model: Fake, name: str, rows: int = 1, wanted: int = 1) -> None:
-        super().__init__(model, rows, wanted)
+    def __init__(
+        self,
+        model: Fake,
+        name: str,
+        rows: int = 1,
+        wanted: int = 1,
+        cancel: Callable[[], bool] = never,
+    ) -> None:
+        super().__init__(model, rows, wanted, cancel)
         self.name = name
         self.computed: list[int] = []
 
@@ -62,6 +106,9 @@ class Desk:
     def model(self, *, shares: bool = True) -> Fake:
         return Fake(self.log, shares=shares)
 
+    def slow(self) -> Slow:
+        return Slow(self.log)
+
     def start(self, work: Callable[[], None]) -> None:
         self.threads.append(threading.Thread(target=work, daemon=True))
         self.threads[-1].start()
@@ -70,6 +117,7 @@ class Desk:
         """Has a thread of its own ask, and waits until it is in the queue."""
 
         def run() -> None:
+            part.caller = threading.get_ident()
             try:
                 self.passes.run(part)
             except BaseException as error:

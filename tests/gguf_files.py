@@ -41,28 +41,57 @@ def byte_level(
     return write(path, "gpt2", [*tokens, *added], types, merges=merges, **settings)
 
 
+def sentencepiece(
+    path: Path, learned: list[str], *, added: dict[str, int] | None = None, **settings: Any
+) -> Path:
+    """A SentencePiece vocabulary: `<s>`, `</s>`, all bytes, what is learned, best first, and more.
+
+    `settings` are values of the file: `add_space_prefix`, `eos_token_id`, ...
+    """
+    types = {"<s>": TokenType.CONTROL, "</s>": TokenType.CONTROL}
+    types |= {f"<0x{byte:02X}>": TokenType.BYTE for byte in range(256)}
+    types |= dict.fromkeys(learned, TokenType.NORMAL) | (added or {})
+    settings = {"bos_token_id": 0, "eos_token_id": 1, "pre": "default"} | settings
+    scores = [-float(i) for i in range(len(types))]
+    return write(path, "llama", list(types), list(types.values()), scores=scores, **settings)
+
+
+def parts_of(text: str, longest: int = 5) -> list[str]:
+    """All parts of a text, as SentencePiece spells them, shorter ones first."""
+    letters = text.replace(" ", "\u2581")
+    found = (letters[i : i + n] for n in range(1, longest + 1) for i in range(len(letters) - n + 1))
+    return list(dict.fromkeys(found))
+
+
 def write(
     path: Path,
     model: str,
     tokens: list[str],
     types: list[int],
     *,
-    architecture: str = "llama",
+    architecture: str | None = None,
     weights: bool = False,
+    context_length: int = 64,
+    window: int | None = None,
+    width: int = 8,
+    spread: float = 1,
     **settings: Any,
 ) -> Path:
+    """A file; with `weights` those of a tiny Llama, or where there is a window of a Gemma 3."""
+    architecture = architecture or ("llama" if window is None else "gemma3")
     writer = GGUFWriter(path, architecture)
     writer.add_tokenizer_model(model)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     for name, value in settings.items():
-        key = f"tokenizer.ggml.{name}"
+        key = name if "." in name else f"tokenizer.ggml.{name}"
         if isinstance(value, list):
             writer.add_array(key, value)
         else:
             writer.add_key_value(key, value, _KINDS[type(value)])
     if weights:
-        _add_weights(writer, len(tokens))
+        writer.add_context_length(context_length)
+        _add_weights(writer, len(tokens), window, width, spread)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -70,19 +99,29 @@ def write(
     return path
 
 
-def _add_weights(writer: GGUFWriter, vocab_size: int, width: int = 8) -> None:
-    writer.add_context_length(64)
+def _add_weights(
+    writer: GGUFWriter, vocab_size: int, window: int | None, width: int, spread: float
+) -> None:
+    layers = 1 if window is None else 6  # the last of six sees everything
     writer.add_embedding_length(width)
-    writer.add_block_count(1)
+    writer.add_block_count(layers)
     writer.add_feed_forward_length(width)
     writer.add_head_count(1)
     writer.add_head_count_kv(1)
     writer.add_layer_norm_rms_eps(1e-6)
+    norms = ["attn", "ffn"]
+    if window is not None:
+        writer.add_sliding_window(window)
+        writer.add_key_length(width)
+        writer.add_value_length(width)
+        norms += ["attn_q", "attn_k", "post_attention", "post_ffw"]
     rng = np.random.default_rng(0)
     square = [f"attn_{part}" for part in ("q", "k", "v", "output")]
     square += [f"ffn_{part}" for part in ("gate", "up", "down")]
-    shapes = {f"blk.0.{name}.weight": (width, width) for name in square}
-    shapes |= {f"blk.0.{name}_norm.weight": (width,) for name in ("attn", "ffn")}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in range(layers):
+        shapes |= {f"blk.{layer}.{name}.weight": (width, width) for name in square}
+        shapes |= {f"blk.{layer}.{name}_norm.weight": (width,) for name in norms}
     shapes |= {"output_norm.weight": (width,), "token_embd.weight": (vocab_size, width)}
     for name, shape in shapes.items():
-        writer.add_tensor(name, rng.normal(size=shape).astype(np.float32))
+        writer.add_tensor(name, rng.normal(0, spread, shape).astype(np.float32))

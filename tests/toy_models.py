@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -14,7 +15,9 @@ from transformers import (
 )
 
 from benchmarks.prompts import CONTEXT
+from safe_integrations.models.rendering import Renderer
 from safe_integrations.models.spec import LoadedModel
+from safe_integrations.models.transformers.tokenizer import TransformersTokenizer
 
 SHAPE = {
     "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -51,6 +54,11 @@ def toy_tokenizer(
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>")
     tokenizer.chat_template = template
     return tokenizer
+
+
+def renderer(tokenizer: Any, name: str = "toy") -> Renderer:
+    """What renders prompts for a tokenizer of transformers."""
+    return Renderer(TransformersTokenizer(tokenizer, name))
 
 
 def toy_model(

@@ -18,11 +18,14 @@ from safe_integrations.cli.render import out, print_json, progress
 from safe_integrations.cli.tables import table
 
 if TYPE_CHECKING:
-    from safe_integrations.models.inspection import ModelReport
+    from safe_integrations.models.report import ModelReport
     from safe_integrations.models.spec import ModelSpec
 
 PACKAGES: Final = ("torch", "transformers", "numpy", "pydantic")
-EXTRAS: Final = ("langchain-core", "llama-index-core", "llguidance", "gguf", "opentelemetry-api")
+EXTRAS: Final = (
+    "langchain-core", "llama-index-core", "llguidance", "llama-cpp-python", "xllamacpp", "gguf",
+    "opentelemetry-api",
+)  # fmt: skip
 
 
 def doctor(
@@ -35,7 +38,8 @@ def doctor(
 ) -> None:
     """Tell what is installed, which models can be used, and how well they fit each other.
 
-    Loads no weights; a GGUF file is converted (once). Exits with 1 where a model cannot be used.
+    Loads no weights; a GGUF file that transformers computes is converted (once). Exits with 1 where
+    a model cannot be used.
     """
     report = _examine(o.specs_of(drafter, verifier, dtype, device), quiet)
     if as_json:
@@ -189,7 +193,7 @@ def _memory_line(memory: dict[str, Any]) -> str:
         f"{_size(available)} available"
     )
     if needed and available and needed > available:
-        line += ": NOT ENOUGH; try --dtype bfloat16 or smaller models"
+        line += ": NOT ENOUGH; try smaller models, GGUF files of fewer bits, or --dtype bfloat16"
     return line
 
 

@@ -87,12 +87,18 @@ Verifiers = Annotated[
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"] | None,
     typer.Option(
-        help="Type of the weights; auto takes the checkpoint's own.", rich_help_panel="Models"
+        help="Type of the weights; auto takes the checkpoint's own. Another one has transformers "
+        "compute GGUF files, too.",
+        rich_help_panel="Models",
     ),
 ]
 Device = Annotated[
     str | None,
-    typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps, ...", rich_help_panel="Models"),
+    typer.Option(
+        help="Where to compute: cpu, cuda, cuda:1, mps, ... Other than cpu, it has transformers "
+        "compute GGUF files, too.",
+        rich_help_panel="Models",
+    ),
 ]
 SchemaFile = Annotated[
     Path | None,

@@ -89,7 +89,8 @@ class Drafter:
             if tokens[-1] == END or wrong or rewritten or self._forced():
                 break
         if read and self._lookup and view.passes > passes:
-            self._lookup.learn(len(guess), right, wrong, view.seconds - seconds)
+            seconds = view.seconds - seconds
+            self._lookup.learn(len(guess), right, wrong, seconds, view.row_seconds)
         return tokens
 
     def _forced(self) -> list[int]:

@@ -105,7 +105,8 @@ class PromptLookup:
         self._rates = {n: _Rate() for n in _KEYS}
         self._matched = 0  # ids that the last guess was found by
         self._step = _Mean()  # seconds of a forward pass of one token
-        self._more = _Mean()  # seconds of every further token
+        self._more: dict[int, _Mean] = {}  # so many guessed -> seconds of each
+        self._row = 0.0  # the same by all answers of the model, for the first guess
         self._read(prompt)
 
     def guess(self, answer: Sequence[int], judged: int, count: int) -> list[int]:
@@ -123,7 +124,9 @@ class PromptLookup:
                 return self._ids[at : at + min(count, self._worth(self._rates[n]))]
         return []
 
-    def learn(self, guessed: int, right: int, wrong: bool, seconds: float) -> None:
+    def learn(
+        self, guessed: int, right: int, wrong: bool, seconds: float, row: float = 0.0
+    ) -> None:
         """Takes in what became of a guess.
 
         Args:
@@ -131,30 +134,47 @@ class PromptLookup:
             right: How many of them were right.
             wrong: Whether the next was not; a response format may leave it open.
             seconds: Time of the forward pass that checked them, in the model.
+            row: What one more token in a pass takes, by all answers of the model; 0 if unknown.
         """
+        self._row = row
         if guessed:
             self._rates[self._matched].add(right + wrong, right)
             if self._step.value is not None:
-                self._more.add(guessed, max(0.0, seconds - self._step.value))
+                more = self._more.setdefault(guessed, _Mean())
+                more.add(guessed, max(0.0, seconds - self._step.value))
         else:
             self._step.add(1, seconds)
             if self._matched:  # found and not tried: doubt what speaks against it, to try it again
                 self._rates[self._matched].add(0, 0)
-                self._more.fade()
+                for more in self._more.values():
+                    more.fade()
 
     def _worth(self, rate: _Rate) -> int:
-        """How many ids to guess: on while the chance that all are right is worth their time."""
-        step, more = self._step.value, self._more.value
+        """How many ids to guess: as many as save most time, by the chance that they are right."""
+        step = self._step.value
         if step is None:
             return 0
-        if more is None:
-            return _MOST_GUESSED
-        cost = more / step if step else 0.5  # nothing is known of models that tell no time
-        chance, count = rate.value, 0
-        while count < _MOST_GUESSED and chance >= cost:
+        if not self._more:  # what costs as much as a step, to see whether it is right
+            most = step / self._row if self._row else _MOST_GUESSED
+            return max(1, min(int(most), _MOST_GUESSED))
+        best, saved, chance, right = 0, 0.0, 1.0, 0.0
+        for count in range(1, _MOST_GUESSED + 1):
             chance *= rate.value
-            count += 1
-        return count
+            right += chance
+            gain = right - count * self._cost(count, step)
+            if gain >= saved:
+                best, saved = count, gain
+        return best
+
+    def _cost(self, count: int, step: float) -> float:
+        """What each of so many guessed ids takes, as a share of a step.
+
+        By the number that was measured next to it: the first few rows of a pass may cost more each
+        than many, or less.
+        """
+        nearest = min(self._more, key=lambda n: abs(n - count))
+        # nothing is known of models that tell no time
+        return (self._more[nearest].value or 0.0) / step if step else 0.5
 
     def _read(self, ids: Sequence[int]) -> None:
         for token_id in ids:

@@ -73,7 +73,7 @@ class View:
             GenerationError: The model failed.
         """
         if self._cancel():
-            raise GenerationCancelled("the generation was cancelled")
+            raise GenerationCancelled
         try:
             return self._session.score(ids, since)
         except SafeError:

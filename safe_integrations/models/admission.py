@@ -128,7 +128,7 @@ class _Answer:
                 return 0.0
         while True:
             if cancel():
-                raise GenerationCancelled("the generation was cancelled")
+                raise GenerationCancelled
             self._woken.acquire(timeout=_GLANCE)
             with _lock:
                 if self._begins():

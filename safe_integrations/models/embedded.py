@@ -7,6 +7,8 @@ of another family with another tokenizer, verifies.
 from __future__ import annotations
 
 import importlib
+import os
+import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Final
 
 from safe_integrations.errors import ModelLoadError, ModelNotFoundError
 from safe_integrations.models.spec import Progress
-from safe_integrations.models.transformers.gguf import converted
+from safe_integrations.models.transformers.gguf import cache_dir, converted
 
 DEFAULT_DRAFTER: Final = "smollm2-135m"
 DEFAULT_VERIFIERS: Final = ("gemma3-270m",)
@@ -80,6 +82,34 @@ def embedded_folder(name: str, on_progress: Progress) -> Path:
     file, sha256, fetch = _MODELS[name]
     _package(_PACKAGES[name])
     return converted(sha256, fetch, file, on_progress)
+
+
+def embedded_file(name: str, on_progress: Progress) -> Path:
+    """The GGUF file of an embedded model, put together first where its wheels hold parts.
+
+    Raises:
+        ModelNotFoundError: Its wheel is not installed. Says how to install it.
+        ModelLoadError: Its file is damaged, or there is no room for it.
+    """
+    file, sha256, fetch = _MODELS[name]
+    packed = _package(_PACKAGES[name]) / file
+    if packed.is_file():
+        return packed
+    whole = cache_dir() / "gguf" / f"{sha256[:32]}.gguf"
+    if whole.is_file():
+        return whole
+    try:
+        whole.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{whole.stem}.", dir=whole.parent) as work:
+            found = fetch(Path(work))
+            on_progress(f"{file}: put together (done once)")
+            os.replace(found, whole)  # checked by who has put it together
+            return whole
+    except OSError as error:
+        raise ModelLoadError(
+            f"{file}: cannot be put together in {whole.parent}: {error}. Make room there, or set "
+            "SAFE_INTEGRATIONS_CACHE to another folder"
+        ) from error
 
 
 def _package(module: str) -> Path:

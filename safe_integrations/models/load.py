@@ -5,12 +5,23 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future, as_completed
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from safe_integrations.engine.model import Member
 from safe_integrations.models.embedded import DEFAULT_DRAFTER, DEFAULT_VERIFIERS
-from safe_integrations.models.spec import LoadedModel, ModelCard, ModelSpec, Progress, key_of
+from safe_integrations.models.llama_cpp.library import is_installed
+from safe_integrations.models.locate import is_gguf
+from safe_integrations.models.report import ModelReport
+from safe_integrations.models.spec import (
+    LoadedModel,
+    ModelCard,
+    ModelSpec,
+    Progress,
+    key_of,
+    name_of,
+)
 
 ModelSource = str | ModelSpec | LoadedModel | Member
 """A hub id, folder, GGUF file or embedded name; the same with options; or a loaded model."""
@@ -20,15 +31,25 @@ class _Backend(Protocol):
     """What the module `load` in a backend's folder offers."""
 
     def load(self, spec: ModelSpec, tell: Progress) -> Member: ...
-    def member_of(self, loaded: LoadedModel) -> Member: ...
     def card_of(self, spec: ModelSpec) -> ModelCard: ...
+    def report_of(self, spec: ModelSpec, tell: Progress) -> ModelReport: ...
 
 
-def backend_of(source: ModelSpec | LoadedModel) -> _Backend:
+def backend_of(spec: ModelSpec) -> _Backend:
     """Which backend computes a model."""
-    from safe_integrations.models.transformers import load
+    if _is_for_llama_cpp(spec):
+        from safe_integrations.models.llama_cpp import load as llama_cpp
 
-    return load
+        return llama_cpp
+    from safe_integrations.models.transformers import load as transformers
+
+    return transformers
+
+
+def _is_for_llama_cpp(spec: ModelSpec) -> bool:
+    if spec.backend != "auto":
+        return spec.backend == "llama.cpp"
+    return is_gguf(spec) and not spec.of_transformers() and is_installed()
 
 
 def with_defaults(
@@ -47,7 +68,9 @@ def load_member(source: ModelSource, on_progress: Progress | None = None) -> Mem
         ModelError: The model cannot be found, read or used.
     """
     if isinstance(source, LoadedModel):
-        return backend_of(source).member_of(source)
+        from safe_integrations.models.transformers.load import member_of
+
+        return member_of(source)
     if isinstance(source, str):
         source = ModelSpec(source=source)
     if not isinstance(source, ModelSpec):
@@ -58,6 +81,52 @@ def load_member(source: ModelSource, on_progress: Progress | None = None) -> Mem
         if slot.member is None:
             slot.member = backend_of(source).load(source, on_progress or (lambda _: None))
         return slot.member
+
+
+def load_members(
+    sources: Sequence[ModelSource], on_progress: Progress | None = None
+) -> list[Member]:
+    """Loads some models, those of llama.cpp side by side: it reads them without the interpreter.
+
+    Nobody waits for the others where one fails, or Ctrl-C is pressed: fetching them takes long.
+
+    Args:
+        sources: The models.
+        on_progress: Told what is going on by one thread at a time.
+
+    Raises:
+        ModelError: One of them cannot be found, read or used.
+    """
+    one_at_a_time = threading.Lock()
+
+    def tell(line: str) -> None:
+        if on_progress is not None:
+            with one_at_a_time:
+                on_progress(line)
+
+    specs = [ModelSpec(source=s) if isinstance(s, str) else s for s in sources]
+    beside = {
+        n: _start_loading(spec, tell)
+        for n, spec in enumerate(specs)
+        if isinstance(spec, ModelSpec) and _is_for_llama_cpp(spec)
+    }
+    others = {n: load_member(spec, tell) for n, spec in enumerate(specs) if n not in beside}
+    for loaded in as_completed(beside.values()):
+        loaded.result()  # whichever fails first
+    return [others[n] if n in others else beside[n].result() for n in range(len(specs))]
+
+
+def _start_loading(spec: ModelSpec, tell: Progress) -> Future[Member]:
+    loaded: Future[Member] = Future()
+
+    def load() -> None:
+        try:
+            loaded.set_result(load_member(spec, tell))
+        except BaseException as error:
+            loaded.set_exception(error)
+
+    threading.Thread(target=load, name=f"loading {name_of(spec)}", daemon=True).start()
+    return loaded
 
 
 def peek(source: ModelSource) -> ModelCard:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from safe_integrations.errors import ModelLoadError, ModelNotFoundError
-from safe_integrations.models.embedded import EMBEDDED, embedded_folder
-from safe_integrations.models.quiet import quiet
+from safe_integrations.models.embedded import EMBEDDED, embedded_file, embedded_folder
+from safe_integrations.models.quiet import quiet_hub
 from safe_integrations.models.spec import ModelSpec, Progress, on_disk
 from safe_integrations.models.transformers.gguf import converted_file
 
@@ -31,10 +31,49 @@ def locate(spec: ModelSpec, tell: Progress) -> tuple[str, dict[str, Any]]:
     if folder is None:
         options |= _hub_options(spec)
         if spec.gguf_file is not None:
-            folder = converted_file(_download(spec, options, tell), tell)
+            folder = converted_file(_download(spec, spec.gguf_file, options, tell), tell)
     if folder is None:
         return spec.source, options
     return str(folder), options | {"local_files_only": True}
+
+
+def is_gguf(spec: ModelSpec) -> bool:
+    """Whether a GGUF file is asked for; whether there is one is found out by `gguf_of`."""
+    path = on_disk(spec.source)
+    if spec.gguf_file is not None or (path and path.is_file()):
+        return True
+    return path is None and (spec.source in EMBEDDED or spec.source.endswith(".gguf"))
+
+
+def gguf_of(spec: ModelSpec, tell: Progress) -> Path:
+    """The GGUF file that a spec asks for, downloaded first if need be; the first of several.
+
+    Raises:
+        ModelNotFoundError: There is none, or the hub cannot be reached.
+        ModelLoadError: It cannot be fetched.
+    """
+    path = on_disk(spec.source)
+    if path is None and spec.source in EMBEDDED:
+        return embedded_file(spec.source, tell)
+    if path is None and spec.gguf_file is not None and _HUB_ID.fullmatch(spec.source):
+        options = _hub_options(spec)
+        return [_download(spec, file, options, tell) for file in parts_of(spec.gguf_file)][0]
+    if path and path.is_dir():
+        path = path / (spec.gguf_file or "")
+    parts = [Path(part) for part in parts_of(str(path or spec.source))]
+    for part in parts:
+        if not part.is_file():
+            raise ModelNotFoundError(f"{part}: there is no such GGUF file")
+    return parts[0]
+
+
+def parts_of(file: str) -> list[str]:
+    """The names of all parts of a GGUF file, where its name says that it is the first of some."""
+    split = re.fullmatch(r"(.*)-00001-of-(\d{5})\.gguf", file)
+    if split is None:
+        return [file]
+    name, count = split.groups()
+    return [f"{name}-{i:05}-of-{count}.gguf" for i in range(1, int(count) + 1)]
 
 
 def folder_of(where: str, revision: str | None = None, cache_dir: Any = None) -> Path | None:
@@ -100,17 +139,14 @@ def _hub_options(spec: ModelSpec) -> dict[str, Any]:
     ) from reason
 
 
-def _download(spec: ModelSpec, options: dict[str, Any], tell: Progress) -> Path:
+def _download(spec: ModelSpec, file: str, options: dict[str, Any], tell: Progress) -> Path:
     from huggingface_hub import hf_hub_download
 
-    assert spec.gguf_file is not None
-    tell(f"{spec.source}: fetching {spec.gguf_file}")
+    tell(f"{spec.source}: fetching {file}")
     taken = ("cache_dir", "revision", "local_files_only")
     given = {key: value for key, value in options.items() if key in taken}
     try:
-        with quiet():
-            return Path(hf_hub_download(spec.source, spec.gguf_file, **given))
+        with quiet_hub():
+            return Path(hf_hub_download(spec.source, file, **given))
     except Exception as error:
-        raise ModelLoadError(
-            f"{spec.source}: {spec.gguf_file} cannot be fetched: {error}"
-        ) from error
+        raise ModelLoadError(f"{spec.source}: {file} cannot be fetched: {error}") from error

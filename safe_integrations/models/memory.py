@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -48,3 +50,9 @@ def _available_on(device: torch.device) -> int | None:
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     return 0 if device.type == "meta" else None  # weights that are not here yet take their place
+
+
+def return_free_memory() -> None:
+    """Has glibc return what it holds free: tokenizers leave plenty. Others cannot be told to."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)

@@ -8,11 +8,17 @@ threads but the callers', and a caller who is alone computes as if there was no 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from time import perf_counter
 from typing import Final, Protocol
+
+from safe_integrations.engine.model import never
+from safe_integrations.errors import GenerationCancelled
+from safe_integrations.models.openmp import send_team_home
 
 ROWS_ALONE: Final = 256
 """Rows of a long prompt to compute at a time for a session that nobody waits beside.
@@ -38,6 +44,11 @@ _MOST_PATIENCE: Final = 0.05
 _PASSED_OVER: Final = 4
 """Passes after which who waits for another model is next, however few wait with him."""
 
+_GLANCE: Final = 0.05
+"""Seconds between two looks at whether to stop, for whoever waits."""
+
+_LONG: Final = 0.2
+"""Seconds from which on a pass is worth being stopped before it ends."""
 
 _MEMORY: Final = 0.98
 _FEW: Final = 8
@@ -64,6 +75,14 @@ class Price:
             return 0.0
         return max(0.0, (products * count - rows * seconds) / spread)
 
+    def of(self, rows: int) -> float | None:
+        """Seconds that so many rows take, at most; None while nothing is known."""
+        count, sum_of_rows, seconds, *_ = self._sums
+        if not count:
+            return None
+        row = self.row or seconds / sum_of_rows
+        return (seconds + row * max(0.0, rows * count - sum_of_rows)) / count
+
 
 class Model(Protocol):
     """What computes passes."""
@@ -88,8 +107,17 @@ class Model(Protocol):
         """Most rows of a pass for several."""
         ...
 
+    @property
+    def stop(self) -> Callable[[], None] | None:
+        """Has the pass that is being computed end early; None where nothing can end it."""
+        ...
+
     def compute(self, parts: Sequence[Part]) -> None:
-        """One pass over the first `taken` rows of each part; it may be asked for them again."""
+        """One pass over the first `taken` rows of each part; it may be asked for them again.
+
+        Raises:
+            GenerationCancelled: It was stopped.
+        """
         ...
 
 
@@ -100,6 +128,8 @@ class Part:
         model: Who computes.
         rows: How many rows there are.
         wanted: How many of the last ones must be in one pass: the caller asks for their results.
+        cancel: Asked again and again, while they wait and while they are computed, whether nobody
+            wants them any more.
 
     Attributes:
         taken: How many of them the pass has taken, from the first on. The rest is to be asked for
@@ -108,10 +138,13 @@ class Part:
             part of the rest.
     """
 
-    def __init__(self, model: Model, rows: int, wanted: int) -> None:
+    def __init__(
+        self, model: Model, rows: int, wanted: int, cancel: Callable[[], bool] = never
+    ) -> None:
         self.model = model
         self.rows = rows
         self.wanted = wanted
+        self.cancel = cancel
         self.taken = 0
         self.seconds = 0.0
         self.error: Exception | None = None
@@ -154,6 +187,7 @@ class Passes:
         """Has a part computed, in a pass of its own or with others; returns when it is.
 
         Raises:
+            GenerationCancelled: `cancel` said so; the part may still be computed meanwhile.
             Exception: What the model raises for this part alone. Others never see it.
         """
         try:
@@ -165,7 +199,9 @@ class Passes:
             while not part.done:
                 if self._leader is not part:
                     self._step_aside()
-                    part.woken.acquire()
+                    while not part.woken.acquire(timeout=_GLANCE):
+                        if part.cancel():
+                            raise GenerationCancelled
                 if self._leader is part:
                     self._compute(part)
                     self._hand_over(part)
@@ -217,14 +253,20 @@ class Passes:
     def _try(self, parts: Sequence[Part]) -> None:
         model, started = parts[0].model, perf_counter()
         try:
-            model.compute(parts)
+            if model.stop is None or _is_short(parts):
+                model.compute(parts)
+            else:
+                _compute_until_stopped(parts, model.stop)
+        except GenerationCancelled:
+            for part in parts:
+                part.error = GenerationCancelled()
         except Exception as error:
             if len(parts) > 1:
                 raise
             parts[0].error = error
         seconds, rows = perf_counter() - started, sum(part.taken for part in parts)
-        if parts[0].error is None and all(p.taken <= p.wanted for p in parts):
-            # most of a prompt's rows are cheaper
+        if parts[0].error is None and all(p.taken <= p.wanted and not p.gone for p in parts):
+            # most of a prompt's rows are cheaper; those of who is gone may not have been computed
             model.price.learn(rows, seconds)
         row = min(model.price.row, seconds / rows)
         for part in parts:
@@ -264,7 +306,7 @@ class Passes:
         with self._lock:
             if self._leader is part:
                 for chosen in self._chosen:
-                    if chosen.done:
+                    if chosen.done and not chosen.gone:
                         self._answered.add(chosen.caller)
                         chosen.wake()
                 left = [p for p in self._chosen if not (p.done or p.gone)]  # they go first again
@@ -280,3 +322,61 @@ class Passes:
             if part in self._waiting:
                 self._waiting.remove(part)
         self._hand_over(part)
+
+
+def _is_short(parts: Sequence[Part]) -> bool:
+    rows = sum(part.taken for part in parts)
+    expected = parts[0].model.price.of(rows)
+    return rows <= _FEW if expected is None else expected < _LONG
+
+
+def _compute_until_stopped(parts: Sequence[Part], stop: Callable[[], None]) -> None:
+    """A pass in another thread, which leaves this one to look whether it is still wanted.
+
+    Ctrl-C stops it, too: a thread that is in a library would not hear of it before the end.
+    """
+    computed: Future[None] = Future()
+
+    def compute() -> None:
+        if computed.set_running_or_notify_cancel():
+            try:
+                parts[0].model.compute(parts)
+            except BaseException as error:
+                computed.set_exception(error)
+            else:
+                computed.set_result(None)
+
+    worker = threading.Thread(target=compute, name="forward pass", daemon=True)
+    send_team_home()
+    try:
+        worker.start()
+        while worker.is_alive():
+            worker.join(_GLANCE)
+            if all(part.gone or part.cancel() for part in parts):
+                stop()
+    except BaseException:
+        try:
+            _end(computed, stop)
+        except BaseException:  # others would compute at the same time
+            _end(computed, stop)
+        raise
+    computed.result()
+
+
+def _end(computed: Future[None], stop: Callable[[], None]) -> None:
+    """Returns when nobody computes any more; a thread that was to begin never does."""
+    while not (computed.cancel() or computed.done()):
+        stop()
+        wait([computed], _GLANCE)
+
+
+_devices: Final[dict[str, Passes]] = {}
+
+
+def passes_on(device: str) -> Passes:
+    """The passes of a device: what several models compute there would stall one another."""
+    return _devices.setdefault(device, Passes(send_team_home))
+
+
+if hasattr(os, "register_at_fork"):  # nobody in a forked process will end the passes of its parent
+    os.register_at_fork(after_in_child=_devices.clear)

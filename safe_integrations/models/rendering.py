@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from safe_integrations.calls.form import Form
 from safe_integrations.calls.forms import HERMES
@@ -17,6 +17,7 @@ from safe_integrations.messages import Message
 from safe_integrations.models.marks import Marked
 from safe_integrations.models.shapes import SHAPES, Turn
 from safe_integrations.models.template import Template
+from safe_integrations.models.tokenizer import Tokenizer
 
 _RESERVED: Final = frozenset(
     "conversation messages tools chat_template add_generation_prompt continue_final_message "
@@ -24,6 +25,22 @@ _RESERVED: Final = frozenset(
     "return_assistant_tokens_mask tokenizer_kwargs".split()
 )
 """What `apply_chat_template` takes besides a template's variables."""
+
+
+class Render(Protocol):
+    """Writes prompts (`Member.render`, `Member.reason`)."""
+
+    def __call__(
+        self, messages: Sequence[Message], tools: Sequence[Tool], args: Mapping[str, Any], /
+    ) -> list[int]:
+        """Up to the answer."""
+        ...
+
+    def reason(
+        self, messages: Sequence[Message], tools: Sequence[Tool], args: Mapping[str, Any], /
+    ) -> Reasoning:
+        """Up to the reasoning in front of it."""
+        ...
 
 
 class Renderer:
@@ -35,23 +52,23 @@ class Renderer:
     first of the answer.
 
     Args:
-        tokenizer: A fast tokenizer of transformers.
-        name: How errors call the model.
+        tokenizer: The tokenizer.
 
     Attributes:
         teaches: The form of a call that the chat template teaches; None where it is none we know.
     """
 
-    def __init__(self, tokenizer: Any, name: str) -> None:
-        self._name = name
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._name = tokenizer.name
         self._form = HERMES
-        plain, for_tools = (template_of(tokenizer, tools=tools) for tools in (False, True))
+        plain, for_tools = (
+            template_of(tokenizer.templates, self._name, tools=tools) for tools in (False, True)
+        )
         self._template = Template(tokenizer, plain)
         same = for_tools == plain
         self._tool_template = self._template if same else Template(tokenizer, for_tools)
         self.teaches = self._tool_template.teaches
-        first = tokenizer("")["input_ids"][:1]
-        self._bos = first if first == [tokenizer.bos_token_id] else []
+        self._bos = [] if tokenizer.bos is None else [tokenizer.bos]
 
     def writing(self, form: Form) -> Renderer:
         """The same where calls have another form than Hermes JSON."""
@@ -164,22 +181,26 @@ class Renderer:
         yield self._template, True
 
 
-def template_of(tokenizer: Any, *, tools: bool = False) -> str | None:
+def template_of(templates: Mapping[str, str], name: str, *, tools: bool = False) -> str | None:
     """The chat template for a conversation with or without tools; None for a base model.
+
+    Args:
+        templates: All templates of a model, by name.
+        name: How errors call the model.
+        tools: Whether there are tools.
 
     Raises:
         UnsupportedModelError: There are several with names, and none is the default.
     """
-    if not tokenizer.chat_template:
+    if not templates:
         return None
-    try:
-        template: str = tokenizer.get_chat_template(tools=[] if tools else None)
-    except ValueError as error:
-        raise UnsupportedModelError(
-            f"{tokenizer.name_or_path}: none of its chat templates is the default; set "
-            f"chat_template to one of {', '.join(tokenizer.chat_template)}"
-        ) from error
-    return template
+    for use in ("tool_use", "default") if tools else ("default",):
+        if use in templates:
+            return templates[use]
+    raise UnsupportedModelError(
+        f"{name}: none of its chat templates is the default; set chat_template to one of "
+        f"{', '.join(templates)}"
+    )
 
 
 def _turns(

@@ -54,8 +54,14 @@ class ModelSpec(StrictModel):
         source: A hub id, a folder, a `.gguf` file, or the name of an embedded model
             (`smollm2-135m`, `gemma3-270m`).
         name: How errors and statistics call it. None takes it from the source.
-        dtype: Type of the weights. `auto` takes the checkpoint's own; GGUF becomes float32.
-        device: Where to compute. None takes CUDA, else MPS, else the CPU.
+        backend: What computes it. `auto` takes llama.cpp for GGUF files where its library is
+            installed and nothing is asked for that it does not know, else transformers.
+        gpu_layers: Layers that a GPU holds, where llama.cpp computes and its library knows the
+            GPU; -1 for all.
+        dtype: Type of the weights in transformers. `auto` takes the checkpoint's own; GGUF becomes
+            float32.
+        device: Where transformers computes. None takes CUDA, else MPS, else the CPU. `cpu` keeps
+            llama.cpp off the GPU, too.
         device_map: Layers to devices, as accelerate reads it, instead of `device`.
         revision: Branch, tag or commit of a hub model.
         gguf_file: Name of a GGUF file inside the hub repository or folder.
@@ -78,6 +84,8 @@ class ModelSpec(StrictModel):
 
     source: str = Field(min_length=1)
     name: str | None = Field(default=None, min_length=1)
+    backend: Literal["auto", "llama.cpp", "transformers"] = "auto"
+    gpu_layers: int = Field(default=-1, ge=-1)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str | None = None
     device_map: str | dict[str, _Data] | None = None
@@ -96,6 +104,20 @@ class ModelSpec(StrictModel):
         if self.device is not None and self.device_map is not None:
             raise ValueError("give a device or a device_map, not both")
         return self
+
+    @model_validator(mode="after")
+    def _backend_knows_all(self) -> ModelSpec:
+        if self.backend == "llama.cpp" and (unknown := self.of_transformers()):
+            remedy = f"it does not know {', '.join(unknown)}: leave that out"
+            raise InvalidArgumentError("backend", self.backend, remedy)
+        return self
+
+    def of_transformers(self) -> list[str]:
+        """What is asked for that only transformers knows."""
+        default = ModelSpec.model_construct(source=self.source)
+        names = ("dtype", "device_map", "trust_remote_code", "pack", "load_kwargs")
+        asked = [name for name in names if getattr(self, name) != getattr(default, name)]
+        return asked + ["device"] * (self.device not in (None, "cpu"))
 
     @field_validator("load_kwargs")
     @classmethod

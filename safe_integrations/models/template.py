@@ -19,8 +19,10 @@ from safe_integrations.models.agreement import (
     start_of,
     thinking_of,
 )
+from safe_integrations.models.jinja import names_in, render
 from safe_integrations.models.marks import Place
 from safe_integrations.models.shapes import Turn
+from safe_integrations.models.tokenizer import Tokenizer
 
 _SPEAKERS: Final = {"user": "User", "assistant": "Assistant", "tool": "Tool"}
 _UNDEFINED: Final = re.compile("'(.+)' is undefined")
@@ -30,11 +32,11 @@ class Template:
     """One chat template of a tokenizer.
 
     Args:
-        tokenizer: A fast tokenizer of transformers.
+        tokenizer: The tokenizer.
         source: The template; None for base models, whose turns are written plainly.
     """
 
-    def __init__(self, tokenizer: Any, source: str | None) -> None:
+    def __init__(self, tokenizer: Tokenizer, source: str | None) -> None:
         self._tokenizer = tokenizer
         self._source = source
 
@@ -76,11 +78,11 @@ class Template:
     @cached_property
     def control(self) -> re.Pattern[str]:
         """What matches a control token: special ones, and others that the template writes."""
-        declared = getattr(self._tokenizer, "chat_control_tokens", None)
+        declared = self._tokenizer.control
         written = self._source or "" if declared is None else declared
         tokens = [
             token.content
-            for token in self._tokenizer.added_tokens_decoder.values()
+            for token in self._tokenizer.added.values()
             if len(token.content) > 1 and not token.content.isspace()
             if token.special or token.content in written
         ]
@@ -93,8 +95,7 @@ class Template:
         tokenizer gives it.
         """
         if not any(self._spells_control(prompt, *place) for place in places):
-            whole: list[int] = self._tokenizer(prompt, add_special_tokens=False)["input_ids"]
-            return whole
+            return self._tokenizer.encode(prompt)
         cuts: list[int] = []
         while True:
             parts = (self._part(prompt, *ends) for ends in pairwise([0, *cuts, len(prompt)]))
@@ -111,7 +112,7 @@ class Template:
 
     def text_ids(self, text: str) -> list[int]:
         """The ids of a text that goes behind a prompt; control tokens in it are such."""
-        return [token_id for token_id, *_ in self._part(" " + text, 1, 1 + len(text))]
+        return [token_id for token_id, *_ in self._tokenizer.locate(text, behind=True)]
 
     def _spells_control(self, prompt: str, start: int, end: int) -> bool:
         """Whether a control token, as it seems, lies in a place or reaches into it."""
@@ -120,33 +121,13 @@ class Template:
         return any(token.start() < end and start < token.end() for token in near)
 
     def _part(self, prompt: str, start: int, end: int) -> list[tuple[int, int, int]]:
-        """The tokens of a part of a prompt: id, first character, behind the last one.
-
-        Behind a line break, which is taken off again: at the beginning of a text some tokenizers
-        add a space.
-        """
-        part, line = prompt[start:end], self._tokens("\n") if start else []
-        tokens = self._tokens("\n" + part) if line else []
-        if line and [i for i, *_ in tokens[: len(line)]] == [i for i, *_ in line]:
-            tokens, start = tokens[len(line) :], start - 1
-        else:
-            tokens = self._tokens(part)
+        """The tokens of a part of a prompt: id, first character, behind the last one."""
+        tokens = self._tokenizer.locate(prompt[start:end], behind=start > 0)
         return [(i, start + first, start + last) for i, first, last in tokens]
 
-    def _tokens(self, text: str) -> list[tuple[int, int, int]]:
-        found = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        pairs = zip(found["input_ids"], found["offset_mapping"], strict=True)
-        return [(i, first, last) for i, (first, last) in pairs]
-
     def _rendered(self, turns: Sequence[Turn], generation: bool = True, **args: Any) -> str:
-        text: str = self._tokenizer.apply_chat_template(
-            list(turns),
-            chat_template=self._source,
-            add_generation_prompt=generation,
-            tokenize=False,
-            **args,
-        )
-        return text
+        variables = {**self._tokenizer.variables, **args}
+        return render(self._source or "", turns, generation=generation, variables=variables)
 
     def _probed(self, turns: list[Turn], generation: bool, args: Mapping[str, Any]) -> str | None:
         try:
@@ -174,17 +155,11 @@ class Template:
 
     @cached_property
     def _variables(self) -> set[str]:
-        try:
-            from jinja2 import Environment, TemplateError, meta
-
-            parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(self._source or "")
-        except (ImportError, TemplateError):  # a tag that only transformers knows
-            return set(re.findall(r"\w+", self._source or ""))
-        return meta.find_undeclared_variables(parsed)
+        return names_in(self._source or "")
 
     @cached_property
     def _control_ids(self) -> dict[int, str]:
-        tokens = ((i, t.content) for i, t in self._tokenizer.added_tokens_decoder.items())
+        tokens = ((i, token.content) for i, token in self._tokenizer.added.items())
         return {i: content for i, content in tokens if self.control.fullmatch(content)}
 
 

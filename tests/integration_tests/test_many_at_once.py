@@ -21,7 +21,7 @@ from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.engine.events import Piece
 from safe_integrations.messages import as_messages
 from safe_integrations.models.load import load_member
-from safe_integrations.models.spec import LoadedModel
+from safe_integrations.models.spec import LoadedModel, ModelSpec
 from safe_integrations.models.transformers.forward import Forward
 from safe_integrations.models.transformers.member import TransformersMember
 from safe_integrations.report.result import Result
@@ -34,6 +34,9 @@ from tests.prompts import PROMPTS
 COUNT: Final = int(os.environ.get("SAFE_EVAL_BESIDE", "3"))
 TOKENS: Final = int(os.environ.get("SAFE_EVAL_BESIDE_TOKENS", "8"))
 AT_ONCE: Final = 16
+PAIR: Final = [
+    ModelSpec(source=name, backend="transformers") for name in ("smollm2-135m", "gemma3-270m")
+]
 NOISE: Final = 1e-4
 """What batching differently may do to a float32 probability; closer decisions may flip."""
 
@@ -123,9 +126,9 @@ WAYS: Final[dict[str, tuple[EnsembleConfig, dict[str, Any]]]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_answers_beside_others_are_what_they_are_alone(way: str, shared: list[int]) -> None:
-    """The default pair, as users have it: float32, weights packed."""
+    """The default pair in float32, weights packed."""
     config, drawing = WAYS[way]
-    members = [load_member(name) for name in ("smollm2-135m", "gemma3-270m")]
+    members = [load_member(spec) for spec in PAIR]
     engine = SafeEngine(members[0], members[1:], config)
 
     def answer(nth: int) -> Result:
@@ -194,7 +197,7 @@ def test_two_models_write_what_the_oracle_of_units_writes_beside_others(
 
 async def test_mixed_calls() -> None:
     """Of both adapters, sync and async; a third is left, one is wrong; as on toys."""
-    members: list[Any] = [load_member(name) for name in ("smollm2-135m", "gemma3-270m")]
+    members: list[Any] = [load_member(spec) for spec in PAIR]
     texts = [PROMPTS[n % 40] for n in range(max(12, COUNT))]
     asked = questions(texts, 5, random.Random(3), longest=2.0, batch_size=2)
     both, sessions = Both(members), Open()

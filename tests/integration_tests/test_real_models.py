@@ -19,7 +19,7 @@ from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.engine.tokens import END
 from safe_integrations.messages import as_messages
 from safe_integrations.models.load import load_member
-from safe_integrations.models.spec import LoadedModel
+from safe_integrations.models.spec import LoadedModel, ModelSpec
 from safe_integrations.models.transformers.member import TransformersMember
 from safe_integrations.models.transformers.packing import PackedLinear
 from safe_integrations.safe_engine import SafeEngine
@@ -185,7 +185,7 @@ def test_the_lookahead_does_not_change_the_text(
 
 def test_packed_weights_give_the_same_distributions(model: LoadedModel) -> None:
     """For one row and for several: a wrong layout would scramble the logits."""
-    packed = load_member(model.name)
+    packed = load_member(ModelSpec(source=model.name, backend="transformers"))
     plain = load_member(model)
     assert isinstance(packed, TransformersMember) and isinstance(plain, TransformersMember)
     assert any(isinstance(m, PackedLinear) for m in packed._model.modules())

@@ -24,6 +24,7 @@ from safe_integrations.errors import ModelNotFoundError
 from safe_integrations.evaluate.fit import SAMPLES
 from safe_integrations.models import inspection
 from safe_integrations.models.embedded import DEFAULT_DRAFTER, DEFAULT_VERIFIERS
+from safe_integrations.models.report import ModelReport
 from safe_integrations.models.spec import ModelSpec
 from safe_integrations.safe_engine import SafeEngine
 from safe_integrations.testing import ScriptedMember, follows
@@ -351,12 +352,12 @@ def test_compare_needs_somebody_to_compare_with(loader: Loader) -> None:
 def scripted_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     """A drafter with words, a verifier with bytes, and a model that is not there."""
 
-    def inspect(spec: ModelSpec, tell: Callable[[str], None]) -> inspection.ModelReport:
+    def inspect(spec: ModelSpec, tell: Callable[[str], None]) -> ModelReport:
         if spec.source == "missing":
-            return inspection.ModelReport("missing", problem="no such model")
+            return ModelReport("missing", problem="no such model")
         words = ["The", " quick", "人工"] if spec.source == "a" else []
         member = ScriptedMember(spec.source, [w.encode() for w in words], follows(b""))
-        return inspection.ModelReport(
+        return ModelReport(
             spec.source, None, "/models", "float32", 4_000_000, 1_000, 512, member.tokens,
             FORMS["glm"] if spec.source == "a" else None,
             "its attention has sinks" if spec.source == "a" else None,

@@ -111,7 +111,9 @@ def test_a_guess_that_forced_text_cuts_short_was_right(monkeypatch: pytest.Monke
     learned: list[tuple[int, bool]] = []
     learn = PromptLookup.learn
 
-    def spy(self: PromptLookup, guessed: int, right: int, wrong: bool, seconds: float) -> None:
+    def spy(
+        self: PromptLookup, guessed: int, right: int, wrong: bool, seconds: float, row: float
+    ) -> None:
         learned.append((right, wrong))
         learn(self, guessed, right, wrong, seconds)
 
@@ -178,6 +180,14 @@ def test_guesses_are_as_long_as_they_pay() -> None:
     assert guessed(lookup) == 1
 
 
+def test_a_first_guess_costs_a_step_more_at_most() -> None:
+    """Where it is known from other answers what a further token takes."""
+    for row, count in ((0.01, MAX_LOOKAHEAD - 1), (0.3, 3), (0.6, 1), (5.0, 1)):
+        lookup = PromptLookup(range(100))
+        lookup.learn(guessed=0, right=0, wrong=False, seconds=1.0, row=row)
+        assert guessed(lookup) == count
+
+
 def test_guesses_that_do_not_pay_are_tried_again_after_a_while() -> None:
     lookup = measured(range(100))
     assert guessed(lookup)
@@ -240,3 +250,17 @@ def test_a_new_draft_begins_anew() -> None:
     assert not auto.goes_on([0.5, 0.5])
     auto.start(())
     assert auto.goes_on([0.5])
+
+
+def test_a_guess_is_as_long_as_what_was_measured_of_such_guesses_pays() -> None:
+    """By hand: one further token costs 0.9 steps, but four cost 1.6, so one alone never pays."""
+    lookup = PromptLookup(range(100))
+    lookup.learn(guessed=0, right=0, wrong=False, seconds=1.0)
+    assert guessed(lookup)
+    lookup.learn(guessed=4, right=4, wrong=False, seconds=2.6)
+    lookup.learn(guessed=1, right=1, wrong=False, seconds=1.9)
+    # rate: (4 * 0.9 + 1 + 1) / (4 * 0.9 + 1 + 2) = 0.848; from 3 on while 0.848^n >= 0.4
+    assert guessed(lookup) == 5
+    lookup.learn(guessed=1, right=0, wrong=True, seconds=1.9)
+    # rate: (4.6 * 0.9 + 1) / (4.6 * 0.9 + 3) = 0.72; to 3: 1.6 > 1.2, and 0.72^4 < 0.4
+    assert guessed(lookup) == 3

@@ -10,17 +10,18 @@ from typing import Any
 import gguf_files
 import pytest
 from gguf import TokenType
+from toy_models import renderer
 
 from benchmarks import vocabularies
 from safe_integrations.engine.tokens import TokenTable
 from safe_integrations.errors import ModelLoadError, UnknownSplittingWarning
 from safe_integrations.messages import Message
-from safe_integrations.models.rendering import Renderer
 from safe_integrations.models.spec import ModelSpec
-from safe_integrations.models.tokenizer import build_token_table
+from safe_integrations.models.table import build_token_table
 from safe_integrations.models.transformers.gguf_tokenizer import read_tokenizer
 from safe_integrations.models.transformers.load import load_model, look_at
 from safe_integrations.models.transformers.splitting import SPLITTINGS
+from safe_integrations.models.transformers.tokenizer import TransformersTokenizer
 
 TEXT = "We'LL\n\n12345 x½=+ fooBar/\n中e\u0301 "
 END = {"<end>": TokenType.CONTROL}
@@ -53,7 +54,8 @@ def words(kinds: str) -> list[str]:
 def table_of(tokenizer: Any) -> TokenTable:
     size = max(tokenizer.get_vocab().values()) + 1
     ends = [tokenizer.eos_token_id]
-    return build_token_table(tokenizer, end_ids=ends, vocab_size=size, name="toy")
+    wrapped = TransformersTokenizer(tokenizer, "toy")
+    return build_token_table(wrapped, end_ids=ends, vocab_size=size)
 
 
 def tokenised(tokenizer: Any, text: str = TEXT) -> list[str]:
@@ -167,17 +169,6 @@ def test_a_file_without_merges_is_refused(tmp_path: Path) -> None:
         read_tokenizer(path)
 
 
-def sentencepiece(path: Path, **settings: Any) -> Path:
-    pieces = {"<s>": TokenType.CONTROL, "</s>": TokenType.CONTROL}
-    pieces |= {f"<0x{byte:02X}>": TokenType.BYTE for byte in range(256)}
-    pieces |= dict.fromkeys(["\u2581", "a", "\u2581a"], TokenType.NORMAL)
-    settings |= {"bos_token_id": 0, "eos_token_id": 1, "pre": "default"}
-    scores = [0.0] * len(pieces)
-    return gguf_files.write(
-        path, "llama", list(pieces), list(pieces.values()), scores=scores, **settings
-    )
-
-
 @pytest.mark.parametrize(
     ("settings", "text", "pieces"),
     [
@@ -191,7 +182,9 @@ def test_sentencepiece_puts_a_space_before_text(
     tmp_path: Path, settings: dict[str, Any], text: str, pieces: str
 ) -> None:
     """Also before a space, and after each control token, as Llama 2 was trained."""
-    tokenizer, unknown = read_tokenizer(sentencepiece(tmp_path / "spm.gguf", **settings))
+    tokenizer, unknown = read_tokenizer(
+        gguf_files.sentencepiece(tmp_path / "spm.gguf", ["\u2581", "a", "\u2581a"], **settings)
+    )
     found = tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])
     assert found == [piece.replace("_", "\u2581") for piece in pieces.split()]
     assert unknown is None
@@ -224,7 +217,7 @@ def test_the_loaded_model_has_the_files_tokenizer(
         warnings.simplefilter("error")
         tokenizer = load_model(ModelSpec(source=str(path), device="cpu")).tokenizer
     assert tokenised(tokenizer) == words("tekken")
-    said = Renderer(tokenizer, "toy")([Message(role="user", content=TEXT)])
+    said = renderer(tokenizer)([Message(role="user", content=TEXT)])
     assert tokenizer.decode(said) == f"User:\n{TEXT}\n\nAssistant:\n"
 
 
@@ -237,5 +230,5 @@ def test_the_report_compares_with_the_ids_of_the_original(toy: Any, tmp_path: Pa
     path.with_suffix(".gguf.out").write_text(f" {right}\n {right} 0\n")
     gguf_files.write(tmp_path / "ggml-vocab-other.gguf", "rwkv", ["a"], [1], architecture="rwkv")
     text = vocabularies.report(tmp_path)
-    assert "| falcon | BPE, falcon | 1 of 2 | 1 of 2 | 12 of 12 |" in text
-    assert re.search(r"\| other \\\* \| rwkv \| .*not used: .*'rwkv'", text)
+    assert "| falcon | BPE, falcon | 2 | 1 | 1 | 12 of 12 | 1 | 1 | 12 of 12 | " in text
+    assert re.search(r"\| other \\\* \| rwkv \| 0 \|.*not by llama.cpp: .*; not by .*'rwkv'", text)

@@ -1,16 +1,20 @@
-"""Which rows a forward pass computes: order, fairness, rows, patience, errors; by held queues."""
+"""Which rows a forward pass computes, when and where; on queues that can be held."""
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 import pytest
 
+from safe_integrations.errors import GenerationCancelled
 from safe_integrations.models import passes as module
-from safe_integrations.models.passes import ROWS_TOGETHER, Passes
+from safe_integrations.models.passes import ROWS_TOGETHER, Passes, Price
 from tests.desk import PATIENCE, Ask, Desk, until
 
 
@@ -18,6 +22,12 @@ from tests.desk import PATIENCE, Ask, Desk, until
 def desk() -> Desk:
     """Empty."""
     return Desk()
+
+
+@pytest.fixture
+def glances(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits looks more often whether to stop."""
+    monkeypatch.setattr(module, "_GLANCE", 0.002)
 
 
 # Order
@@ -333,3 +343,317 @@ def test_an_error_of_all_together_is_nobodys(desk: Desk) -> None:
         for name in "abc":
             desk.ask(Ask(model, name))
     assert desk.names() == ["abc", "a", "b", "c"] and desk.errors == {}
+
+
+# Cancelling
+
+
+@pytest.mark.parametrize("cancelled", ["a", "b", "c", "ab", "abc"])
+@pytest.mark.usefixtures("glances")
+def test_who_waits_can_be_cancelled(desk: Desk, cancelled: str) -> None:
+    """At once, and the others never notice."""
+    model, yes = desk.model(), threading.Event()
+    with desk.held():
+        for name in "abc":
+            desk.ask(Ask(model, name, cancel=lambda name=name: name in cancelled and yes.is_set()))
+        yes.set()
+        until(lambda: set(desk.errors) == set(cancelled))
+    left = [name for name in "abc" if name not in cancelled]
+    assert desk.names() == (["".join(left)] if left else [])
+    assert all(isinstance(error, GenerationCancelled) for error in desk.errors.values())
+    assert set(desk.errors) == set(cancelled)
+
+
+@pytest.mark.usefixtures("glances")
+def test_who_is_cancelled_does_not_wait_for_a_pass_that_computes_for_him(desk: Desk) -> None:
+    """Nor does the next pass wait for him to come back; his rows may have cost nothing."""
+    model, yes = desk.model(), threading.Event()
+
+    def within(parts: Sequence[Ask]) -> None:
+        if len(parts) == 3:
+            yes.set()
+            until(lambda: "b" in desk.errors)
+
+    model.within = within
+    parts = {name: Ask(model, name) for name in "ac"}
+    parts["b"] = Ask(model, "b", cancel=yes.is_set)
+    with desk.held():
+        for name in "abc":
+            desk.ask(parts[name])
+    assert desk.names() == ["abc"]
+    assert [type(error) for error in desk.errors.values()] == [GenerationCancelled]
+    assert parts["a"].computed == parts["c"].computed == [1]
+    assert parts["b"].caller not in desk.passes._answered
+    assert model.price._sums[0] == 0
+
+
+@pytest.mark.usefixtures("glances")
+def test_who_is_cancelled_when_it_is_his_turn_has_another_one_compute(desk: Desk) -> None:
+    model, opened = desk.model(), desk.hold()
+
+    def cancel() -> bool:
+        if len(desk.passes._waiting) == 3:
+            opened.set()
+            until(lambda: desk.passes._leader is first)
+            return True
+        return False
+
+    first = Ask(model, "a", cancel=cancel)
+    for part in (first, Ask(model, "b"), Ask(model, "c")):
+        desk.ask(part)
+    assert desk.names() == ["bc"]
+    assert list(desk.errors) == ["a"]
+
+
+@pytest.mark.usefixtures("glances")
+def test_an_error_of_who_is_asked_in_the_queue_is_his_own(desk: Desk) -> None:
+    def broken() -> bool:
+        raise LookupError
+
+    model = desk.model()
+    with desk.held():
+        desk.ask(Ask(model, "a"))
+        desk.ask(Ask(model, "b", cancel=broken))
+        until(lambda: "b" in desk.errors)
+    assert desk.names() == ["a"]
+    assert isinstance(desk.errors["b"], LookupError)
+
+
+@pytest.mark.usefixtures("glances")
+def test_an_error_of_who_is_asked_by_another_is_his_own(desk: Desk) -> None:
+    """The thread that computes asks for all."""
+    model = desk.slow()
+
+    def broken() -> bool:
+        if threading.get_ident() != bad.caller:
+            raise LookupError
+        return False
+
+    def within(parts: Sequence[Ask]) -> None:
+        if [part.name for part in parts] == ["c"]:
+            model.may_end.set()
+
+    model.within = within
+    bad, good = Ask(model, "b", cancel=broken), Ask(model, "c")
+    with desk.held():
+        desk.ask(Ask(model, "a", cancel=lambda: len(model.log) > 0))
+        desk.ask(bad)
+        desk.ask(good)
+    assert desk.names() == ["abc", "a", "b", "c"]
+    assert {name: type(error) for name, error in desk.errors.items()} == {
+        "a": GenerationCancelled,
+        "b": LookupError,
+    }
+    assert good.computed == [1]
+
+
+# Long passes
+
+
+def test_a_short_pass_is_computed_on_its_callers_thread(desk: Desk) -> None:
+    """Also where it could be stopped: another thread costs more than it takes."""
+    model, threads = desk.slow(), []
+    model.may_end.set()
+    model.price = Price()  # what it takes is not known: a few rows are short
+    model.within = lambda _: threads.append(threading.get_ident())
+    for rows in (module._FEW, 1):
+        desk.passes.run(Ask(model, "a", rows, rows))
+    assert model.price.of(1) is not None
+    desk.passes.run(Ask(model, "a", 2, 2))
+    assert threads == [threading.get_ident()] * 3
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_long_pass_is_computed_beside_its_caller(
+    desk: Desk, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose team of threads goes home: two teams would be in each other's way."""
+    model, threads, home = desk.slow(), list[int](), list[int]()
+    monkeypatch.setattr(module, "send_team_home", lambda: home.append(threading.get_ident()))
+    model.may_end.set()
+    model.price = Price()
+    if known:
+        model.price.learn(1, module._LONG)
+    model.within = lambda _: threads.append(threading.get_ident())
+    part = Ask(model, "a", 1 if known else module._FEW + 1)
+    desk.passes.run(part)
+    assert threads != [threading.get_ident()] and part.computed == [part.rows]
+    assert home == [threading.get_ident()]
+
+
+def test_many_who_ask_for_a_row_each_make_a_pass_long(desk: Desk) -> None:
+    model, threads = desk.slow(), []
+    model.may_end.set()
+    model.price = Price()
+    model.price.learn(1, module._LONG / 2)
+    model.within = lambda _: threads.append(threading.current_thread().name)
+    with desk.held():
+        for name in "abc":
+            desk.ask(Ask(model, name))
+    assert desk.names() == ["abc"]
+    assert threads == ["forward pass"]
+
+
+def test_what_cannot_be_stopped_is_computed_on_its_callers_thread(desk: Desk) -> None:
+    model, threads = desk.model(), []
+    model.price.learn(1, 100.0)
+    model.within = lambda _: threads.append(threading.get_ident())
+    desk.passes.run(Ask(model, "a", 50))
+    assert threads == [threading.get_ident()]
+
+
+@pytest.mark.parametrize("cancelled", ["a", "b", "c", "ab", "ac", "bc", "abc"])
+@pytest.mark.parametrize("gone", ["", "b"])
+@pytest.mark.usefixtures("glances")
+def test_a_long_pass_is_stopped_when_nobody_wants_it(desk: Desk, cancelled: str, gone: str) -> None:
+    model, yes = desk.slow(), threading.Event()
+    asked: Counter[str] = Counter()
+
+    def cancel(name: str) -> bool:
+        asked[name] += yes.is_set()
+        if name in gone and threading.get_ident() == parts[name].caller and model.log:
+            raise KeyboardInterrupt
+        return name in cancelled and yes.is_set()
+
+    parts = {name: Ask(model, name, cancel=lambda name=name: cancel(name)) for name in "abc"}
+    with desk.held():
+        for part in parts.values():
+            desk.ask(part)
+    assert model.entered.acquire(timeout=PATIENCE)
+    until(lambda: all(parts[name].gone for name in gone))
+    yes.set()
+    wanted = [part for name, part in parts.items() if name not in cancelled + gone]
+    # who computes for somebody else has his own rows, too
+    told = set(cancelled) - set(gone) - set("a" if wanted else "")
+    if wanted:
+        until(lambda: asked[wanted[0].name] > 3 and told <= desk.errors.keys())
+        assert not model.stopped.is_set()
+        model.may_end.set()
+    assert desk.names() == ["abc"]
+    assert model.stopped.is_set() == (not wanted)
+    for part in wanted:
+        assert part.computed == [1] and part.name not in desk.errors
+    assert told == {n for n, e in desk.errors.items() if isinstance(e, GenerationCancelled)}
+    assert desk.errors.keys() - told == set(gone)
+    if not wanted:
+        assert model.price._sums[0] == 0, "it tells no price"
+
+
+@pytest.mark.usefixtures("glances")
+def test_a_stop_that_comes_late_hits_nobody(desk: Desk) -> None:
+    """The pass ends while its callers are asked."""
+    model = desk.slow()
+
+    def cancel() -> bool:
+        if model.log:
+            model.may_end.set()
+            until(lambda: part.computed != [])
+        return part.computed != []
+
+    part, other = Ask(model, "a", cancel=cancel), Ask(model, "b")
+    with desk.held():
+        desk.ask(part)
+    desk.ended()
+    assert model.stopped.is_set(), "it has come"
+    desk.passes.run(other)
+    assert desk.errors == {} and other.computed == [1]
+
+
+@pytest.mark.parametrize("bad", ["a", "c", "ad"])
+def test_an_error_in_a_long_pass_is_told_to_whom_it_belongs(desk: Desk, bad: str) -> None:
+    model = desk.slow()
+    model.may_end.set()
+
+    def fail(parts: Sequence[Ask]) -> None:
+        for part in parts:
+            if part.name in bad:
+                raise ValueError(part.name)
+
+    model.within = fail
+    with desk.held():
+        for name in "abcd":
+            desk.ask(Ask(model, name))
+    assert desk.names() == ["abcd", "a", "b", "c", "d"]
+    assert {name: str(error) for name, error in desk.errors.items()} == {n: n for n in bad}
+
+
+def test_where_no_thread_can_be_started_it_is_an_error(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def fails(thread: threading.Thread) -> None:
+        if thread.name == "forward pass":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    model = desk.slow()
+    with desk.held():
+        desk.ask(Ask(model, "a"))
+        desk.ask(Ask(model, "b"))
+        monkeypatch.setattr(threading.Thread, "start", fails)
+    assert desk.names() == []
+    assert all(isinstance(desk.errors[name], RuntimeError) for name in "ab")
+
+
+# What a pass takes
+
+
+def test_the_price_of_a_pass_is_on_the_line_through_what_was_measured() -> None:
+    price = Price()
+    assert price.of(1) is None
+    for rows in range(1, 20):
+        price.learn(rows, 3 + 0.1 * rows)
+    assert price.row == pytest.approx(0.1)
+    for rows in (20, 100):
+        assert price.of(rows) == pytest.approx(3 + 0.1 * rows)
+    price.learn(5, 10**6)
+    assert (price.of(5) or 0) > 1000, "the last one weighs more than each of the others"
+
+
+@pytest.mark.parametrize("measured", [1, 100])
+def test_many_rows_are_not_taken_for_a_few(measured: int) -> None:
+    """Where all passes had one row, a prompt of 256 would pass for short, and nobody stopped it."""
+    price = Price()
+    for _ in range(measured):
+        price.learn(1, 0.1)
+    assert price.of(256) == pytest.approx(25.6)
+    assert price.of(1) == pytest.approx(0.1)
+
+
+def test_a_few_rows_are_not_taken_for_next_to_nothing() -> None:
+    """Most of a pass is reading the weights."""
+    price = Price()
+    price.learn(10, 1.0)
+    assert price.of(1) == pytest.approx(1.0)
+
+
+# Devices
+
+
+def test_each_device_has_its_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who leaves one to others sends his threads home."""
+    home: list[int] = []
+    monkeypatch.setattr(module, "send_team_home", lambda: home.append(threading.get_ident()))
+    module.passes_on("a fresh device").leave()
+    assert home == [threading.get_ident()]
+    one = module.passes_on("one device")
+    assert module.passes_on("one device") is one
+    assert module.passes_on("another") is not one
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_does_not_wait_for_passes_of_its_parent(desk: Desk) -> None:
+    desk.passes = module.passes_on("a device that is held")
+    with desk.held(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # threads are not forked along: that is the point
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(PATIENCE)
+            part = Ask(desk.model(), "a")
+            module.passes_on("a device that is held").run(part)
+            os._exit(0 if part.computed == [1] else 1)
+        _, status = os.waitpid(child, 0)
+    desk.ended()
+    assert os.waitstatus_to_exitcode(status) == 0

@@ -26,7 +26,7 @@ from safe_integrations.errors import (
 from safe_integrations.langchain import ChatSafe
 from safe_integrations.llama_index import SafeLLM
 from safe_integrations.models import inspection
-from safe_integrations.models.inspection import ModelReport
+from safe_integrations.models.report import ModelReport
 from safe_integrations.models.spec import ModelSpec, Progress
 from safe_integrations.safe_engine import SafeEngine
 from safe_integrations.structure import constraint as constraints

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -23,7 +24,8 @@ from transformers import PreTrainedTokenizerFast
 
 from safe_integrations.engine.tokens import END, TokenTable
 from safe_integrations.errors import UnsupportedTokenizerError
-from safe_integrations.models.tokenizer import build_token_table, end_ids_of
+from safe_integrations.models.table import build_token_table
+from safe_integrations.models.transformers.tokenizer import TransformersTokenizer
 
 CORPUS = [
     "Natalia sold 48/2 = 24 clips in May. She sold 48 + 24 = 72 clips altogether.",
@@ -95,12 +97,19 @@ def make(kind: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tok, eos_token="</s>", bos_token="<s>")
 
 
+def table_of(
+    tokenizer: Any, ends: set[int], size: int, name: str = "m", **options: Any
+) -> TokenTable:
+    wrapped = TransformersTokenizer(tokenizer, name)
+    return build_token_table(wrapped, end_ids=ends, vocab_size=size, **options)
+
+
 @cache
 def pair(kind: str) -> tuple[PreTrainedTokenizerFast, TokenTable]:
     tokenizer = make(kind)
     ends = {tokenizer.eos_token_id}
     size = len(tokenizer) + 7
-    return tokenizer, build_token_table(tokenizer, end_ids=ends, vocab_size=size, name=kind)
+    return tokenizer, table_of(tokenizer, ends, size, kind)
 
 
 def joined(table: TokenTable, text: bytes) -> bytes:
@@ -163,7 +172,7 @@ def test_the_callers_tokenizer_is_not_changed(kind: str) -> None:
     tokenizer = make(kind)
     before = tokenizer.backend_tokenizer.to_str()
     ends = {tokenizer.eos_token_id}
-    table = build_token_table(tokenizer, end_ids=ends, vocab_size=999, name=kind)
+    table = table_of(tokenizer, ends, 999, kind)
     table.encode(b"some text </s>")
     assert tokenizer.backend_tokenizer.to_str() == before
 
@@ -177,7 +186,7 @@ def test_a_rare_byte_that_the_tokenizer_lacks_is_read_as_sub() -> None:
     tok = Tokenizer(models.BPE(vocab=dense, merges=[]))
     tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tok)
-    table = build_token_table(wrapped, end_ids={0}, vocab_size=len(dense), name="m")
+    table = table_of(wrapped, {0}, len(dense))
     assert joined(table, b"a\x04bc\x04") == b"a\x1abc\x1a"
 
 
@@ -191,7 +200,7 @@ def test_added_tokens_are_spelled_as_they_are(normalized: bool) -> None:
     tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
     tok.add_tokens([AddedToken(text, normalized=normalized) for text in ("ö", "café", "é")])
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tok)
-    table = build_token_table(wrapped, end_ids={0}, vocab_size=len(wrapped), name="m")
+    table = table_of(wrapped, {0}, len(wrapped))
     for text in ("ö", "café"):
         assert table.symbol(wrapped.convert_tokens_to_ids(text)) == text.encode()
         assert table.encode(text.encode()) == wrapped(text)["input_ids"]
@@ -204,7 +213,7 @@ def test_special_tokens_may_be_spoken_but_ends_end() -> None:
     tokenizer = make("byte-level")
     s, end, im_end = tokenizer.convert_tokens_to_ids(SPECIAL)
     spoken = ["<s>", "</s>"]
-    table = build_token_table(tokenizer, end_ids={end}, vocab_size=600, name="m", spoken=spoken)
+    table = table_of(tokenizer, {end}, 600, spoken=spoken)
     assert table.symbol(s) == b"<s>" and table.encode(b"a<s>b")[1] == s
     assert table.symbol(end) is END and im_end in table.silent
 
@@ -245,13 +254,13 @@ def random_merges() -> PreTrainedTokenizerFast:
 )
 def test_what_cannot_be_mapped_is_refused_by_name(tokenizer, reason: str) -> None:
     with pytest.raises(UnsupportedTokenizerError, match=reason) as error:
-        build_token_table(tokenizer(), end_ids={0}, vocab_size=300, name="my-model")
+        table_of(tokenizer(), {0}, 300, "my-model")
     assert "my-model" in str(error.value)
 
 
 def test_a_tokenizer_without_an_end_is_refused() -> None:
     with pytest.raises(UnsupportedTokenizerError, match="no end-of-text"):
-        build_token_table(make("byte-level"), end_ids=set(), vocab_size=600, name="m")
+        table_of(make("byte-level"), set(), 600)
 
 
 @pytest.mark.parametrize(
@@ -264,9 +273,8 @@ def test_a_tokenizer_without_an_end_is_refused() -> None:
 )
 def test_end_ids_are_pooled(declared, config, expected: set[str]) -> None:
     tokenizer = make("byte-level")
-    ids = end_ids_of(
-        tokenizer, SimpleNamespace(eos_token_id=declared), SimpleNamespace(eos_token_id=config)
-    )
+    generation, config = (SimpleNamespace(eos_token_id=ids) for ids in (declared, config))
+    ids = TransformersTokenizer(tokenizer, "m").end_ids(generation, config)
     assert set(tokenizer.convert_ids_to_tokens(sorted(ids))) == expected
 
 
@@ -274,4 +282,5 @@ def test_in_gpt_oss_the_end_of_a_message_is_not_the_end_of_the_turn() -> None:
     tokenizer = make("byte-level")
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>", "<|return|>"]})
     empty = SimpleNamespace(eos_token_id=None)
-    assert tokenizer.convert_tokens_to_ids("<|end|>") not in end_ids_of(tokenizer, empty, empty)
+    ends = TransformersTokenizer(tokenizer, "m").end_ids(empty, empty)
+    assert tokenizer.convert_tokens_to_ids("<|end|>") not in ends

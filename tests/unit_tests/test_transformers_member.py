@@ -19,11 +19,13 @@ from transformers import LlamaConfig, Phi3Config
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.errors import ContextWindowError, GenerationCancelled
+from safe_integrations.models import passes
 from safe_integrations.models.load import load_member, unload_models
 from safe_integrations.models.spec import LoadedModel, ModelSpec
 from safe_integrations.models.transformers import load
 from safe_integrations.models.transformers.member import TransformersMember
 from safe_integrations.safe_engine import SafeEngine
+from tests.desk import Desk
 
 SIZE = 400
 SWITCH = 48
@@ -194,6 +196,23 @@ def test_a_cancelled_prefill_leaves_a_cache_that_others_can_use(parts: int) -> N
     again.score([], 0)
     assert (again.work.reused, again.work.tokens) == (16 * parts, len(prompt) - 16 * parts)
     same(member, member_of(model), prompt)
+
+
+def test_who_is_cancelled_in_the_queue_keeps_what_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For this session and for others: no pass has touched its cache."""
+    monkeypatch.setattr(passes, "_GLANCE", 0.001)
+    desk, prompt = Desk(), list(range(3, 60))
+    member = member_of(toy_model("a", SIZE), part=16)
+    member.forward._passes = desk.passes
+    session = member.start(prompt, lambda: bool(desk.passes._waiting))
+    session.score([], 0)
+    with desk.held(), pytest.raises(GenerationCancelled):
+        session.score([5, 6], 2)
+    session.score([5], 1)
+    session.close()
+    again = member.start([*prompt, 5, 7])
+    again.score([], 0)
+    assert again.work.reused == len(prompt) + 1
 
 
 def test_rows_of_before_a_cancelled_pass_are_not_taken_for_later_ones() -> None:

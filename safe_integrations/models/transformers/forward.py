@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
 
 from safe_integrations.engine.distribution import DenseDistribution
-from safe_integrations.models.passes import ROWS_ALONE, ROWS_TOGETHER, Part, Passes, Price
+from safe_integrations.engine.model import never
+from safe_integrations.errors import GenerationCancelled
+from safe_integrations.models.openmp import uses_openmp
+from safe_integrations.models.passes import ROWS_ALONE, ROWS_TOGETHER, Part, Price, passes_on
 from safe_integrations.models.transformers import together
 from safe_integrations.models.transformers.kv_cache import CroppableCache
 from safe_integrations.models.transformers.logits import Fold, distributions
-from safe_integrations.models.transformers.openmp import send_team_home
 
 _log: Final = logging.getLogger(__name__)
 
+uses_openmp("libgomp.so.1", *Path(torch.__file__).parents[1].glob("torch*/libgomp*"))
+uses_openmp(*Path(torch.__file__).parent.glob("lib/libgomp*"))
 
 _ROWS_ON_A_GPU: Final = 1024
 """Rows of a pass that sessions share there; a guess, not measured."""
@@ -27,7 +32,7 @@ class Computed(NamedTuple):
     """What became of new token ids.
 
     Attributes:
-        taken: How many were forwarded, from the first on.
+        taken: How many were forwarded, from the first on; 0 where `cancel` said to stop before.
         rows: What is expected at the last positions that were asked for; of no use where the last
             id was not taken.
         seconds: Time in the model; of a pass that was shared, this session's part of it.
@@ -40,9 +45,15 @@ class Computed(NamedTuple):
 
 class _Ids(Part):
     def __init__(
-        self, model: Forward, ids: Sequence[int], kv: CroppableCache, wanted: int, fold: Fold
+        self,
+        model: Forward,
+        ids: Sequence[int],
+        kv: CroppableCache,
+        wanted: int,
+        fold: Fold,
+        cancel: Callable[[], bool],
     ) -> None:
-        super().__init__(model, len(ids), wanted)
+        super().__init__(model, len(ids), wanted, cancel)
         self.ids = ids
         self.kv = kv
         self.begin = kv.get_seq_length()
@@ -72,9 +83,18 @@ class Forward:
         self.rows_together = ROWS_TOGETHER if on_cpu else _ROWS_ON_A_GPU
         self.price = Price()
         self._tried = False
-        self._passes = passes_on(self.device)
+        self._passes = passes_on(str(self.device))
 
-    def __call__(self, ids: Sequence[int], kv: CroppableCache, rows: int, fold: Fold) -> Computed:
+    stop: Final = None  # torch cannot be
+
+    def __call__(
+        self,
+        ids: Sequence[int],
+        kv: CroppableCache,
+        rows: int,
+        fold: Fold,
+        cancel: Callable[[], bool] = never,
+    ) -> Computed:
         """Forwards new ids, all or the first of them; `kv` holds what is before, and grows.
 
         Waits while the device is busy. Where others wait too, the pass may be shared with them.
@@ -84,9 +104,17 @@ class Forward:
             kv: The cache.
             rows: How many last positions are asked about.
             fold: Maps logits to ids.
+            cancel: Asked whether to stop, while it waits.
+
+        Raises:
+            GenerationCancelled: `cancel` said so during a pass. The cache may still grow.
         """
-        part = _Ids(self, ids, kv, rows, fold)
-        self._passes.run(part)
+        part = _Ids(self, ids, kv, rows, fold, cancel)
+        try:
+            self._passes.run(part)
+        except GenerationCancelled:
+            if part.taken:
+                raise
         return Computed(part.taken, part.result, part.seconds)
 
     def leave(self) -> None:
@@ -129,11 +157,3 @@ class Forward:
         if why is not None:
             self.shares = False
             _log.info("%s: answers take turns, they cannot share passes: %s", self._name, why)
-
-
-_devices: Final[dict[str, Passes]] = {}
-
-
-def passes_on(device: torch.device) -> Passes:
-    """The passes of a device: what several models compute there would stall one another."""
-    return _devices.setdefault(str(device), Passes(send_team_home))

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 from safe_integrations.calls.form import Form
 from safe_integrations.engine.tokens import TokenTable
 from safe_integrations.errors import ModelLoadError, SafeError, UnsupportedModelError
-from safe_integrations.models.locate import locate
+from safe_integrations.models.fork import check_process
+from safe_integrations.models.locate import folder_of, locate
+from safe_integrations.models.memory import return_free_memory
+from safe_integrations.models.openmp import send_team_home
 from safe_integrations.models.quiet import quiet
-from safe_integrations.models.rendering import Renderer, template_of
+from safe_integrations.models.rendering import Render, Renderer, template_of
+from safe_integrations.models.report import ModelReport
 from safe_integrations.models.spec import LoadedModel, ModelCard, ModelSpec, Progress, name_of
-from safe_integrations.models.tokenizer import build_token_table, end_ids_of, tags_of
-from safe_integrations.models.transformers.fork import check_process
+from safe_integrations.models.table import build_token_table, tags_of
 from safe_integrations.models.transformers.gguf import is_converted
-from safe_integrations.models.transformers.kv_cache import layer_windows
-from safe_integrations.models.transformers.member import Render, TransformersMember
-from safe_integrations.models.transformers.openmp import send_team_home
+from safe_integrations.models.transformers.kv_cache import layer_windows, position_bytes
+from safe_integrations.models.transformers.member import TransformersMember
 from safe_integrations.models.transformers.packing import pack
 from safe_integrations.models.transformers.together import probe
+from safe_integrations.models.transformers.tokenizer import TransformersTokenizer, templates_of
 
 
 def load(spec: ModelSpec, tell: Progress) -> TransformersMember:
@@ -70,11 +73,12 @@ def member_of(loaded: LoadedModel, spec: ModelSpec | None = None) -> Transformer
     Raises:
         ModelError: The model cannot be used.
     """
-    model, tokenizer, name = loaded
+    model, _, name = loaded
     check_process(name)
     spec = spec or ModelSpec(source=name)
-    render = Renderer(tokenizer, name)
-    table = cache(partial(tokens_of, tokenizer, model.config, model.generation_config, name))
+    tokenizer = TransformersTokenizer(loaded.tokenizer, name)
+    render = Renderer(tokenizer)
+    table = cache(partial(tokens_of, tokenizer, model.config, model.generation_config))
 
     def in_form(form: Form) -> tuple[TokenTable, Render]:
         texts = (*form.texts, *render.tags_of_thinking)
@@ -127,6 +131,28 @@ def look_at(spec: ModelSpec, tell: Progress) -> tuple[str, Any, Any, Any]:
     return where, config, generation_config, tokenizer
 
 
+def report_of(spec: ModelSpec, tell: Progress) -> ModelReport:
+    """What can be known of a model without its weights; a `ModelError` where it cannot be used."""
+    where, config, generation_config, inner = look_at(spec, tell)
+    layers = len(layer_windows(config, spec.source))
+    tokenizer = TransformersTokenizer(inner, spec.source)
+    tokens = tokens_of(tokenizer, config, generation_config)
+    stored = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    dtype = stored if spec.dtype == "auto" else spec.dtype
+    on_disk = _weights_on_disk(folder_of(where, spec.revision, spec.load_kwargs.get("cache_dir")))
+    return ModelReport(
+        name=spec.source,
+        where=where,
+        dtype=dtype,
+        weight_bytes=on_disk and on_disk * _width(dtype) // _width(stored),
+        kv_bytes=1000 * position_bytes(config, layers, _width(dtype)) or None,
+        context_window=context_window_of(config, spec),
+        tokens=tokens,
+        teaches=Renderer(tokenizer).teaches,
+        takes_turns=takes_turns(config, spec),
+    )
+
+
 def takes_turns(config: Any, spec: ModelSpec) -> str | None:
     """Why answers cannot share forward passes of a model; None where they can.
 
@@ -154,23 +180,21 @@ def _read_tokenizer(where: str, options: dict[str, Any], spec: ModelSpec) -> Any
     if spec.chat_template is not None:
         named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
         tokenizer.chat_template = named.get(spec.chat_template, spec.chat_template)
-    template_of(tokenizer)  # refuses what could not be rendered
+    template_of(templates_of(tokenizer), name_of(spec))  # refuses what could not be rendered
     return tokenizer
 
 
 def tokens_of(
-    tokenizer: Any,
+    tokenizer: TransformersTokenizer,
     config: Any,
     generation_config: Any,
-    name: str,
     spoken: frozenset[str] = frozenset(),
 ) -> TokenTable:
     """The tokens of a model as bytes; see `build_token_table`."""
     return build_token_table(
         tokenizer,
-        end_ids=end_ids_of(tokenizer, generation_config, config),
+        end_ids=tokenizer.end_ids(generation_config, config),
         vocab_size=config.get_text_config(decoder=True).vocab_size,
-        name=name,
         spoken=spoken,
     )
 
@@ -230,7 +254,15 @@ def _collecting_nothing() -> Iterator[None]:
             gc.enable()
 
 
-def return_free_memory() -> None:
-    """Has glibc return what it holds free: tokenizers leave plenty. Others cannot be told to."""
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(0)
+def _weights_on_disk(folder: Path | None) -> int | None:
+    if folder is None:
+        return None
+    for pattern in ("*.safetensors", "*.bin"):
+        if sizes := [path.stat().st_size for path in folder.glob(pattern)]:
+            return sum(sizes)
+    return None
+
+
+def _width(dtype: str) -> int:
+    """Bytes of one number."""
+    return {"float64": 8, "float32": 4, "float8_e4m3fn": 1, "float8_e5m2": 1}.get(dtype, 2)

@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, NoReturn
 
 from safe_integrations.calls.form import Form
 from safe_integrations.config import Tool
@@ -16,8 +16,9 @@ from safe_integrations.engine.tokens import TokenTable, common_prefix
 from safe_integrations.errors import GenerationCancelled, ModelError
 from safe_integrations.messages import Message
 from safe_integrations.models.admission import Memory
+from safe_integrations.models.fork import check_process
 from safe_integrations.models.memory import available_on
-from safe_integrations.models.transformers.fork import check_process
+from safe_integrations.models.rendering import Render
 from safe_integrations.models.transformers.forward import Forward
 from safe_integrations.models.transformers.kv_cache import (
     CroppableCache,
@@ -27,22 +28,6 @@ from safe_integrations.models.transformers.kv_cache import (
     rope_switch,
 )
 from safe_integrations.models.transformers.logits import Fold
-
-
-class Render(Protocol):
-    """Writes prompts (`Member.render`, `Member.reason`)."""
-
-    def __call__(
-        self, messages: Sequence[Message], tools: Sequence[Tool], args: Mapping[str, Any], /
-    ) -> list[int]:
-        """Up to the answer."""
-        ...
-
-    def reason(
-        self, messages: Sequence[Message], tools: Sequence[Tool], args: Mapping[str, Any], /
-    ) -> Reasoning:
-        """Up to the reasoning in front of it."""
-        ...
 
 
 class TransformersMember:
@@ -255,12 +240,14 @@ class TransformersSession:
         assert cached is not None
         while True:
             if self._cancel():
-                raise GenerationCancelled("the generation was cancelled")
+                raise GenerationCancelled
             self._cached = None  # lost if the forward pass fails half-way
-            computed = self._member.forward(new, cached.kv, rows, self._member.fold)
+            computed = self._member.forward(new, cached.kv, rows, self._member.fold, self._cancel)
             taken = computed.taken
             cached.ids += new[:taken]
             self._cached = cached
+            if not taken:
+                raise GenerationCancelled
             if self.work.tokens == 0:
                 self._member.memory.position_bytes = cached.kv.position_bytes
             self.work.tokens += taken

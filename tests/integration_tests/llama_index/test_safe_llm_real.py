@@ -178,12 +178,12 @@ def test_metadata_of_the_default_pair_needs_no_weights(monkeypatch: pytest.Monke
 
 
 async def test_all_ways_to_ask_give_one_answer(llm: SafeLLM) -> None:
-    messages = [ChatMessage("What is the capital of France?")]
+    messages = [ChatMessage("What colour is the sky?")]
     achat = await llm.achat(messages)
     chat = llm.chat(messages)
     *_, streamed = llm.stream_chat(messages)
     assert achat.message.content == chat.message.content == streamed.message.content
-    assert "Paris" in str(chat)
+    assert "blue" in str(chat)
     usage = streamed.raw["usage"]
     assert usage["prompt_tokens"] > 5
     assert usage["completion_tokens"] == streamed.raw["safe"]["tokens"] <= 12

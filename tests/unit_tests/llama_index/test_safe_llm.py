@@ -359,7 +359,7 @@ async def test_a_window_that_a_named_model_does_not_have_is_refused_by_its_first
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     small = Model("small", [], follows(b""), context_window=100)
-    monkeypatch.setattr(safe_engine, "load_member", lambda *_: small)
+    monkeypatch.setattr(safe_engine, "load_members", lambda names, _: [small for _ in names])
     llm = SafeLLM(drafter="small", context_window=101)
     with pytest.raises(SafeCallError, match="context_window=101: small holds 100 tokens"):
         await llm.achat(HELLO)

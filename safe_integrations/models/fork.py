@@ -1,4 +1,4 @@
-"""Models do not survive a fork: torch's threads are not copied, and work would wait for them."""
+"""Models do not survive a fork: the threads that compute are not copied, and work would wait."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_process(name: str) -> None:
         _home = os.getpid()
     elif _home != os.getpid():
         raise ModelError(
-            f"{name}: this process was forked off one that has loaded models, and torch would wait "
-            "for threads that are not here: load models in each process, and start processes with "
-            "multiprocessing.get_context('spawn')"
+            f"{name}: this process was forked off one that has loaded models, and the threads "
+            "that compute with them are not here: load models in each process, and start processes "
+            "with multiprocessing.get_context('spawn')"
         )

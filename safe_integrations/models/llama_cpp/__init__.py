@@ -1,0 +1,1 @@
+"""Models that llama.cpp computes in this process."""
