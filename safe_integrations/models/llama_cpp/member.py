@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, Final, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from safe_integrations.calls.form import Form
-from safe_integrations.config import Tool
-from safe_integrations.engine.model import Limits, Reasoning, Work, never
+from safe_integrations.engine.model import Work, never
 from safe_integrations.engine.tokens import TokenTable, common_prefix
-from safe_integrations.errors import GenerationCancelled, ModelError
-from safe_integrations.messages import Message
+from safe_integrations.errors import GenerationCancelled
 from safe_integrations.models.admission import Memory
 from safe_integrations.models.folding import Fold, FoldedDistribution
 from safe_integrations.models.fork import check_process
 from safe_integrations.models.llama_cpp.batch import Held, Ids
 from safe_integrations.models.llama_cpp.context import Context
+from safe_integrations.models.member import LocalMember
 from safe_integrations.models.memory import available_memory
 from safe_integrations.models.passes import ROWS_ALONE
 from safe_integrations.models.rendering import Render
 
 
-class LlamaMember:
+class LlamaMember(LocalMember[Fold]):
     """One causal language model with its tokenizer.
 
     What finished generations have read is kept, newest first, and a new prompt takes over what it
@@ -52,54 +50,19 @@ class LlamaMember:
         teaches: Form | None = None,
         in_form: Callable[[Form], tuple[TokenTable, Render]] | None = None,
     ) -> None:
-        self.name = name
-        self.teaches = teaches
-        self.tokens = tokens
-        self.context_window = context_window
+        super().__init__(
+            tokens,
+            render,
+            Fold,
+            name=name,
+            context_window=context_window,
+            teaches=teaches,
+            in_form=in_form,
+        )
         self.context: Final = context
-        self.fold: Final = Fold(tokens)
         self.memory: Final = Memory(
             cache_bytes, available_memory, lambda tokens: tokens, context.cell_bytes
         )
-        self.limits: Final = Limits()
-        self._render = render
-        self._in_form = in_form
-
-    def __reduce__(self) -> NoReturn:
-        """Refuses to be pickled, which would send the weights along."""
-        raise ModelError(
-            f"{self.name}: a loaded model cannot be pickled or copied; name it, and each process "
-            "will load it"
-        )
-
-    def writing(self, form: Form) -> LlamaMember:
-        """This member where calls have a form; model and caches are the same."""
-        if self._in_form is None:
-            return self
-        tokens, render = self._in_form(form)
-        other = object.__new__(LlamaMember)
-        vars(other).update(vars(self), tokens=tokens, fold=Fold(tokens), _render=render)
-        return other
-
-    def render(
-        self,
-        messages: Sequence[Message],
-        tools: Sequence[Tool] = (),
-        template_args: Mapping[str, Any] = MappingProxyType({}),
-    ) -> list[int]:
-        """The prompt's token ids."""
-        check_process(self.name)
-        return self._render(messages, tools, template_args)
-
-    def reason(
-        self,
-        messages: Sequence[Message],
-        tools: Sequence[Tool] = (),
-        template_args: Mapping[str, Any] = MappingProxyType({}),
-    ) -> Reasoning:
-        """The prompt in front of the model's reasoning, and how that ends."""
-        check_process(self.name)
-        return self._render.reason(messages, tools, template_args)
 
     def start(self, prompt: Sequence[int], cancel: Callable[[], bool] = never) -> LlamaSession:
         """Opens a session on a prompt.

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, Final, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 from safe_integrations.calls.form import Form
-from safe_integrations.config import Tool
 from safe_integrations.engine.distribution import DenseDistribution
-from safe_integrations.engine.model import Limits, Reasoning, Work, never
+from safe_integrations.engine.model import Work, never
 from safe_integrations.engine.tokens import TokenTable, common_prefix
-from safe_integrations.errors import GenerationCancelled, ModelError
-from safe_integrations.messages import Message
+from safe_integrations.errors import GenerationCancelled
 from safe_integrations.models.admission import Memory
 from safe_integrations.models.fork import check_process
+from safe_integrations.models.member import LocalMember
 from safe_integrations.models.memory import available_on
 from safe_integrations.models.rendering import Render
 from safe_integrations.models.transformers.forward import Forward
@@ -30,7 +28,7 @@ from safe_integrations.models.transformers.kv_cache import (
 from safe_integrations.models.transformers.logits import Fold
 
 
-class TransformersMember:
+class TransformersMember(LocalMember[Fold]):
     """One causal language model with its tokenizer.
 
     Caches of finished generations are kept, newest first, and a new prompt takes over the one that
@@ -65,13 +63,16 @@ class TransformersMember:
         teaches: Form | None = None,
         in_form: Callable[[Form], tuple[TokenTable, Render]] | None = None,
     ) -> None:
-        self.name = name
-        self.teaches = teaches
-        self._in_form = in_form
-        self.tokens = tokens
-        self.context_window = context_window
+        super().__init__(
+            tokens,
+            render,
+            Fold,
+            name=name,
+            context_window=context_window,
+            teaches=teaches,
+            in_form=in_form,
+        )
         self._model = model
-        self._render = render
         self._windows = layer_windows(model.config, name)
         self._rope_switch = rope_switch(model.config)
         self.forward: Final = Forward(model, self._windows, name)
@@ -85,44 +86,6 @@ class TransformersMember:
         self._lock = threading.Lock()
         self._idle: list[_Cached] = []
         self._returned: deque[_Cached] = deque()
-        self.fold: Final = Fold(tokens)
-        self.limits: Final = Limits()
-
-    def __reduce__(self) -> NoReturn:
-        """Refuses to be pickled, which would send the weights along."""
-        raise ModelError(
-            f"{self.name}: a loaded model cannot be pickled or copied; name it, and each process "
-            "will load it"
-        )
-
-    def writing(self, form: Form) -> TransformersMember:
-        """This member where calls have a form; model and caches are the same."""
-        if self._in_form is None:
-            return self
-        tokens, render = self._in_form(form)
-        other = object.__new__(TransformersMember)
-        vars(other).update(vars(self), tokens=tokens, fold=Fold(tokens), _render=render)
-        return other
-
-    def render(
-        self,
-        messages: Sequence[Message],
-        tools: Sequence[Tool] = (),
-        template_args: Mapping[str, Any] = MappingProxyType({}),
-    ) -> list[int]:
-        """The prompt's token ids."""
-        check_process(self.name)
-        return self._render(messages, tools, template_args)
-
-    def reason(
-        self,
-        messages: Sequence[Message],
-        tools: Sequence[Tool] = (),
-        template_args: Mapping[str, Any] = MappingProxyType({}),
-    ) -> Reasoning:
-        """The prompt in front of the model's reasoning, and how that ends."""
-        check_process(self.name)
-        return self._render.reason(messages, tools, template_args)
 
     def start(
         self, prompt: Sequence[int], cancel: Callable[[], bool] = never
