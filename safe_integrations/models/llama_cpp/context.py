@@ -43,7 +43,6 @@ class Context:
         window: Tokens of the longest sequence that there will be.
         reuse_bytes: Memory for finished sequences.
         threads: Threads to compute with.
-        device: Whose passes these are.
 
     Raises:
         ModelLoadError: The library does not compute as it should.
@@ -57,9 +56,7 @@ class Context:
     """Fewer than 64: from there on llama.cpp computes attention another way, and rounds otherwise.
     """
 
-    def __init__(
-        self, weights: Weights, window: int, reuse_bytes: int, threads: int, device: str = "cpu"
-    ) -> None:
+    def __init__(self, weights: Weights, window: int, reuse_bytes: int, threads: int) -> None:
         self._weights = weights
         self._llama = weights.llama
         self._reuse_bytes = reuse_bytes
@@ -72,7 +69,7 @@ class Context:
         self._batch = Arrays()
         self._lock = threading.Lock()  # one thread at a time
         self.price: Final = Price()
-        self.passes: Final = passes_on(device)
+        self.passes: Final = passes_on("cpu")  # with layers on a GPU it computes there, too
         # llama.cpp asks a function whether to stop, hundreds of times in a pass; one in Python
         # would wait for the interpreter each time. To this one, a text says yes by having a length.
         self._wish = ctypes.create_string_buffer(2)

@@ -21,8 +21,8 @@ from safe_integrations.models.transformers.logits import Fold, distributions
 
 _log: Final = logging.getLogger(__name__)
 
-uses_openmp("libgomp.so.1", *Path(torch.__file__).parents[1].glob("torch*/libgomp*"))
-uses_openmp(*Path(torch.__file__).parent.glob("lib/libgomp*"))
+_torch: Final = Path(torch.__file__).parent
+uses_openmp("libgomp.so.1", *_torch.parent.glob("torch*/libgomp*"), *_torch.glob("lib/libgomp*"))
 
 _ROWS_ON_A_GPU: Final = 1024
 """Rows of a pass that sessions share there; a guess, not measured."""
