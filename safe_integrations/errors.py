@@ -4,6 +4,7 @@ SafeError
 ├── InvalidArgumentError   (ValueError)         an argument is wrong: names it, says what to do
 ├── ContextWindowError                          the prompt does not fit the smallest model
 ├── GenerationError        (RuntimeError)       a model failed while it computed
+│   └── ServerError                             a server did not answer as it must
 ├── GenerationCancelled                         the caller asked to stop
 │   └── SafeTimeoutError   (TimeoutError)       the answer took longer than it may
 ├── MissingDependencyError (ImportError)        an extra of the package is not installed
@@ -70,6 +71,28 @@ class ContextWindowError(SafeError):
 
 class GenerationError(SafeError, RuntimeError):
     """A model failed while it computed."""
+
+
+class ServerError(GenerationError):
+    """A server did not do what it was asked for.
+
+    Args:
+        model: Name of the model that it computes.
+        problem: What was wrong.
+        remedy: What to do, as a sentence fragment.
+        status: The HTTP status that it answered with; None where it did not answer.
+    """
+
+    def __init__(self, model: str, problem: str, remedy: str, status: int | None = None) -> None:
+        self.model = model
+        self.problem = problem
+        self.remedy = remedy
+        self.status = status
+        answered = "" if status is None else f" (status {status})"
+        super().__init__(f"{model}: {problem}{answered}; {remedy}")
+
+    def __reduce__(self) -> tuple[type[ServerError], tuple[str, str, str, int | None]]:
+        return type(self), (self.model, self.problem, self.remedy, self.status)
 
 
 class GenerationCancelled(SafeError):

@@ -14,18 +14,17 @@ class TruncatedMember:
     Args:
         member: The model itself; its rows must be `Dense`.
         top: How many ids of a row it tells.
-        remote: Whether it counts as one that waits for another machine.
 
     Attributes:
         asked: How many ids it was asked for again, one entry per question.
     """
 
-    def __init__(self, member: Member, top: int, *, remote: bool = False) -> None:
+    def __init__(self, member: Member, top: int) -> None:
         self.name = member.name
         self.tokens = member.tokens
         self.context_window = member.context_window
         self.render = member.render
-        self.limits = Limits(top=top, remote=remote)
+        self.limits = Limits(top=top)
         self.asked: list[int] = []
         self._member = member
 

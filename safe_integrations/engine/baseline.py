@@ -39,6 +39,8 @@ def ensemble_always(
     pieces = [judge.judge(step, None) for step in draft.steps[:-1]]
     distributions = [last.expected]
     for model in verifiers:
+        model.begin(model.segments.ids, len(model.segments.ids))
+    for model in verifiers:
         count = len(model.segments.ids)
         (expected,) = model.score(model.segments.ids, count)
         distributions.append(model.shaped(expected, model.segments.ids))

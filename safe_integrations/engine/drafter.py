@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import exp
+from typing import Final
 
 from safe_integrations.config import EnsembleConfig
 from safe_integrations.engine.draft import Draft
@@ -12,25 +13,39 @@ from safe_integrations.engine.rule import Rule
 from safe_integrations.engine.tokens import END
 from safe_integrations.engine.view import View
 
+_AT_ONCE: Final = 8
+"""Tokens that a model elsewhere is asked for in one request, where the lookahead is `auto`."""
+
 
 class Drafter:
     """Writes ahead of the last judged token.
 
     Args:
         view: The model that drafts.
+        verifiers: The others.
         draft: What it writes to.
         rule: Which token comes next, and what is judged as one.
         config: How far it drafts, and whether it guesses.
     """
 
-    def __init__(self, view: View, draft: Draft, rule: Rule, config: EnsembleConfig) -> None:
+    def __init__(
+        self,
+        view: View,
+        verifiers: Sequence[View],
+        draft: Draft,
+        rule: Rule,
+        config: EnsembleConfig,
+    ) -> None:
         self._view = view
+        self._verifiers = verifiers
         self._draft = draft
         self._rule = rule
         one = config.mode == "every-token"
         self._auto = AutoLookahead() if config.lookahead == "auto" and not one else None
         self._most = 1 if one else MAX_LOOKAHEAD if self._auto else int(config.lookahead)
-        self._lookup = PromptLookup(view.prompt) if config.prompt_lookup and not one else None
+        self._at_once = _AT_ONCE if self._auto else self._most
+        guesses = config.prompt_lookup and not one and not view.limits.remote
+        self._lookup = PromptLookup(view.prompt) if guesses else None
 
     def run(self) -> tuple[bytes, ...]:
         """Drafts tokens, at least one where there is room; returns them as bytes or END.
@@ -52,6 +67,27 @@ class Drafter:
                 if not self._auto.goes_on(self._probabilities(len(drafted))):
                     break
         return tuple(tokens)
+
+    def go_on(self) -> None:
+        """Drafts on behind the draft while verifiers elsewhere are waited for.
+
+        Nothing is written: where the draft stands, what comes next is known already.
+        """
+        view, draft = self._view, self._draft
+        over = bool(draft.steps) and draft.steps[-1].token == END
+        if over or draft.room <= 0 or self._forced():
+            return
+        ids = list(draft.ids)
+        if view.limits.remote:
+            view.begin_drafting(ids, min(self._at_once, draft.room))
+            return
+        for _ in range(min(self._most, draft.room)):
+            if not any(verifier.waits for verifier in self._verifiers):
+                break
+            (expected,) = view.expected(ids, len(ids))
+            if expected.best == view.tokens.end_id:
+                break
+            ids.append(expected.best)
 
     def learn(
         self, drafted: int, draft_seconds: float, judged: int, check_seconds: float, row: float
@@ -77,6 +113,7 @@ class Drafter:
         guess = self._lookup.guess(draft.ids, judged, most - 1) if self._lookup else []
         seconds, passes, read = view.seconds, view.passes, view.has_read
         ids = [*draft.ids, *guess]
+        view.draft(ids, min(self._at_once, most))
         view.read(ids, known)
         tokens: list[bytes] = []
         right, wrong = 0, False

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import count
 from time import perf_counter
@@ -70,9 +69,9 @@ def write(
         for member, prompt, cursor in zip(members, prompts, cursors, strict=True):
             models.append(View(member, prompt, cursor, options, cancel))
             stack.callback(models[-1].close)
-        waiting = sum(model.limits.remote for model in models[1:])
-        pool = stack.enter_context(ThreadPoolExecutor(waiting)) if waiting > 1 else None
-        loop = _Loop(models, config, options, weights, units, pool)
+        for verifier in models[1:]:
+            verifier.begin([], 0)  # it reads its prompt while the drafter drafts
+        loop = _Loop(models, config, options, weights, units)
         statistics = loop.statistics
         for event in loop.events():
             if isinstance(event, TextDelta) and statistics.first_token_seconds is None:
@@ -94,10 +93,9 @@ class _Loop:
         options: GenerationConfig,
         weights: Sequence[float],
         units: Units | None,
-        pool: ThreadPoolExecutor | None,
     ) -> None:
         seed = secrets.randbits(64) if options.seed is None else options.seed
-        self.models, self.verifiers, self.pool = models, models[1:], pool
+        self.models, self.verifiers = models, models[1:]
         drafter = models[0]
         self.stream = TextStream(options.stop)
         self.statistics = Statistics()
@@ -106,13 +104,13 @@ class _Loop:
         if units is not None:
             self.draft = Draft(drafter, self.verifiers, options.max_tokens, units)
             made = DrawnUnits if options.temperature > 0 else MergedUnits
-            self.rule = made(models, self.draft, units, config, weights, seed, pool)
+            self.rule = made(models, self.draft, units, config, weights, seed)
         else:
             self.draft = Draft(drafter, self.verifiers, min(options.max_tokens, drafter.room))
             judge = Judge(models, config, weights, options, seed)
             always = config.mode == "every-token"
-            self.rule = TokenRule(models, self.draft, judge, options, seed, pool, always)
-        self.drafter = Drafter(drafter, self.draft, self.rule, config)
+            self.rule = TokenRule(models, self.draft, judge, options, seed, always)
+        self.drafter = Drafter(drafter, self.verifiers, self.draft, self.rule, config)
 
     def events(self) -> Iterator[Event]:
         """Algorithm 1."""
@@ -126,7 +124,7 @@ class _Loop:
             yield self._counted(Drafted(cycle, start, tokens))
 
             # 2) Verify, and 3) ensemble where that is safe and needed.
-            walk = self.rule.walk()
+            walk = self.rule.walk(self.drafter.go_on)
             pieces, dropped = walk.pieces, walk.dropped
 
             # Accept what stands; roll back to the first piece that does not.
@@ -161,15 +159,13 @@ class _Loop:
     # Bookkeeping
 
     def _costs(self) -> tuple[float, float] | None:
-        """Time in forward passes so far: of the drafter, and until all verifiers had answered.
+        """Time in forward passes so far: of the drafter, and of all verifiers.
 
         None while a model has not read its prompt: that says nothing about what a token costs.
         """
         if not all(model.has_read for model in self.models):
             return None
-        here = sum(m.seconds for m in self.verifiers if not (self.pool and m.limits.remote))
-        there = (m.seconds for m in self.verifiers if self.pool and m.limits.remote)
-        return self.models[0].seconds, here + max(there, default=0.0)
+        return self.models[0].seconds, sum(verifier.seconds for verifier in self.verifiers)
 
     def _learn(
         self, costs: Sequence[tuple[float, float] | None], drafted: int, written: int

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,8 +77,7 @@ class Limits:
     Attributes:
         top: Most ids that a distribution brings along; None for `Dense` ones, which bring all.
         ids: Most other ids whose probability one question may ask for; None for any number.
-        remote: Whether the member waits for another machine or program while it scores, so that
-            several can be asked at the same time.
+        remote: Whether another machine or program computes: its sessions are `RemoteSession`s.
     """
 
     top: int | None = None
@@ -95,8 +94,10 @@ class Work:
         tokens: Tokens forwarded, prompt included.
         reused: Prompt tokens that an earlier session had already forwarded.
         seconds: Wall time inside the model's forward passes. Of one that sessions share, their own
-            parts.
+            parts; of one that is computed elsewhere, how long it was waited for.
         row_seconds: What one more token in a pass would take, as it was measured lately.
+        requests: Requests to a server.
+        received: Bytes of its answers.
     """
 
     passes: int = 0
@@ -104,6 +105,8 @@ class Work:
     reused: int = 0
     seconds: float = 0.0
     row_seconds: float = 0.0
+    requests: int = 0
+    received: int = 0
 
 
 class Session(Protocol):
@@ -128,6 +131,51 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Gives the session back. It must not be used afterwards."""
+        ...
+
+
+T = TypeVar("T", covariant=True)
+
+
+class Pending(Protocol[T]):
+    """An answer that was asked for and may not be there yet."""
+
+    def done(self) -> bool:
+        """Whether `result` would not wait."""
+        ...
+
+    def result(self) -> T:
+        """Waits for it."""
+        ...
+
+    def cancel(self) -> None:
+        """Nobody wants it any more: it need not be computed."""
+        ...
+
+
+class RemoteSession(Session, Protocol):
+    """A session of a model that computes elsewhere. What it is asked for, it is waited for later.
+
+    So several models are at work at the same time, and the drafter goes on meanwhile.
+    """
+
+    def begin(self, ids: Sequence[int], since: int) -> Pending[Sequence[Distribution]]:
+        """Asks for what `score` returns."""
+        ...
+
+    def draft(
+        self, ids: Sequence[int], count: int
+    ) -> Pending[tuple[Sequence[int], Sequence[Distribution]]]:
+        """Asks the model to write on by itself, greedily: several tokens in one question.
+
+        Args:
+            ids: Generated token ids, the prompt not included.
+            count: Tokens it may write at most.
+
+        Returns:
+            Token ids, an end included, and what it expected in front of each of them; at least one
+            of these, also where it writes no token that has a meaning here.
+        """
         ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,6 +52,10 @@ class Rule(Protocol):
         """Told after each drafted token. Whether the rule has changed what was drafted before."""
         ...
 
-    def walk(self) -> Walk:
-        """Judges as much of the draft as can be judged."""
+    def walk(self, meanwhile: Callable[[], None]) -> Walk:
+        """Judges as much of the draft as can be judged.
+
+        Args:
+            meanwhile: Called once verifiers that compute elsewhere have been asked.
+        """
         ...

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import cast
 
@@ -28,7 +26,6 @@ class TokenRule:
         judge: Gives a token its verdict.
         options: How tokens are picked.
         seed: Where randomness comes from.
-        pool: Where several models that wait for something else are asked at the same time.
         always: Whether to merge at every token, safe or not.
 
     Attributes:
@@ -42,14 +39,12 @@ class TokenRule:
         judge: Judge,
         options: GenerationConfig,
         seed: int,
-        pool: ThreadPoolExecutor | None,
         always: bool,
     ) -> None:
         self.tokenise_seconds = 0.0
         self.models, self.verifiers = models, models[1:]
         self.draft = draft
         self.judge = judge
-        self.pool = pool
         self._temperature = options.temperature
         self._seed = seed
         self._always = always
@@ -70,15 +65,15 @@ class TokenRule:
         """A token is judged as it was drafted."""
         return False
 
-    def walk(self) -> Walk:
+    def walk(self, meanwhile: Callable[[], None]) -> Walk:
         """The verdicts on the draft, in order."""
-        pieces, overflow = self._verify()
+        pieces, overflow = self._verify(meanwhile)
         # after a change, what did not fit a window is no longer what comes next
         changed = self.draft.differs(pieces)
         all_judged = len(pieces) == len(self.draft.steps) and not changed
         return Walk(pieces, changed, overflow, full=overflow > 0 and all_judged)
 
-    def _verify(self) -> tuple[list[Piece], int]:
+    def _verify(self, meanwhile: Callable[[], None]) -> tuple[list[Piece], int]:
         """The verdicts, and how many tokens did not fit a window."""
         if self._always:
             return ensemble_always(self.draft, self.verifiers, self.judge, self._look)
@@ -87,7 +82,7 @@ class TokenRule:
         if not overflow and not self.draft.is_final:
             horizon = self._settled()  # behind it a verifier may yet tokenise otherwise: wait
             steps = [step for step in steps if step.start < horizon]
-        opinions = self._opinions(steps)
+        opinions = self._opinions(steps, meanwhile)
         pieces: list[Piece] = []
         for step in steps:
             piece = self.judge.judge(step, opinions.get(step.start))
@@ -119,11 +114,13 @@ class TokenRule:
         ends = (model.settled(text, self.models[0]) for model in self.verifiers)
         return min(ends, default=len(text))
 
-    def _opinions(self, steps: Sequence[Step]) -> dict[int, list[Opinion]]:
+    def _opinions(
+        self, steps: Sequence[Step], meanwhile: Callable[[], None]
+    ) -> dict[int, list[Opinion]]:
         """What the verifiers expect at every safe place among those of some drafted tokens.
 
         A place is safe where the text up to it ends on a token boundary of every verifier (Eq. 1).
-        Verifiers that wait for something else than this machine are asked at the same time.
+        Verifiers that compute elsewhere are asked at the same time.
         """
         places: dict[int, list[int]] = {}
         for step in steps if self.verifiers else ():
@@ -133,13 +130,11 @@ class TokenRule:
         if not places:
             return {}
         asked = [[*column] for column in zip(*places.values(), strict=True)]
-        rows = [
-            self.pool.submit(_rows, model, indices).result
-            if self.pool and model.limits.remote
-            else partial(_rows, model, indices)
-            for model, indices in zip(self.verifiers, asked, strict=True)
-        ]
-        found = zip(*(get() for get in rows), strict=True)
+        pairs = list(zip(self.verifiers, asked, strict=True))
+        for model, column in pairs:
+            model.begin(model.segments.ids[: column[-1]], column[0])
+        meanwhile()
+        found = zip(*(_rows(model, column) for model, column in pairs), strict=True)
         return {start: [*opinions] for start, opinions in zip(places, found, strict=True)}
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -46,7 +45,6 @@ class UnitRule:
         config: How models are merged.
         weights: One per model, summing to 1.
         seed: Where randomness comes from.
-        pool: Where several models that wait for something else are asked at the same time.
 
     Attributes:
         merge_seconds: Wall time of merging, outside of forward passes.
@@ -61,11 +59,10 @@ class UnitRule:
         config: EnsembleConfig,
         weights: Sequence[float],
         seed: int,
-        pool: ThreadPoolExecutor | None,
     ) -> None:
         self.merge_seconds = self.tokenise_seconds = 0.0
         self.draft, self.units, self.config = draft, units, config
-        self.weights, self.seed, self.pool = weights, seed, pool
+        self.weights, self.seed = weights, seed
         self.readers = [UnitReader(nth, view, units) for nth, view in enumerate(models)]
         self.drafter, self.others = self.readers[0], self.readers[1:]
         self._partial = any(view.limits.top is not None for view in models)
@@ -124,12 +121,12 @@ class UnitRule:
 
     # What the loop asks
 
-    def walk(self) -> Walk:
+    def walk(self, meanwhile: Callable[[], None]) -> Walk:
         """Judges the units of the draft that are whole."""
         units, full = self._fitting()
         for reader in self.others:  # the drafter's view is settled with the draft
             reader.view.settle(reader.ids)
-        self._verify(units)
+        self._verify(units, meanwhile)
         pieces: list[Piece] = []
         ended = self.held is not None
         for unit in units:
@@ -186,7 +183,7 @@ class UnitRule:
         """Which verifiers are asked about which units: the first, and behind the last."""
         raise NotImplementedError
 
-    def _verify(self, units: Sequence[Unit]) -> None:
+    def _verify(self, units: Sequence[Unit], meanwhile: Callable[[], None]) -> None:
         """One forward pass of each verifier that is asked: what it expects inside of all units."""
         started, jobs = perf_counter(), []
         for reader, first, behind in self._asked(units):
@@ -199,16 +196,11 @@ class UnitRule:
                 ids.pop()  # nobody reads END, nor asks what comes behind a single token
             jobs.append((reader.view, ids, counts[first]))
         self.tokenise_seconds += perf_counter() - started
-        waiting = [
-            self.pool.submit(view.read, ids, since)
-            for view, ids, since in jobs
-            if self.pool and view.limits.remote
-        ]
         for view, ids, since in jobs:
-            if not (self.pool and view.limits.remote):
-                view.read(ids, since)
-        for job in waiting:
-            job.result()
+            view.begin_reading(ids, since)
+        meanwhile()
+        for view, ids, since in jobs:
+            view.read(ids, since)
 
     def _fitting(self) -> tuple[list[Unit], bool]:
         """The whole units of the draft that fit all windows, and whether the first does not."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import exp
 from typing import cast
@@ -10,7 +11,15 @@ from typing import cast
 from safe_integrations.config import GenerationConfig
 from safe_integrations.engine.distribution import TopDistribution
 from safe_integrations.engine.events import ModelStatistics, Vote
-from safe_integrations.engine.model import Cursor, Dense, Distribution, Member, never
+from safe_integrations.engine.model import (
+    Cursor,
+    Dense,
+    Distribution,
+    Member,
+    Pending,
+    RemoteSession,
+    never,
+)
 from safe_integrations.engine.sampling import shape, shapes
 from safe_integrations.engine.segments import Segmentation
 from safe_integrations.errors import GenerationCancelled, GenerationError, SafeError
@@ -22,6 +31,23 @@ class _Row:
 
     raw: Distribution
     shaped: Distribution | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Rows that are being computed elsewhere: what `score` returns, asked for."""
+
+    ids: list[int]
+    since: int
+    rows: Pending[Sequence[Distribution]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """What a model elsewhere writes on behind some ids."""
+
+    ids: list[int]
+    drafted: Pending[tuple[Sequence[int], Sequence[Distribution]]]
 
 
 class View:
@@ -55,6 +81,9 @@ class View:
         self.segments = Segmentation(member.tokens)
         self.cursor = cursor
         self._session = member.start(prompt, cancel)
+        self._remote = cast("RemoteSession", self._session) if self.limits.remote else None
+        self._asked: _Asked | None = None
+        self._ahead: _Ahead | None = None
         self._settled: list[int] = []
         self._told: dict[tuple[int, ...], _Row] = {}
         self._options = options
@@ -63,6 +92,9 @@ class View:
 
     def close(self) -> None:
         """Gives its session back."""
+        self._drop()
+        if self._asked:
+            self._asked.rows.cancel()
         self._session.close()
 
     def score(self, ids: Sequence[int], since: int) -> Sequence[Distribution]:
@@ -72,14 +104,75 @@ class View:
             GenerationCancelled: The caller asked to stop.
             GenerationError: The model failed.
         """
+        asked = self._asked
+        if asked is None or (asked.ids, asked.since) != ([*ids], since):
+            self._take_in()
+            with self._working():
+                return self._session.score(ids, since)
+        self._asked = None
+        with self._working():
+            return asked.rows.result()
+
+    def begin(self, ids: Sequence[int], since: int) -> None:
+        """Has a model elsewhere start on what `score` will be asked for; others do nothing."""
+        self._take_in()
+        if self._remote is not None:
+            with self._working():
+                self._asked = _Asked([*ids], since, self._remote.begin(ids, since))
+
+    def begin_reading(self, ids: Sequence[int], since: int) -> None:
+        """The same for `read`."""
+        self._take_in()
+        if self._remote is not None and (missing := self._missing(ids, since)):
+            self.begin(*missing)
+
+    def begin_drafting(self, ids: Sequence[int], count: int) -> None:
+        """Has a model elsewhere write on behind some ids; what it was writing is dropped."""
+        if self._remote is None or self.knows(ids) or (self._ahead and self._ahead.ids == [*ids]):
+            return
+        self._drop()
+        with self._working():
+            self._ahead = _Ahead([*ids], self._remote.draft(ids, count))
+
+    def draft(self, ids: Sequence[int], count: int) -> None:
+        """Makes sure that `expected` knows what a model elsewhere would write on by itself."""
+        self.begin_drafting(ids, count)
+        if self._ahead and self._ahead.ids == [*ids]:
+            ahead, self._ahead = self._ahead, None
+            with self._working():
+                drafted, rows = ahead.drafted.result()
+            self._learn([*ids, *drafted[: len(rows) - 1]], len(ids), rows)
+
+    @property
+    def waits(self) -> bool:
+        """Whether what it was asked for is not there yet."""
+        return self._asked is not None and not self._asked.rows.done()
+
+    @contextmanager
+    def _working(self) -> Generator[None, None, None]:
+        """Has every failure of the model be one of ours."""
         if self._cancel():
             raise GenerationCancelled
         try:
-            return self._session.score(ids, since)
+            yield
         except SafeError:
             raise
         except Exception as error:
             raise GenerationError(f"{self.name} failed while generating: {error}") from error
+
+    def _take_in(self) -> None:
+        """Waits for what it was asked for last."""
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            with self._working():
+                rows = asked.rows.result()
+            self._learn(asked.ids, asked.since, rows)
+
+    def _drop(self) -> None:
+        """What it was writing on is wanted no more."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.drafted.cancel()
 
     def expected(self, ids: Sequence[int], since: int) -> list[Distribution]:
         """The same, as it takes part (`shaped`). What it has told before is not computed again."""
@@ -95,13 +188,22 @@ class View:
 
     def read(self, ids: Sequence[int], since: int) -> None:
         """Makes sure that `expected` will need no forward pass, by one if it must be."""
+        if missing := self._missing(ids, since):
+            self._learn(*missing, self.score(*missing))
+
+    def _missing(self, ids: Sequence[int], since: int) -> tuple[Sequence[int], int] | None:
+        """Ids and the first place of what it has not told yet; None where it has told all."""
         settled = len(self._settled)
-        keys = [tuple(ids[settled:count]) for count in range(since, len(ids) + 1)]
-        missing = [n for n, key in enumerate(keys) if key not in self._told]
-        if missing:
-            first, last = since + missing[0], since + missing[-1]
-            for key, raw in zip(keys[missing[0] :], self.score(ids[:last], first), strict=False):
-                self._told.setdefault(key, _Row(raw))
+        places = range(since, len(ids) + 1)
+        missing = [n for n in places if tuple(ids[settled:n]) not in self._told]
+        return (ids[: missing[-1]], missing[0]) if missing else None
+
+    def _learn(self, ids: Sequence[int], since: int, rows: Sequence[Distribution]) -> None:
+        """Takes in what it has told."""
+        settled = len(self._settled)
+        if [*ids[:settled]] == self._settled and since >= settled:
+            for count, raw in enumerate(rows, since):
+                self._told.setdefault(tuple(ids[settled:count]), _Row(raw))
 
     def knows(self, ids: Sequence[int]) -> bool:
         """Whether it has told already what it expects behind some ids."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from cases import World, configs, options, worlds
+from elsewhere import RemoteMember
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from oracle import Oracle
@@ -48,13 +49,14 @@ def assert_same(data: st.DataObject, world: World, config: EnsembleConfig, top: 
     outcome = Oracle(whole, config, limits).write("Go.")
     assume(outcome.margin > TINY)
     truncated = [data.draw(st.booleans()) for _ in whole]
-    members = [TruncatedMember(m, top) if t else m for m, t in zip(whole, truncated, strict=True)]
+    cut = [TruncatedMember(m, top) if t else m for m, t in zip(whole, truncated, strict=True)]
+    members = [RemoteMember(m) if data.draw(st.booleans()) else m for m in cut]
     result = complete(members, config, limits)
     assert result.text == outcome.text
     assert [(p.start, p.proposed, p.written, str(p.verdict)) for p in result.pieces] == [
         (j.start, j.proposed, j.written, j.verdict) for j in outcome.judged
     ]
-    asked = sum(len(m.asked) for m in members if isinstance(m, TruncatedMember))
+    asked = sum(len(m.asked) for m in cut if isinstance(m, TruncatedMember))
     merges = sum(p.ensembled for p in result.pieces)
     seen["asked"] += asked
     seen["merges"] += merges
@@ -182,7 +184,7 @@ def test_remote_verifiers_are_asked_at_the_same_time() -> None:
     """One after the other, each of them would wait for the others for ever."""
     barrier = threading.Barrier(2)
     drafter = ScriptedMember("drafter", [], follows(b"abc", sure=0.4))
-    verifiers = [TruncatedMember(Meeting(f"v{i}", barrier), 300, remote=True) for i in range(2)]
+    verifiers = [RemoteMember(TruncatedMember(Meeting(f"v{i}", barrier), 300)) for i in range(2)]
     local = ScriptedMember("local", [], follows(b"abc", sure=0.4))
     limits = GenerationConfig(max_tokens=6)
     result = SafeEngine(drafter, [verifiers[0], local, verifiers[1]]).complete("Go.", limits)
@@ -200,7 +202,7 @@ def test_an_error_of_a_remote_verifier_ends_the_answer() -> None:
         return {b"a": 1.0}
 
     members = [ScriptedMember("ok", [], follows(b"aaaa")), ScriptedMember("bad", [], script)]
-    verifiers = [TruncatedMember(m, 300, remote=True) for m in members]
+    verifiers = [RemoteMember(TruncatedMember(m, 300)) for m in members]
     events = SafeEngine(ScriptedMember("d", [], follows(b"aaaa")), verifiers).generate("Go.")
     with pytest.raises(RuntimeError, match="bad failed while generating: gone"):
         list(events)

@@ -14,6 +14,7 @@ from random import Random
 from typing import Literal
 
 import pytest
+from elsewhere import RemoteMember
 from truncated import TruncatedMember
 from unit_answers import TINY, pieces_of, run, same, text_of
 from unit_worlds import (
@@ -243,6 +244,19 @@ def test_a_model_that_verifies_itself_writes_what_it_writes_alone(kind: str) -> 
         assert (three.text, three.finish_reason) == (alone.text, alone.finish_reason), number
         assert {p.verdict for p in three.pieces} <= {"unanimous"}
         assert {p.verdict for p in alone.pieces} <= {"unverified"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_does_not_matter_who_computes_elsewhere(kind: str) -> None:
+    """What is drafted ahead, for nothing or not, changes no answer."""
+    for number, world in cases(kind, max(WORLDS // 5, 1), 2, start=120_000):
+        members, random = world.members(), Random(number)
+        options = options_of(number, world)
+        config = config_of(number, len(members))
+        outcome = UnitOracle(members, config, options).write("Go.")
+        some = [RemoteMember(m) if random.random() < 0.7 else m for m in members]
+        if outcome.margin > TINY:
+            assert same(outcome, run(some, config, options)) == {}, number
 
 
 @pytest.mark.parametrize("kind", KINDS)
