@@ -60,7 +60,9 @@ class StrictModel(BaseModel):
                     argument, first["input"], f"there is no such option; use one of {names}"
                 ) from None
             message = first["msg"].removeprefix("Value error, ")
-            raise InvalidArgumentError(argument, first["input"], message) from None
+            # of an argument that is missing pydantic shows all others, keys included
+            given = None if first["type"] == "missing" else first["input"]
+            raise InvalidArgumentError(argument, given, message) from None
 
 
 class EnsembleConfig(StrictModel):

@@ -13,18 +13,21 @@ from safe_integrations.engine.model import Member
 from safe_integrations.models.embedded import DEFAULT_DRAFTER, DEFAULT_VERIFIERS
 from safe_integrations.models.llama_cpp.library import is_installed
 from safe_integrations.models.locate import is_gguf
+from safe_integrations.models.member import TableOf
 from safe_integrations.models.report import ModelReport
 from safe_integrations.models.spec import (
     LoadedModel,
     ModelCard,
     ModelSpec,
     Progress,
+    is_url,
     key_of,
     name_of,
 )
+from safe_integrations.models.tokenizer import Tokenizer
 
 ModelSource = str | ModelSpec | LoadedModel | Member
-"""A hub id, folder, GGUF file or embedded name; the same with options; or a loaded model."""
+"""A hub id, folder, GGUF file, embedded name or URL; the same with options; or a loaded model."""
 
 
 class _Backend(Protocol):
@@ -37,6 +40,10 @@ class _Backend(Protocol):
 
 def backend_of(spec: ModelSpec) -> _Backend:
     """Which backend computes a model."""
+    if is_url(spec.source):
+        from safe_integrations.models.served import load as served
+
+        return served
     if _is_for_llama_cpp(spec):
         from safe_integrations.models.llama_cpp import load as llama_cpp
 
@@ -47,9 +54,24 @@ def backend_of(spec: ModelSpec) -> _Backend:
 
 
 def _is_for_llama_cpp(spec: ModelSpec) -> bool:
-    if spec.backend != "auto":
+    if spec.backend != "auto" or is_url(spec.source):
         return spec.backend == "llama.cpp"
     return is_gguf(spec) and not spec.of_transformers() and is_installed()
+
+
+def tokenizer_of(spec: ModelSpec, tell: Progress) -> tuple[Tokenizer, TableOf]:
+    """The tokenizer of a model that is not computed here, and its tokens as bytes.
+
+    Raises:
+        ModelError: It cannot be found, read or used.
+    """
+    if _is_for_llama_cpp(spec):
+        from safe_integrations.models.llama_cpp import load as llama_cpp
+
+        return llama_cpp.tokenizer_of(spec, tell)
+    from safe_integrations.models.transformers import load as transformers
+
+    return transformers.tokenizer_of(spec, tell)
 
 
 def with_defaults(

@@ -1,4 +1,4 @@
-"""What members that compute in this process have in common, whatever computes them."""
+"""What members have in common, whatever computes them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,32 @@ from safe_integrations.engine.tokens import TokenTable
 from safe_integrations.errors import ModelError
 from safe_integrations.messages import Message
 from safe_integrations.models.fork import check_process
-from safe_integrations.models.rendering import Render
+from safe_integrations.models.rendering import Render, Renderer
+from safe_integrations.models.table import tags_of
+from safe_integrations.models.tokenizer import Tokenizer
 
 F = TypeVar("F")
 
+TableOf = Callable[[frozenset[str]], TokenTable]
+"""The tokens of a model, where some special tokens are text (see `tags_of`)."""
 
-class LocalMember(Generic[F]):
-    """Tokens and prompts of a loaded model; neither pickled nor taken along by a fork.
+_NONE: Final = Limits()
+
+
+def forms_of(
+    tokenizer: Tokenizer, render: Renderer, table: TableOf
+) -> Callable[[Form], tuple[TokenTable, Render]]:
+    """Tokens and prompts of a model where calls have a form."""
+
+    def in_form(form: Form) -> tuple[TokenTable, Render]:
+        texts = (*form.texts, *render.tags_of_thinking)
+        return table(tags_of(tokenizer, texts)), render.writing(form)
+
+    return in_form
+
+
+class BaseMember(Generic[F]):
+    """Tokens and prompts of a model; neither pickled nor taken along by a fork.
 
     Args:
         tokens: Its tokens as bytes.
@@ -29,6 +48,7 @@ class LocalMember(Generic[F]):
         context_window: Tokens it can hold.
         teaches: The form of a call that its chat template teaches; None where it is none we know.
         in_form: `tokens` and `render` where calls have a form. None where none changes them.
+        limits: What it cannot do.
     """
 
     def __init__(
@@ -41,13 +61,14 @@ class LocalMember(Generic[F]):
         context_window: int,
         teaches: Form | None,
         in_form: Callable[[Form], tuple[TokenTable, Render]] | None,
+        limits: Limits = _NONE,
     ) -> None:
         self.name = name
         self.teaches = teaches
         self.tokens = tokens
         self.context_window = context_window
         self.fold: Final = fold_of(tokens)
-        self.limits: Final = Limits()
+        self.limits: Final = limits
         self._fold_of = fold_of
         self._render = render
         self._in_form = in_form

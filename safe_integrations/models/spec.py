@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import secrets
 from collections.abc import Callable, Iterable, Mapping
+from hashlib import blake2b
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Final, Literal, NamedTuple
+from urllib.parse import urlsplit
 
-from pydantic import Field, PlainSerializer, field_validator, model_validator
+from pydantic import Field, PlainSerializer, SecretStr, field_validator, model_validator
 
 from safe_integrations.config import StrictModel
 from safe_integrations.errors import InvalidArgumentError
@@ -26,6 +30,17 @@ _ELSEWHERE: Final = {
     "token": "log in with `hf auth login`: what a model is loaded with is shown in traces",
 }
 """Arguments of `from_pretrained` that `load_kwargs` does not take, and what to do instead."""
+
+_OF_SERVERS: Final = (
+    "model",
+    "tokenizer",
+    "api_key",
+    "top_logprobs",
+    "request_timeout",
+    "max_retries",
+)
+_URL: Final = re.compile("https?://", re.IGNORECASE)
+_SALT: Final = secrets.token_bytes(16)
 
 
 def _data(value: Any) -> Any:
@@ -51,8 +66,9 @@ class ModelSpec(StrictModel):
     """Which model to load, and how.
 
     Attributes:
-        source: A hub id, a folder, a `.gguf` file, or the name of an embedded model
-            (`smollm2-135m`, `gemma3-270m`).
+        source: A hub id, a folder, a `.gguf` file, the name of an embedded model
+            (`smollm2-135m`, `gemma3-270m`), or the URL of a server that computes
+            (`http://localhost:8000/v1`, docs/serving.md).
         name: How errors and statistics call it. None takes it from the source.
         backend: What computes it. `auto` takes llama.cpp for GGUF files where its library is
             installed and nothing is asked for that it does not know, else transformers.
@@ -80,6 +96,15 @@ class ModelSpec(StrictModel):
         load_kwargs: Whatever else `from_pretrained` of transformers takes (`quantization_config`,
             `attn_implementation`, `max_memory`, ...): JSON data, paths, types of torch,
             and objects with a `to_dict`.
+        model: How a server calls the model. None takes the only one that it serves.
+        tokenizer: Where the tokenizer and the chat template of a served model are: a hub id, a
+            folder, a `.gguf` file or an embedded name. None takes what the server says that it has
+            loaded, where that can be read here.
+        api_key: What a server must be shown. None takes SAFE_INTEGRATIONS_API_KEY from the
+            environment. It is never written anywhere: a spec that is pickled or dumped is without.
+        top_logprobs: Ids per row that a server tells. None takes 64, or what it tells at most.
+        request_timeout: Seconds that one request to a server may take.
+        max_retries: How often a request is sent again that found a server away or busy.
     """
 
     source: str = Field(min_length=1)
@@ -98,6 +123,38 @@ class ModelSpec(StrictModel):
     reuse_bytes: int = Field(default=256 << 20, ge=0)  # of the default pair: 5,000 tokens each
     cache_bytes: int | None = Field(default=None, ge=0)
     load_kwargs: dict[str, _Data] = Field(default_factory=dict)
+    model: str | None = Field(default=None, min_length=1)
+    tokenizer: str | None = Field(default=None, min_length=1)
+    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
+    top_logprobs: int | None = Field(default=None, ge=1)
+    request_timeout: float = Field(default=120.0, gt=0, allow_inf_nan=False)
+    max_retries: int = Field(default=3, ge=0)
+
+    @model_validator(mode="after")
+    def _server_knows_all(self) -> ModelSpec:
+        if not is_url(self.source):
+            for name in _OF_SERVERS:
+                if (given := getattr(self, name)) != type(self).model_fields[name].default:
+                    shown = "..." if name == "api_key" else given
+                    remedy = "it belongs to a server: set source to its URL, or leave it out"
+                    raise InvalidArgumentError(name, shown, remedy)
+            return self
+        parts = urlsplit(self.source)
+        if not parts.hostname or parts.username or parts.password or parts.query or parts.fragment:
+            url = f"{parts.scheme}://{parts.hostname or 'host:8000'}..."  # a key may stand in it
+            remedy = "write http://host:port/v1 alone; a key goes into api_key, names into model"
+            raise InvalidArgumentError("source", url, remedy)
+        computed = ("device", "gpu_layers", "revision", "gguf_file", "reuse_bytes", "cache_bytes")
+        for name in ("backend", *_COMPUTED_BY_TRANSFORMERS, *computed):
+            if (given := getattr(self, name)) != getattr(_DEFAULTS, name):
+                remedy = f"leave it out: {self.source} computes, and decides that"
+                raise InvalidArgumentError(name, given, remedy)
+        return self
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """What is pickled: all but the key, which the other process takes from its environment."""
+        state = super().__getstate__()
+        return {**state, "__dict__": {**state["__dict__"], "api_key": None}}
 
     @model_validator(mode="after")
     def _one_placement(self) -> ModelSpec:
@@ -114,10 +171,16 @@ class ModelSpec(StrictModel):
 
     def of_transformers(self) -> list[str]:
         """What is asked for that only transformers knows."""
-        default = ModelSpec.model_construct(source=self.source)
-        names = ("dtype", "device_map", "trust_remote_code", "pack", "load_kwargs")
-        asked = [name for name in names if getattr(self, name) != getattr(default, name)]
+        names = _COMPUTED_BY_TRANSFORMERS
+        asked = [name for name in names if getattr(self, name) != getattr(_DEFAULTS, name)]
         return asked + ["device"] * (self.device not in (None, "cpu"))
+
+    @field_validator("api_key", mode="before")
+    @classmethod
+    def _key_is_text(cls, given: Any) -> Any:
+        if given is None or isinstance(given, str | SecretStr):
+            return given
+        raise InvalidArgumentError("api_key", "...", "pass a str or a SecretStr")
 
     @field_validator("load_kwargs")
     @classmethod
@@ -127,6 +190,16 @@ class ModelSpec(StrictModel):
                 raise ValueError(f"it does not take {key}: {_ELSEWHERE[key]}")
         _data(given)
         return given
+
+
+_COMPUTED_BY_TRANSFORMERS: Final = (
+    "dtype",
+    "device_map",
+    "trust_remote_code",
+    "pack",
+    "load_kwargs",
+)
+_DEFAULTS: Final = ModelSpec.model_construct(source="")
 
 
 class LoadedModel(NamedTuple):
@@ -169,6 +242,8 @@ def name_of(spec: ModelSpec) -> str:
     """How errors and statistics call the model; never empty."""
     if spec.name is not None:
         return spec.name
+    if is_url(spec.source):
+        return _last_part(spec.model) if spec.model else urlsplit(spec.source).netloc
     name = _last_part(spec.gguf_file or spec.source)
     return name.removesuffix(".gguf") or name
 
@@ -190,7 +265,14 @@ def key_of(spec: ModelSpec) -> str:
     path = on_disk(spec.source)
     source = str(path.resolve()) if path else spec.source
     resolved = spec.model_copy(update={"source": source, "name": name_of(spec)})
-    return json.dumps(resolved.model_dump(mode="json"), sort_keys=True)
+    secret = spec.api_key.get_secret_value().encode() if spec.api_key else b""
+    key = blake2b(secret, key=_SALT).hexdigest()
+    return json.dumps([resolved.model_dump(mode="json"), key], sort_keys=True)
+
+
+def is_url(source: str) -> bool:
+    """Whether a source names a server, not files."""
+    return _URL.match(source) is not None
 
 
 def on_disk(source: str) -> Path | None:

@@ -10,8 +10,6 @@ from typing import Final
 
 import numpy as np
 
-from safe_integrations.calls.form import Form
-from safe_integrations.engine.tokens import TokenTable
 from safe_integrations.errors import (
     GenerationError,
     InvalidArgumentError,
@@ -26,11 +24,11 @@ from safe_integrations.models.llama_cpp.metadata import context_length, values
 from safe_integrations.models.llama_cpp.threads import threads
 from safe_integrations.models.llama_cpp.tokenizer import LlamaTokenizer
 from safe_integrations.models.locate import gguf_of, is_gguf, parts_of
+from safe_integrations.models.member import TableOf, forms_of
 from safe_integrations.models.memory import return_free_memory
-from safe_integrations.models.rendering import Render, Renderer
+from safe_integrations.models.rendering import Renderer
 from safe_integrations.models.report import ModelReport
 from safe_integrations.models.spec import ModelCard, ModelSpec, Progress, name_of
-from safe_integrations.models.table import tags_of
 
 _STATE: Final = 2
 """Bytes of a number in the cache."""
@@ -57,11 +55,6 @@ def load(spec: ModelSpec, tell: Progress) -> LlamaMember:
         tokenizer = LlamaTokenizer(weights, name, spec.chat_template)
         render = Renderer(tokenizer)
         table = cache(tokenizer.tokens)
-
-        def in_form(form: Form) -> tuple[TokenTable, Render]:
-            texts = (*form.texts, *render.tags_of_thinking)
-            return table(tags_of(tokenizer, texts)), render.writing(form)
-
         own = table(frozenset())
         member = LlamaMember(
             context.result(),
@@ -71,7 +64,7 @@ def load(spec: ModelSpec, tell: Progress) -> LlamaMember:
             context_window=window,
             cache_bytes=spec.cache_bytes,
             teaches=render.teaches,
-            in_form=in_form,
+            in_form=forms_of(tokenizer, render, table),
         )
     return_free_memory()
     return member
@@ -88,6 +81,13 @@ def card_of(spec: ModelSpec) -> ModelCard:
     """What can be known of a model without its weights; a `ModelError` where it cannot be read."""
     path = _path_of(spec, lambda _: None)
     return ModelCard(name_of(spec), _window(context_length(path), spec))
+
+
+def tokenizer_of(spec: ModelSpec, tell: Progress) -> tuple[LlamaTokenizer, TableOf]:
+    """The tokenizer of a file, without its weights, and its tokens as bytes."""
+    path = _path_of(spec, tell)
+    tokenizer = LlamaTokenizer(open_vocabulary(path), name_of(spec), spec.chat_template)
+    return tokenizer, cache(tokenizer.tokens)
 
 
 def report_of(spec: ModelSpec, tell: Progress) -> ModelReport:

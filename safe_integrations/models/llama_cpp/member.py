@@ -14,13 +14,13 @@ from safe_integrations.models.folding import Fold, FoldedDistribution
 from safe_integrations.models.fork import check_process
 from safe_integrations.models.llama_cpp.batch import Held, Ids
 from safe_integrations.models.llama_cpp.context import Context
-from safe_integrations.models.member import LocalMember
+from safe_integrations.models.member import BaseMember
 from safe_integrations.models.memory import available_memory
 from safe_integrations.models.passes import ROWS_ALONE
 from safe_integrations.models.rendering import Render
 
 
-class LlamaMember(LocalMember[Fold]):
+class LlamaMember(BaseMember[Fold]):
     """One causal language model with its tokenizer.
 
     What finished generations have read is kept, newest first, and a new prompt takes over what it

@@ -10,18 +10,18 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from safe_integrations.calls.form import Form
 from safe_integrations.engine.tokens import TokenTable
 from safe_integrations.errors import ModelLoadError, SafeError, UnsupportedModelError
 from safe_integrations.models.fork import check_process
 from safe_integrations.models.locate import folder_of, locate
+from safe_integrations.models.member import TableOf, forms_of
 from safe_integrations.models.memory import return_free_memory
 from safe_integrations.models.openmp import send_team_home
 from safe_integrations.models.quiet import quiet
-from safe_integrations.models.rendering import Render, Renderer, template_of
+from safe_integrations.models.rendering import Renderer, template_of
 from safe_integrations.models.report import ModelReport
 from safe_integrations.models.spec import LoadedModel, ModelCard, ModelSpec, Progress, name_of
-from safe_integrations.models.table import build_token_table, tags_of
+from safe_integrations.models.table import build_token_table
 from safe_integrations.models.transformers.gguf import is_converted
 from safe_integrations.models.transformers.kv_cache import layer_windows, position_bytes
 from safe_integrations.models.transformers.member import TransformersMember
@@ -79,11 +79,6 @@ def member_of(loaded: LoadedModel, spec: ModelSpec | None = None) -> Transformer
     tokenizer = TransformersTokenizer(loaded.tokenizer, name)
     render = Renderer(tokenizer)
     table = cache(partial(tokens_of, tokenizer, model.config, model.generation_config))
-
-    def in_form(form: Form) -> tuple[TokenTable, Render]:
-        texts = (*form.texts, *render.tags_of_thinking)
-        return table(tags_of(tokenizer, texts)), render.writing(form)
-
     return TransformersMember(
         model,
         table(frozenset()),
@@ -93,7 +88,7 @@ def member_of(loaded: LoadedModel, spec: ModelSpec | None = None) -> Transformer
         reuse_bytes=spec.reuse_bytes,
         cache_bytes=spec.cache_bytes,
         teaches=render.teaches,
-        in_form=in_form,
+        in_form=forms_of(tokenizer, render, table),
     )
 
 
@@ -129,6 +124,13 @@ def look_at(spec: ModelSpec, tell: Progress) -> tuple[str, Any, Any, Any]:
         except OSError:  # a model need not have one
             generation_config = None
     return where, config, generation_config, tokenizer
+
+
+def tokenizer_of(spec: ModelSpec, tell: Progress) -> tuple[TransformersTokenizer, TableOf]:
+    """The tokenizer of a model, without its weights, and its tokens as bytes."""
+    _, config, generation_config, inner = look_at(spec, tell)
+    tokenizer = TransformersTokenizer(inner, name_of(spec))
+    return tokenizer, cache(partial(tokens_of, tokenizer, config, generation_config))
 
 
 def report_of(spec: ModelSpec, tell: Progress) -> ModelReport:

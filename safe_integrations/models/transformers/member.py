@@ -14,7 +14,7 @@ from safe_integrations.engine.tokens import TokenTable, common_prefix
 from safe_integrations.errors import GenerationCancelled
 from safe_integrations.models.admission import Memory
 from safe_integrations.models.fork import check_process
-from safe_integrations.models.member import LocalMember
+from safe_integrations.models.member import BaseMember
 from safe_integrations.models.memory import available_on
 from safe_integrations.models.rendering import Render
 from safe_integrations.models.transformers.forward import Forward
@@ -28,7 +28,7 @@ from safe_integrations.models.transformers.kv_cache import (
 from safe_integrations.models.transformers.logits import Fold
 
 
-class TransformersMember(LocalMember[Fold]):
+class TransformersMember(BaseMember[Fold]):
     """One causal language model with its tokenizer.
 
     Caches of finished generations are kept, newest first, and a new prompt takes over the one that

@@ -1,0 +1,1 @@
+"""Models that servers compute: vLLM, llama-server, SGLang."""

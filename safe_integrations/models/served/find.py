@@ -1,0 +1,108 @@
+"""What a server is, and what it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from safe_integrations.errors import InvalidArgumentError, ServerError
+from safe_integrations.models.served.client import Client
+from safe_integrations.models.served.dialect import Dialect
+from safe_integrations.models.served.llama_server import LlamaServer
+from safe_integrations.models.served.sglang import Sglang
+from safe_integrations.models.served.vllm import Vllm
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model on a server.
+
+    Attributes:
+        model: How the server calls it.
+        kind: What the server is called.
+        window: Tokens that a prompt may have; None where it does not say.
+        size: Tokens of its vocabulary; None where it does not say.
+        loaded: What it was loaded from there: a hub id, a folder or a file.
+        speak: How it is asked, for so many ids per row.
+    """
+
+    model: str
+    kind: str
+    window: int | None
+    size: int | None
+    loaded: str | None
+    speak: Callable[[int], Dialect]
+
+
+def find(client: Client, model: str | None) -> Found:
+    """Finds a model on a server; the only one where none is named.
+
+    Raises:
+        InvalidArgumentError: It serves no such model, or several.
+        ServerError: It cannot be asked, or is none that is known here.
+    """
+    answer = client.get(f"{client.url}/models")
+    try:
+        entries = {str(entry["id"]): entry for entry in answer["data"]}
+        names = {str(n): entry for entry in entries.values() for n in entry.get("aliases") or ()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _unknown(client, f"its list of models cannot be read ({error!r})") from error
+    served = ", ".join(entries) or "none"
+    if model is None and len(entries) != 1:
+        raise InvalidArgumentError("model", None, f"{client.url} serves several: {served}")
+    entry = entries[next(iter(entries))] if model is None else {**names, **entries}.get(model)
+    if entry is None:
+        raise InvalidArgumentError("model", model, f"{client.url} serves {served}: name one")
+    reader = _READERS.get(entry.get("owned_by"))
+    if reader is None:
+        raise _unknown(client, f"it is {entry.get('owned_by')!r}, none that is known here")
+    try:
+        return reader(client, entry)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise _unknown(client, f"it does not say what it is ({error!r})") from error
+
+
+def _vllm(client: Client, entry: Mapping[str, Any]) -> Found:
+    model = str(entry["id"])
+    return Found(
+        model,
+        Vllm.kind,
+        int(entry["max_model_len"]) if entry.get("max_model_len") else None,
+        None,
+        entry.get("root"),
+        lambda top: Vllm(client.url, model, top),
+    )
+
+
+def _llama_server(client: Client, entry: Mapping[str, Any]) -> Found:
+    props = client.get(f"{client.root}/props")
+    size, slots = int(entry["meta"]["n_vocab"]), int(props["total_slots"])
+    return Found(
+        str(entry["id"]),
+        LlamaServer.kind,
+        int(props["default_generation_settings"]["n_ctx"]),
+        size,
+        props.get("model_path"),
+        lambda top: LlamaServer(client.root, size, slots, top),
+    )
+
+
+def _sglang(client: Client, entry: Mapping[str, Any]) -> Found:
+    return Found(
+        str(entry["id"]),
+        Sglang.kind,
+        int(entry["max_model_len"]) if entry.get("max_model_len") else None,
+        None,
+        entry.get("root"),
+        lambda top: Sglang(client.root, top),
+    )
+
+
+_READERS: Final = {"vllm": _vllm, "llamacpp": _llama_server, "sglang": _sglang}
+"""By what a server says that it is."""
+
+
+def _unknown(client: Client, problem: str) -> ServerError:
+    remedy = "use a vLLM, a llama-server or an SGLang (docs/serving.md)"
+    return ServerError(client.name, f"{client.url}: {problem}", remedy)

@@ -1,0 +1,95 @@
+"""llama.cpp's llama-server: `/completion` with token ids as prompts (docs/serving.md)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from safe_integrations.models.served.dialect import Prefix, Request, Row, Told, spelling
+
+_MORE: Final = 2048
+"""Ids per row where few are not enough; as quick as few."""
+
+_PLAIN: Final = {
+    # its defaults are not neutral
+    "temperature": 0,
+    "samplers": ["temperature"],
+    "cache_prompt": True,
+    "return_tokens": True,
+    "response_fields": [
+        "tokens",
+        "completion_probabilities",
+        "model",
+        "timings/cache_n",
+        "timings/prompt_n",
+    ],
+}
+
+
+class LlamaServer:
+    """A llama-server.
+
+    It tells any number of ids per row, but none by name: who asks for more gets longer rows.
+
+    Args:
+        url: Where its own endpoints are.
+        size: Tokens of the model.
+        slots: How many texts it holds at the same time.
+        top: Ids per row.
+    """
+
+    kind = "llama-server"
+    most_ids: int | None = None
+
+    def __init__(self, url: str, size: int, slots: int, top: int) -> None:
+        self._root = url
+        self._size = size
+        self.slots = slots
+        self._top = top
+
+    def spell(self, text: str) -> Request:
+        """Without what is put in front of texts."""
+        body = {"content": text, "add_special": False, "parse_special": True}
+        return spelling(f"{self._root}/tokenize", body)
+
+    def rows(self, prefix: Prefix, ids: Sequence[int], since: int, slot: int) -> Request:
+        """All prefixes in one request. One slot reads them in turn, a token each."""
+        return self._request(prefix.texts(ids, since), slot, n_predict=1, n_probs=self._top)
+
+    def draft(self, prefix: Prefix, ids: Sequence[int], count: int, slot: int) -> Request:
+        """The end that it writes is one of the tokens."""
+        return self._request(prefix.text(ids), slot, n_predict=count, n_probs=self._top)
+
+    def ask(
+        self, prefix: Prefix, ids: Sequence[int], wanted: Sequence[int], slot: int
+    ) -> Iterator[Request]:
+        """A long row, and then one with all ids."""
+        for count in (_MORE, self._size):
+            yield self._request(prefix.text(ids), slot, n_predict=1, n_probs=count)
+
+    def among(
+        self, prefix: Prefix, ids: Sequence[int], allowed: Sequence[int], slot: int
+    ) -> Iterator[Request]:
+        """The same."""
+        yield from self.ask(prefix, ids, allowed, slot)
+
+    def _request(self, texts: str, slot: int, **fields: Any) -> Request:
+        rest = json.dumps({**_PLAIN, "id_slot": slot, **fields})
+        return Request(f"{self._root}/completion", f'{{"prompt":{texts},{rest[1:]}', _read)
+
+
+def _read(data: Any) -> Told:
+    results = data if isinstance(data, list) else [data]
+    places = [place for result in results for place in result["completion_probabilities"]]
+    return Told(
+        [_row(place["top_logprobs"]) for place in places],
+        [int(i) for result in results for i in result["tokens"]],
+        sum(result["timings/cache_n"] for result in results),
+        sum(result["timings/prompt_n"] + len(result["tokens"]) - 1 for result in results),
+        results[0]["model"],
+    )
+
+
+def _row(told: list[dict[str, Any]]) -> Row:
+    return Row([int(one["id"]) for one in told], [float(one["logprob"]) for one in told])

@@ -1,0 +1,105 @@
+"""vLLM: `/v1/completions` with token ids as prompts (docs/serving.md)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from safe_integrations.models.served.dialect import Prefix, Request, Row, Told, spelling
+
+_MOST_IDS: Final = 128
+"""Ids that a request may ask for by name, whatever `--max-logprobs` says."""
+
+_NONE: Final = -9999.0
+"""How a log-probability of minus infinity is written."""
+
+_PLAIN: Final = {
+    # all that the model's own generation config may set: it would change drafts
+    "temperature": 0,
+    "top_p": 1,
+    "top_k": -1,
+    "min_p": 0,
+    "repetition_penalty": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "return_tokens_as_token_ids": True,
+}
+
+
+class Vllm:
+    """A vLLM server.
+
+    Args:
+        url: Where its OpenAI API is.
+        model: How it calls the model.
+        top: Ids per row.
+    """
+
+    kind = "vLLM"
+    most_ids: int | None = _MOST_IDS
+    slots = 0
+
+    def __init__(self, url: str, model: str, top: int) -> None:
+        self._url = f"{url}/completions"
+        self._root = url.removesuffix("/v1")
+        self._model = model
+        self._top = top
+
+    def spell(self, text: str) -> Request:
+        """Without what is put in front of texts."""
+        body = {"model": self._model, "prompt": text, "add_special_tokens": False}
+        return spelling(f"{self._root}/tokenize", body)
+
+    def rows(self, prefix: Prefix, ids: Sequence[int], since: int, slot: int) -> Request:
+        """All prefixes in one request, one token behind each."""
+        texts = prefix.texts(ids, since)
+        return self._request(texts, max_tokens=1, logprobs=self._top)
+
+    def draft(self, prefix: Prefix, ids: Sequence[int], count: int, slot: int) -> Request:
+        """The end that it writes is one of the tokens."""
+        return self._request(f"[{prefix.text(ids)}]", max_tokens=count, logprobs=self._top)
+
+    def ask(
+        self, prefix: Prefix, ids: Sequence[int], wanted: Sequence[int], slot: int
+    ) -> Iterator[Request]:
+        """As many requests as it takes: 128 ids in each."""
+        for at in range(0, len(wanted), _MOST_IDS):
+            part = list(wanted[at : at + _MOST_IDS])
+            texts = f"[{prefix.text(ids)}]"
+            yield self._request(texts, max_tokens=1, logprobs=1, logprob_token_ids=part)
+
+    def among(
+        self, prefix: Prefix, ids: Sequence[int], allowed: Sequence[int], slot: int
+    ) -> Iterator[Request]:
+        """The token that is written when no other may be; what it told is before any mask."""
+        texts = f"[{prefix.text(ids)}]"
+        yield self._request(
+            texts, max_tokens=1, logprobs=self._top, allowed_token_ids=list(allowed)
+        )
+
+    def _request(self, texts: str, **fields: Any) -> Request:
+        rest = json.dumps({"model": self._model, **_PLAIN, **fields})
+        return Request(self._url, f'{{"prompt":{texts},{rest[1:]}', _read)
+
+
+def _read(data: Any) -> Told:
+    rows: list[Row] = []
+    ids: list[int] = []
+    for choice in sorted(data["choices"], key=lambda choice: int(choice["index"])):
+        logprobs = choice["logprobs"]
+        ids += map(_id, logprobs["tokens"])
+        rows += map(_row, logprobs["top_logprobs"])
+    usage = data.get("usage") or {}
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    computed = int(usage.get("prompt_tokens", 0)) + len(ids) - len(data["choices"]) - cached
+    return Told(rows, ids, cached, max(computed, 0), data.get("model"))
+
+
+def _row(told: dict[str, float]) -> Row:
+    values = [float(value) for value in told.values()]
+    return Row([_id(token) for token in told], [v if v > _NONE else float("-inf") for v in values])
+
+
+def _id(token: str) -> int:
+    return int(token.removeprefix("token_id:"))
