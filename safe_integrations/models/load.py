@@ -11,9 +11,7 @@ from typing import Final, Protocol
 
 from safe_integrations.engine.model import Member
 from safe_integrations.models.embedded import DEFAULT_DRAFTER, DEFAULT_VERIFIERS
-from safe_integrations.models.llama_cpp.library import is_installed
-from safe_integrations.models.locate import is_gguf
-from safe_integrations.models.member import TableOf
+from safe_integrations.models.local import is_for_llama_cpp
 from safe_integrations.models.report import ModelReport
 from safe_integrations.models.spec import (
     LoadedModel,
@@ -24,7 +22,6 @@ from safe_integrations.models.spec import (
     key_of,
     name_of,
 )
-from safe_integrations.models.tokenizer import Tokenizer
 
 ModelSource = str | ModelSpec | LoadedModel | Member
 """A hub id, folder, GGUF file, embedded name or URL; the same with options; or a loaded model."""
@@ -44,34 +41,13 @@ def backend_of(spec: ModelSpec) -> _Backend:
         from safe_integrations.models.served import load as served
 
         return served
-    if _is_for_llama_cpp(spec):
+    if is_for_llama_cpp(spec):
         from safe_integrations.models.llama_cpp import load as llama_cpp
 
         return llama_cpp
     from safe_integrations.models.transformers import load as transformers
 
     return transformers
-
-
-def _is_for_llama_cpp(spec: ModelSpec) -> bool:
-    if spec.backend != "auto" or is_url(spec.source):
-        return spec.backend == "llama.cpp"
-    return is_gguf(spec) and not spec.of_transformers() and is_installed()
-
-
-def tokenizer_of(spec: ModelSpec, tell: Progress) -> tuple[Tokenizer, TableOf]:
-    """The tokenizer of a model that is not computed here, and its tokens as bytes.
-
-    Raises:
-        ModelError: It cannot be found, read or used.
-    """
-    if _is_for_llama_cpp(spec):
-        from safe_integrations.models.llama_cpp import load as llama_cpp
-
-        return llama_cpp.tokenizer_of(spec, tell)
-    from safe_integrations.models.transformers import load as transformers
-
-    return transformers.tokenizer_of(spec, tell)
 
 
 def with_defaults(
@@ -130,7 +106,7 @@ def load_members(
     beside = {
         n: _start_loading(spec, tell)
         for n, spec in enumerate(specs)
-        if isinstance(spec, ModelSpec) and _is_for_llama_cpp(spec)
+        if isinstance(spec, ModelSpec) and is_for_llama_cpp(spec)
     }
     others = {n: load_member(spec, tell) for n, spec in enumerate(specs) if n not in beside}
     for loaded in as_completed(beside.values()):

@@ -30,7 +30,7 @@ from safe_integrations.errors import (
     UnsupportedModelError,
 )
 from safe_integrations.models import load as loading
-from safe_integrations.models import locate
+from safe_integrations.models import local, locate
 from safe_integrations.models.inspection import inspect_model
 from safe_integrations.models.llama_cpp import library as libraries
 from safe_integrations.models.llama_cpp import load
@@ -63,7 +63,7 @@ def load_toy(path: Path, **options: Any) -> LlamaMember:
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "is_installed", lambda: True)
+    monkeypatch.setattr(local, "is_installed", lambda: True)
 
 
 def backend_of(**options: Any) -> str:
@@ -93,7 +93,7 @@ def test_gguf_files_go_to_llama_cpp(options: dict[str, Any], backend: str) -> No
 
 
 def test_without_the_library_all_goes_to_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "is_installed", lambda: False)
+    monkeypatch.setattr(local, "is_installed", lambda: False)
     assert backend_of(source="smollm2-135m") == "transformers"
     assert backend_of(source="smollm2-135m", backend="llama.cpp") == "llama_cpp"
 

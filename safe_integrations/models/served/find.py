@@ -89,12 +89,13 @@ def _llama_server(client: Client, entry: Mapping[str, Any]) -> Found:
 
 
 def _sglang(client: Client, entry: Mapping[str, Any]) -> Found:
+    info = client.get(f"{client.root}/server_info")
     return Found(
         str(entry["id"]),
         Sglang.kind,
-        int(entry["max_model_len"]) if entry.get("max_model_len") else None,
+        int(info["max_req_input_len"]),
         None,
-        entry.get("root"),
+        info.get("tokenizer_path") or info.get("model_path"),
         lambda top: Sglang(client.root, top),
     )
 

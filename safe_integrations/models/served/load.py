@@ -17,7 +17,7 @@ from safe_integrations.errors import (
     ServerError,
 )
 from safe_integrations.models.fork import check_process
-from safe_integrations.models.load import tokenizer_of
+from safe_integrations.models.local import tokenizer_of
 from safe_integrations.models.member import TableOf, forms_of
 from safe_integrations.models.rendering import Renderer
 from safe_integrations.models.report import ModelReport

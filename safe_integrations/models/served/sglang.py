@@ -53,7 +53,7 @@ class Sglang:
 
         def read(data: Any) -> Told:
             told = data["meta_info"]
-            inside = (told["input_top_logprobs"] or [])[1:] if len(ids) > since else []
+            inside = told["input_top_logprobs"][1:]
             return _told(data, [*inside, told["output_top_logprobs"][0]])
 
         return self._request(prefix, ids, read, 1, logprob_start_len=behind - 1)
