@@ -98,7 +98,7 @@ def _read(data: Any) -> Told:
 
 def _row(told: dict[str, float]) -> Row:
     values = [float(value) for value in told.values()]
-    return Row([_id(token) for token in told], [v if v > _NONE else float("-inf") for v in values])
+    return Row([_id(token) for token in told], [float("-inf") if v <= _NONE else v for v in values])
 
 
 def _id(token: str) -> int:
