@@ -155,7 +155,7 @@ def _probe(
             f"than with {wanted} (vLLM: --max-logprobs {wanted})"
         )
         told = _rows(client, found.speak(top), ids)
-    if any(sum(map(exp, row.logprobs)) > 1.01 for row in told.rows):
+    if not all(sum(exp(min(v, 1)) for v in row.logprobs) <= 1.01 for row in told.rows):
         remedy = "vLLM is started with --logprobs-mode raw_logprobs, its default"
         raise client.error(f"{client.url} tells no log-probabilities", remedy)
     return found.speak(top), top, told.model
