@@ -168,6 +168,16 @@ async def cuts(x: Exchange) -> None:
     await x.send(body[: len(body) // 2])
 
 
+def answers_after(seconds: float) -> Fault:
+    """The right answer, late."""
+
+    async def fault(x: Exchange) -> None:
+        await asyncio.sleep(seconds)
+        await x.send()
+
+    return fault
+
+
 async def is_silent(x: Exchange) -> None:
     """Never answers."""
     await x.until_left()
@@ -269,7 +279,10 @@ class FaultyServer:
             writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        start = await reader.readexactly(1)
+        if not start.isalpha():  # this is TLS
+            return False
+        head = (start + await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         method, path, _ = head[0].split(" ")
         headers = {k.lower(): v for k, v in (line.split(": ", 1) for line in head[1:] if line)}
         text = await reader.readexactly(int(headers.get("content-length", 0)))
