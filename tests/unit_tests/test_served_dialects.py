@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from itertools import islice
@@ -280,7 +281,7 @@ def answers(client: Client, *entries: Mapping[str, Any], patch: pytest.MonkeyPat
         return httpx.Response(entry["status"], json=entry["response"])
 
     http = httpx.AsyncClient(transport=httpx.MockTransport(answer))
-    patch.setattr(client, "_http", http)
+    patch.setattr(client, "_free", deque([(inf, http)]))
 
 
 ERRORS = [(kind, name) for kind in KINDS for name, e in recorded(kind).items() if e["status"] > 299]

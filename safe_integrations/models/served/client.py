@@ -12,8 +12,11 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import CancelledError, Future
+from contextlib import asynccontextmanager
+from functools import partial
 from random import random
 from time import perf_counter
 from typing import Any, Final, NamedTuple
@@ -33,10 +36,14 @@ _GLANCE: Final = 0.05
 """Seconds between two looks at whether to stop, for whoever waits."""
 
 _CONNECT_SECONDS: Final = 10.0
+_IDLE_SECONDS: Final = 5.0
 _AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _FIRST_PAUSE: Final = 0.25
 _LONGEST_PAUSE: Final = 8.0
 _SHOWN: Final = 300
+
+_Free = deque[tuple[float, httpx.AsyncClient]]
+"""Since when each is."""
 
 
 class Reply(NamedTuple):
@@ -115,18 +122,19 @@ class Client:
         headers = {"Content-Type": "application/json"}
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
-        limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
         try:
-            self._http = httpx.AsyncClient(
+            self._another = partial(
+                httpx.AsyncClient,
                 headers=headers,
                 timeout=httpx.Timeout(None, connect=min(_CONNECT_SECONDS, timeout)),
-                limits=limits,
+                verify=httpx.create_ssl_context(),
             )
+            self._free: _Free = deque([(perf_counter(), self._another())])
         except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
             raise self.error(f"{url} cannot be asked ({error})", _REACH) from error
         self._room = asyncio.Semaphore(CONNECTIONS)
         self._loop = _loop()
-        finalize(self, _close, self._http, self._loop)
+        finalize(self, _close, self._free, self._loop)
 
     @property
     def root(self) -> str:
@@ -170,10 +178,10 @@ class Client:
 
     async def _send(self, url: str, body: str | None) -> httpx.Response:
         try:
-            async with self._room, asyncio.timeout(self._timeout):
+            async with self._room, asyncio.timeout(self._timeout), self._connection() as http:
                 if body is None:
-                    return await self._http.get(url)
-                return await self._http.post(url, content=body)
+                    return await http.get(url)
+                return await http.post(url, content=body)
         except TimeoutError as error:
             raise self.error(
                 f"{url} has not answered within {self._timeout:g} seconds",
@@ -190,6 +198,20 @@ class Client:
             ) from error
         except Exception as error:  # an address that nothing can come of
             raise self.error(f"{url} cannot be asked ({error})", _REACH) from error
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[httpx.AsyncClient]:
+        """One that nobody uses; those that were not used lately are closed.
+
+        Each is a client of its own: what httpx does to find a free one grows with their number.
+        """
+        http = self._free.pop()[1] if self._free else self._another()
+        try:
+            yield http
+        finally:
+            self._free.append((perf_counter(), http))
+        while self._free and self._free[0][0] < perf_counter() - _IDLE_SECONDS:
+            await self._free.popleft()[1].aclose()
 
     def _read(self, response: httpx.Response, seconds: float) -> Reply:
         status, url = response.status_code, response.url
@@ -277,6 +299,11 @@ if hasattr(os, "register_at_fork"):  # not everywhere can a process be forked
     os.register_at_fork(after_in_child=_start_afresh)
 
 
-def _close(http: httpx.AsyncClient, loop: asyncio.AbstractEventLoop) -> None:
+def _close(free: _Free, loop: asyncio.AbstractEventLoop) -> None:
     """Closes the connections of a server that nobody uses any more."""
-    asyncio.run_coroutine_threadsafe(http.aclose(), loop)
+
+    async def close() -> None:
+        for _, http in free:
+            await http.aclose()
+
+    asyncio.run_coroutine_threadsafe(close(), loop)
