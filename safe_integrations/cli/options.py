@@ -210,7 +210,7 @@ def _spec(named: str, dtype: str | None, device: str | None) -> ModelSpec:
 
     if is_url(named):  # it decides itself where it computes, and how
         url, _, query = named.partition("?")
-        asked = dict(parse_qsl(query, keep_blank_values=True))
+        asked: dict[str, Any] = dict(parse_qsl(query, keep_blank_values=True))
         if "api_key" in asked:  # everybody on the machine can read it
             remedy = "set SAFE_INTEGRATIONS_API_KEY in the environment instead"
             raise InvalidArgumentError("api_key", "...", remedy)
