@@ -280,5 +280,12 @@ class View:
         """What it has computed so far."""
         work = self._session.work
         return ModelStatistics(
-            self.name, len(self.prompt), work.reused, work.passes, work.tokens, work.seconds
+            self.name,
+            len(self.prompt),
+            reused_tokens=work.reused,
+            forward_passes=work.passes,
+            forwarded_tokens=work.tokens,
+            seconds=work.seconds,
+            requests=work.requests,
+            received_bytes=work.received,
         )
