@@ -120,7 +120,7 @@ class Client:
         )
         self._room = asyncio.Semaphore(CONNECTIONS)
         self._loop = _loop()
-        finalize(self, _close, self._http, self._loop)
+        finalize(self, _close, self._http, self._loop).atexit = False
 
     @property
     def root(self) -> str:
