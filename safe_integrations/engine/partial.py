@@ -161,7 +161,7 @@ class AllowedDistribution(TopDistribution):
     def best_among(self, flags: Flags) -> int | None:
         """The most probable of the ids that are flagged; None where none has any probability."""
         flags = flags * self._allowed
-        if self._whole is None and not (self._fits and not flags[self._top].any()):
+        if self._whole is None and (flags[self._top].any() or not self._fits):
             return super().best_among(flags)
         return self._resolve().best_among(flags)
 
