@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ContextDecorator
+from copy import copy
 from functools import cached_property
 from math import exp, inf, log
 
@@ -149,6 +151,12 @@ class TopDistribution:
         self._ask = ask
         rest = max(0.0, 1 - sum(exp(value) for _, value in pairs))
         self.ceiling = min(pairs[-1][1], log(rest + _SLACK))
+
+    def within(self, context: ContextDecorator) -> TopDistribution:
+        """The same, with its questions asked within a context; they share what they learn."""
+        made = copy(self)
+        made._ask = context(self._ask)
+        return made
 
     @property
     def best(self) -> int:
