@@ -259,7 +259,8 @@ class ModelLost:
     """A verifier's server failed; the answer goes on without it (`EnsembleConfig.on_missing`).
 
     Attributes:
-        cycle: Number of the cycle, from 1. Its draft is dropped, and written again in the next.
+        cycle: Number of the cycle, from 1. A draft that was being verified is dropped, and written
+            again in the next.
         model: Name of the verifier.
         at: From where on it has no vote, in bytes.
         reason: What went wrong.
