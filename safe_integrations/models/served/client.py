@@ -134,7 +134,7 @@ class Client:
             raise self.error(f"{url} cannot be asked ({error})", _REACH) from error
         self._room = asyncio.Semaphore(CONNECTIONS)
         self._loop = _loop()
-        finalize(self, _close, self._free, self._loop)
+        finalize(self, _close, self._free, self._loop).atexit = False
 
     @property
     def root(self) -> str:
@@ -190,7 +190,8 @@ class Client:
         except httpx.ConnectTimeout as error:
             raise self.error(f"{url} cannot be reached", _REACH) from error
         except httpx.ConnectError as error:
-            raise self.error(f"{url} cannot be reached ({error})", _REACH) from error
+            why = "" if "attempts failed" in str(error) else f" ({error})"
+            raise self.error(f"{url} cannot be reached{why}", _REACH) from error
         except httpx.RequestError as error:
             told = str(error) or type(error).__name__
             raise self.error(

@@ -242,7 +242,12 @@ class ServedSession:
     def _row(self, row: Row, ids: list[int]) -> TopDistribution:
         known, gone = self._fold(row)
         self._check(max(known.values(), default=-inf) > -inf, "it tells no token that is text")
-        return TopDistribution(list(known), list(known.values()), partial(self._ask, ids, gone))
+        return TopDistribution(
+            list(known),
+            list(known.values()),
+            partial(self._ask, ids, gone),
+            partial(self._among, ids, gone),
+        )
 
     def _ask(self, ids: list[int], gone: float, wanted: Sequence[int]) -> list[float]:
         """The log-probabilities of some ids at one place."""
