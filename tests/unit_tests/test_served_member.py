@@ -216,6 +216,16 @@ def test_an_alias_that_was_not_told_is_asked_for(server: FaultyServer) -> None:
     assert exp(told) == pytest.approx(0.08 / 0.7)
 
 
+def test_the_best_of_some_ids_may_be_one_by_another_name(server: FaultyServer) -> None:
+    """Many models end a turn with an id that is not their first end."""
+    place = {0: 0.3, 4: 0.3, 8: 0.2, 9: 0.05, 6: 0.04, 5: 0.001, 7: 0.06, 1: 0.02, 3: 0.029}
+    (row,) = of_table(server, place, 3).start([0]).score([], 0)
+    found = row.best_of([1, 5, 6])
+    assert next(iter(found)) == 5
+    assert exp(found[5]) == pytest.approx(0.061 / 0.7)
+    assert exp(row.logprobs([1])[0]) == pytest.approx(0.049 / 0.7)
+
+
 def test_a_row_without_text_is_an_error_that_says_so(server: FaultyServer) -> None:
     session = of_table(server, PLACE, 1).start([0])
     with pytest.raises(ServerError, match="served: .*tells no token that is text"):
