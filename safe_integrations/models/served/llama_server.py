@@ -11,6 +11,9 @@ from safe_integrations.models.served.dialect import Prefix, Request, Row, Told, 
 _MORE: Final = 2048
 """Ids per row where few are not enough; as quick as few."""
 
+_NONE: Final = -1e30
+"""A log-probability of minus infinity is written as the lowest number that there is."""
+
 _PLAIN: Final = {
     # its defaults are not neutral
     "temperature": 0,
@@ -92,4 +95,6 @@ def _read(data: Any) -> Told:
 
 
 def _row(told: list[dict[str, Any]]) -> Row:
-    return Row([int(one["id"]) for one in told], [float(one["logprob"]) for one in told])
+    values = [float(one["logprob"]) for one in told]
+    ids = [int(one["id"]) for one in told]
+    return Row(ids, [float("-inf") if value < _NONE else value for value in values])
