@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import CancelledError, Future
 from contextlib import asynccontextmanager
 from functools import partial
-from random import random
+from random import Random
 from time import perf_counter
 from typing import Any, Final, NamedTuple
 from weakref import finalize
@@ -41,6 +41,7 @@ _AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _FIRST_PAUSE: Final = 0.25
 _LONGEST_PAUSE: Final = 8.0
 _SHOWN: Final = 300
+_dice: Final = Random()  # not the one that a program may have seeded
 
 _Free = deque[tuple[float, httpx.AsyncClient]]
 """Since when each is."""
@@ -162,7 +163,7 @@ class Client:
     async def _fetch(self, url: str, body: str | None) -> Reply:
         started = perf_counter()
         for tries in range(self._retries + 1):
-            pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**tries) * (1 + random()) / 2
+            pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**tries) * (1 + _dice.random()) / 2
             try:
                 response = await self._send(url, body)
                 if response.status_code in _AGAIN:
