@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pickle
+import random
 import subprocess
 import sys
 import threading
@@ -164,6 +165,13 @@ def test_without_retries_everything_is_asked_once(server: FaultyServer) -> None:
     with pytest.raises(ServerError, match="raise max_retries"):
         post(client_of(server, retries=0))
     assert len(server.requests) == 1
+
+
+def test_a_seed_of_the_program_stays_as_it_is(server: FaultyServer) -> None:
+    state = random.getstate()
+    server.play(refuses(503), closes)
+    post(client_of(server))
+    assert random.getstate() == state
 
 
 @pytest.mark.parametrize(
