@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
+
+UNREADABLE: Final = (LookupError, TypeError, AttributeError, ArithmeticError, ValueError)
+"""What reading an answer raises that is not one of this kind of server."""
 
 
 class Row(NamedTuple):
@@ -48,8 +51,8 @@ class Request(NamedTuple):
     Attributes:
         url: Where to.
         body: The JSON document.
-        read: What the answer means. It raises KeyError, IndexError, TypeError, AttributeError or
-            ValueError where the answer is not one of this kind of server.
+        read: What the answer means. It raises one of `UNREADABLE` where the answer is not one of
+            this kind of server.
     """
 
     url: str

@@ -58,8 +58,13 @@ class LlamaServer:
         return self._request(prefix.texts(ids, since), slot, n_predict=1, n_probs=self._top)
 
     def draft(self, prefix: Prefix, ids: Sequence[int], count: int, slot: int) -> Request:
-        """The end that it writes is one of the tokens."""
-        return self._request(prefix.text(ids), slot, n_predict=count, n_probs=self._top)
+        """The end that it writes is one of the tokens.
+
+        A stream, although nobody reads it before its end: where a connection is closed only streams
+        end on the server as well, and the slot is free for the next draft.
+        """
+        fields = {"n_predict": count, "n_probs": self._top, "stream": True}
+        return self._request(prefix.text(ids), slot, **fields)
 
     def ask(
         self, prefix: Prefix, ids: Sequence[int], wanted: Sequence[int], slot: int
@@ -80,14 +85,15 @@ class LlamaServer:
 
 
 def _read(data: Any) -> Told:
-    results = data if isinstance(data, list) else [data]
-    places = [place for result in results for place in result["completion_probabilities"]]
+    results = data if isinstance(data, list) else [data]  # of each text, or parts of one
+    texts = sum("model" in result for result in results)
+    places = [p for result in results for p in result.get("completion_probabilities", ())]
     return Told(
         [_row(place["top_logprobs"]) for place in places],
         [int(i) for result in results for i in result["tokens"]],
-        sum(result["timings/cache_n"] for result in results),
-        sum(result["timings/prompt_n"] + len(result["tokens"]) - 1 for result in results),
-        results[0]["model"],
+        sum(result.get("timings/cache_n", 0) for result in results),
+        sum(result.get("timings/prompt_n", 0) for result in results) + max(0, len(places) - texts),
+        results[-1]["model"],
     )
 
 
