@@ -91,10 +91,10 @@ def _read(data: Any) -> Told:
         ids += map(_id, logprobs["tokens"])
         rows += map(_row, logprobs["top_logprobs"])
     usage, texts = data.get("usage") or {}, len(data["choices"])
-    # of the last text alone; the others, which are shorter by a token each, have about as many
+    # of the last text alone; others, which are shorter by a token each, mostly have as many
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
     computed = int(usage.get("prompt_tokens", 0)) + len(ids) - texts - cached * texts
-    return Told(rows, ids, cached, max(computed, 0), data.get("model"))
+    return Told(rows, ids, cached, max(computed, len(ids)), data.get("model"))
 
 
 def _row(told: dict[str, float]) -> Row:
