@@ -9,6 +9,9 @@ from typing import Any
 
 from safe_integrations.engine.model import Distribution, Member, Session, Work, never
 
+ANSWER = 10
+"""Bytes of an answer, as its sessions count them."""
+
 
 class RemoteMember:
     """A member whose sessions compute in threads of their own.
@@ -79,6 +82,8 @@ class _Session:
         return drafted, rows
 
     def _ask(self, answer: Callable[..., Any], *args: Any) -> _Pending:
+        self.work.requests += 1
+        self.work.received += ANSWER
         return _Pending(self._member, self._pool.submit(answer, *args))
 
     def close(self) -> None:

@@ -164,5 +164,5 @@ def _read_source(given: Any, argument: str) -> Any:
     if isinstance(given, Mapping):
         return ModelSpec(**given)
     raise InvalidArgumentError(
-        argument, given, "pass a hub id, a folder, a .gguf file, a ModelSpec or a loaded model"
+        argument, given, "pass a hub id, folder, .gguf file, URL, ModelSpec or loaded model"
     )

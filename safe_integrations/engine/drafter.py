@@ -7,6 +7,7 @@ from math import exp
 from typing import Final
 
 from safe_integrations.config import EnsembleConfig
+from safe_integrations.engine.distribution import logprobs_of
 from safe_integrations.engine.draft import Draft
 from safe_integrations.engine.lookahead import MAX_LOOKAHEAD, AutoLookahead, PromptLookup
 from safe_integrations.engine.rule import Rule
@@ -146,4 +147,4 @@ class Drafter:
     def _probabilities(self, last: int) -> Iterator[float]:
         """What the drafter gave the last tokens of the draft, forced ones left out."""
         steps = self._draft.steps[max(0, len(self._draft.steps) - last) :]
-        return (exp(s.expected.logprobs([s.id])[0]) for s in steps if s.expected)
+        return (exp(logprobs_of(s.expected, [s.id], "most")[0]) for s in steps if s.expected)

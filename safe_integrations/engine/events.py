@@ -135,7 +135,10 @@ class ModelStatistics:
         reused_tokens: Prompt tokens it did not have to compute again.
         forward_passes: Forward passes.
         forwarded_tokens: Tokens forwarded, prompt included.
-        seconds: Wall time inside its forward passes.
+        seconds: Wall time inside its forward passes; of a model that is computed elsewhere, how
+            long it was waited for.
+        requests: Requests to its server; 0 for a model that is computed here.
+        received_bytes: Bytes of the server's answers.
     """
 
     name: str
@@ -144,6 +147,8 @@ class ModelStatistics:
     forward_passes: int = 0
     forwarded_tokens: int = 0
     seconds: float = 0.0
+    requests: int = 0
+    received_bytes: int = 0
 
 
 @dataclass(slots=True)

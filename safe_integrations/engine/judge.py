@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from time import perf_counter
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
+from safe_integrations.engine.distribution import Told
 from safe_integrations.engine.draft import Step
 from safe_integrations.engine.ensemble import as_single_tokens, merge
 from safe_integrations.engine.events import Piece, Verdict, Vote
@@ -79,12 +80,14 @@ class Judge:
         for model, (index, expected) in zip(self._models[1:], opinions, strict=True):
             own.append(model.own_token(index))
             distributions.append(model.shaped(expected, model.segments.ids[:index]))
-        votes = self._votes(own, distributions, exact=False)
+        votes = self._votes(own, distributions, "most")
         if not self._draws:
             agreed = consensus(votes, self._weights, self._above)
             if agreed is Verdict.MAJORITY and self._partial:  # perhaps only by a bound
-                votes = self._votes(own, distributions, exact=True)
-                agreed = consensus(votes, self._weights, self._above)
+                least = self._votes(own, distributions, "least")
+                if consensus(least, self._weights, self._above) is None:
+                    votes = self._votes(own, distributions, "exact")
+                    agreed = consensus(votes, self._weights, self._above)
             if agreed is not None:
                 return _kept(step, agreed, votes)
         return self.ensemble(step, distributions, votes)
@@ -119,10 +122,10 @@ class Judge:
         )
 
     def _votes(
-        self, token_ids: Sequence[int], distributions: Sequence[Distribution], exact: bool
+        self, token_ids: Sequence[int], distributions: Sequence[Distribution], told: Told
     ) -> tuple[Vote, ...]:
         asked = zip(self._models, token_ids, distributions, strict=True)
-        return tuple(model.vote(own, expected, exact) for model, own, expected in asked)
+        return tuple(model.vote(own, expected, told) for model, own, expected in asked)
 
 
 def _kept(step: Step, verdict: Verdict, votes: tuple[Vote, ...] = ()) -> Piece:

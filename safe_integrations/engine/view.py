@@ -9,7 +9,7 @@ from math import exp
 from typing import cast
 
 from safe_integrations.config import GenerationConfig
-from safe_integrations.engine.distribution import TopDistribution
+from safe_integrations.engine.distribution import Told, TopDistribution, logprobs_of
 from safe_integrations.engine.events import ModelStatistics, Vote
 from safe_integrations.engine.model import (
     Cursor,
@@ -20,6 +20,7 @@ from safe_integrations.engine.model import (
     RemoteSession,
     never,
 )
+from safe_integrations.engine.partial import shape_told
 from safe_integrations.engine.sampling import shape, shapes
 from safe_integrations.engine.segments import Segmentation
 from safe_integrations.errors import GenerationCancelled, GenerationError, SafeError
@@ -241,6 +242,9 @@ class View:
         allowed = None if self.cursor is None else self.cursor.allowed(ids)
         if allowed is None and not self._reshapes:
             return expected
+        if isinstance(expected, TopDistribution):
+            size, limit = self.tokens.size, self.limits.ids
+            return shape_told(expected, allowed, self._options, size, limit)
         return shape(cast("Dense", expected), ids, allowed, self._options)
 
     def look_at(self, text: bytearray, unchanged: int, drafter: View) -> None:
@@ -262,23 +266,22 @@ class View:
     def _shares_ids_with(self, drafter: View) -> bool:
         return self.segments is drafter.segments or self.tokens.same_tokens(drafter.tokens)
 
-    def vote(self, own_id: int, expected: Distribution, exact: bool = True) -> Vote:
-        """What it thinks of its own token at a place.
-
-        Unless `exact`, a model that tells only its best ids is not asked about any other: the vote
-        holds the most that the token can have.
-        """
-        best = expected.best
-        if isinstance(expected, TopDistribution) and not exact:
-            (own, top), _ = expected.bounds([own_id, best])
-        else:
-            own, top = expected.logprobs([own_id, best])
+    def vote(self, own_id: int, expected: Distribution, told: Told = "exact") -> Vote:
+        """What it thinks of its own token at a place."""
+        own, top = logprobs_of(expected, [own_id, expected.best], told)
         symbol = self.tokens.symbol
-        return Vote(self.name, (symbol(own_id),), exp(own), symbol(best), exp(top))
+        return Vote(self.name, (symbol(own_id),), exp(own), symbol(expected.best), exp(top))
 
     def statistics(self) -> ModelStatistics:
         """What it has computed so far."""
         work = self._session.work
         return ModelStatistics(
-            self.name, len(self.prompt), work.reused, work.passes, work.tokens, work.seconds
+            self.name,
+            len(self.prompt),
+            reused_tokens=work.reused,
+            forward_passes=work.passes,
+            forwarded_tokens=work.tokens,
+            seconds=work.seconds,
+            requests=work.requests,
+            received_bytes=work.received,
         )

@@ -46,6 +46,7 @@ ENGINE = (
     ("distribution", "lookahead", "rule"),
     ("ensemble",),
     ("sampling",),
+    ("partial",),
     ("view", "closing"),
     ("draft", "unit_reader"),
     ("drafter", "judge", "unit_rule"),

@@ -8,7 +8,7 @@ from threading import Event
 from typing import Any, Literal
 
 import pytest
-from elsewhere import RemoteMember
+from elsewhere import ANSWER, RemoteMember
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.errors import GenerationCancelled
@@ -45,6 +45,14 @@ def test_a_verifier_elsewhere_is_asked_once_a_cycle_and_reads_its_prompt_first(u
     result = answer([scripted("drafter"), verifier], unit=unit)
     assert verifier.requests[0] == ("score", 0)
     assert len(verifier.requests) <= 1 + result.statistics.cycles
+
+
+def test_statistics_tell_what_servers_were_asked_and_sent() -> None:
+    drafter, verifiers = RemoteMember(scripted("drafter")), [scripted("here"), scripted("there")]
+    there = RemoteMember(verifiers[1])
+    told = answer([drafter, verifiers[0], there]).statistics.models
+    assert [model.requests for model in told] == [len(drafter.requests), 0, len(there.requests)]
+    assert all(model.received_bytes == ANSWER * model.requests for model in told)
 
 
 class Waits(ScriptedMember):

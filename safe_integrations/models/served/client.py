@@ -120,7 +120,7 @@ class Client:
         )
         self._room = asyncio.Semaphore(CONNECTIONS)
         self._loop = _loop()
-        finalize(self, _close, self._http, self._loop)
+        finalize(self, _close, self._http, self._loop).atexit = False
 
     @property
     def root(self) -> str:
@@ -176,7 +176,8 @@ class Client:
         except httpx.ConnectTimeout as error:
             raise self._error(f"{url} cannot be reached", _REACH) from error
         except httpx.ConnectError as error:
-            raise self._error(f"{url} cannot be reached ({error})", _REACH) from error
+            why = "" if "attempts failed" in str(error) else f" ({error})"
+            raise self._error(f"{url} cannot be reached{why}", _REACH) from error
         except (httpx.TransportError, httpx.InvalidURL) as error:
             told = str(error) or type(error).__name__
             raise self._error(

@@ -83,6 +83,9 @@ def report_of(spec: ModelSpec, tell: Progress) -> ModelReport:
     return ModelReport(
         name=name_of(spec),
         where=f"{client.url}: {found.model}, {found.kind}, {top} ids per row",
+        dtype="served",
+        weight_bytes=0,
+        kv_bytes=0,
         context_window=_window(found, spec),
         tokens=table(frozenset()),
         teaches=Renderer(tokenizer).teaches,

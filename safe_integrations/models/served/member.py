@@ -237,7 +237,12 @@ class ServedSession:
     def _row(self, row: Row, ids: list[int]) -> TopDistribution:
         self._check(all(value <= 1e-3 for value in row.logprobs), "it tells no log-probabilities")
         known, gone = self._fold(row)
-        return TopDistribution(list(known), list(known.values()), partial(self._ask, ids, gone))
+        return TopDistribution(
+            list(known),
+            list(known.values()),
+            partial(self._ask, ids, gone),
+            partial(self._among, ids, gone),
+        )
 
     def _ask(self, ids: list[int], gone: float, wanted: Sequence[int]) -> list[float]:
         """The log-probabilities of some ids at one place."""
