@@ -96,7 +96,7 @@ trace-check: $(STAMP) .phoenix/bin/phoenix
 	$(PYTHON) -m venv .phoenix
 	.phoenix/bin/pip install --quiet arize-phoenix==20.26.0
 
-# Both models of the default pair in real vLLM servers on loopback, for CPUs. Needs 8 GB of memory, 4 GB
+# Both models of the default pair in real vLLM servers on loopback, for CPUs. Needs 10 GB of memory, 4 GB
 # on disk, and torch's wheels for CPUs where pip looks.
 served-check: $(STAMP) .vllm/.installed
 	VLLM=.vllm/bin/vllm $(BIN)/pytest tests/served_vllm --timeout=0 -q -rsP

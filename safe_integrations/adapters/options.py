@@ -53,6 +53,7 @@ class EnsembleOptions(BaseModel):
     consensus_above: Real | None = None
     weights: tuple[float, ...] | None = None
     tool_form: str | None = None
+    on_missing: Literal["error", "continue"] | None = None
 
     max_tokens: Whole | None = None
     stop: tuple[str, ...] | None = None

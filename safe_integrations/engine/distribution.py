@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ContextDecorator
+from copy import copy
 from functools import cached_property
 from math import exp, inf, log
 from typing import Literal
@@ -165,6 +167,12 @@ class TopDistribution:
         self._known = dict(pairs)
         self._ask, self._among = ask, among
         self._found: dict[bytes, int | None] = {}
+
+    def within(self, context: ContextDecorator) -> TopDistribution:
+        """The same, with its questions asked within a context; they share what they learn."""
+        made = copy(self)
+        made._ask, made._among = context(self._ask), context(self._among)
+        return made
 
     @property
     def best(self) -> int:

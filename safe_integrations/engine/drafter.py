@@ -27,6 +27,9 @@ class Drafter:
         draft: What it writes to.
         rule: Which token comes next, and what is judged as one.
         config: How far it drafts, and whether it guesses.
+
+    Attributes:
+        verifiers: The others, as long as they are there.
     """
 
     def __init__(
@@ -38,7 +41,7 @@ class Drafter:
         config: EnsembleConfig,
     ) -> None:
         self._view = view
-        self._verifiers = verifiers
+        self.verifiers = verifiers
         self._draft = draft
         self._rule = rule
         one = config.mode == "every-token"
@@ -83,7 +86,7 @@ class Drafter:
             view.begin_drafting(ids, min(self._at_once, draft.room))
             return
         for _ in range(min(self._most, draft.room)):
-            if not any(verifier.waits for verifier in self._verifiers):
+            if not any(verifier.waits for verifier in self.verifiers):
                 break
             (expected,) = view.expected(ids, len(ids))
             if expected.best == view.tokens.end_id:

@@ -57,15 +57,19 @@ class Judge:
         seed: int,
     ) -> None:
         self.seconds = 0.0
-        self._models = models
-        self._tables = [model.tokens for model in models]
-        self._weights = weights
+        self.ask(models, weights)
         self._draws = options.temperature > 0
-        self._partial = any(model.limits.top is not None for model in models)
         self._seed = seed
         self._above = config.consensus_above
         # drawing follows the plain mixture (appendix H)
         self._config = config.model_copy(update={"sharpening": "none"}) if self._draws else config
+
+    def ask(self, models: Sequence[View], weights: Sequence[float]) -> None:
+        """From now on these models are asked."""
+        self._models = models
+        self._tables = [model.tokens for model in models]
+        self._weights = weights
+        self._partial = any(model.limits.top is not None for model in models)
 
     def judge(self, step: Step, opinions: Sequence[Opinion] | None) -> Piece:
         """The verdict on one drafted token, by what the verifiers expect at its place.

@@ -23,14 +23,15 @@ class UnitReader:
         nth: Which model, 0 for the drafter.
         view: The model.
         units: Where units end.
+        ids: Its token ids of the units that are written.
 
     Attributes:
-        ids: Its token ids of the units that are written.
+        ids: The same, as they grow.
     """
 
-    def __init__(self, nth: int, view: View, units: Units) -> None:
+    def __init__(self, nth: int, view: View, units: Units, ids: Sequence[int] = ()) -> None:
         self.nth, self.view = nth, view
-        self.ids: list[int] = []
+        self.ids = list(ids)
         self._units = units
 
     def spelling(self, text: bytes) -> tuple[int, ...]:

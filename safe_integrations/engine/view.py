@@ -23,7 +23,7 @@ from safe_integrations.engine.model import (
 from safe_integrations.engine.partial import shape_told
 from safe_integrations.engine.sampling import shape, shapes
 from safe_integrations.engine.segments import Segmentation
-from safe_integrations.errors import GenerationCancelled, GenerationError, SafeError
+from safe_integrations.errors import GenerationCancelled, GenerationError, SafeError, ServerError
 
 
 @dataclass(slots=True)
@@ -64,6 +64,7 @@ class View:
         limits: What the member cannot do.
         segments: Its token ids of the text.
         cursor: Its way through the grammar; None where any text will do.
+        failure: What its server has failed with; None where it has not.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class View:
         self.limits = member.limits
         self.segments = Segmentation(member.tokens)
         self.cursor = cursor
+        self.failure: ServerError | None = None
         self._session = member.start(prompt, cancel)
         self._remote = cast("RemoteSession", self._session) if self.limits.remote else None
         self._asked: _Asked | None = None
@@ -109,10 +111,10 @@ class View:
         if asked is None or (asked.ids, asked.since) != ([*ids], since):
             self._take_in()
             with self._working():
-                return self._session.score(ids, since)
+                return self._watched(self._session.score(ids, since))
         self._asked = None
         with self._working():
-            return asked.rows.result()
+            return self._watched(asked.rows.result())
 
     def begin(self, ids: Sequence[int], since: int) -> None:
         """Has a model elsewhere start on what `score` will be asked for; others do nothing."""
@@ -142,7 +144,7 @@ class View:
             ahead, self._ahead = self._ahead, None
             with self._working():
                 drafted, rows = ahead.drafted.result()
-            self._learn([*ids, *drafted[: len(rows) - 1]], len(ids), rows)
+            self._learn([*ids, *drafted[: len(rows) - 1]], len(ids), self._watched(rows))
 
     @property
     def waits(self) -> bool:
@@ -156,10 +158,19 @@ class View:
             raise GenerationCancelled
         try:
             yield
+        except ServerError as error:
+            self.failure = error
+            raise
         except SafeError:
             raise
         except Exception as error:
             raise GenerationError(f"{self.name} failed while generating: {error}") from error
+
+    def _watched(self, rows: Sequence[Distribution]) -> Sequence[Distribution]:
+        """The same rows; what they ask the model later is its work, too."""
+        return [
+            row.within(self._working()) if isinstance(row, TopDistribution) else row for row in rows
+        ]
 
     def _take_in(self) -> None:
         """Waits for what it was asked for last."""
@@ -167,7 +178,7 @@ class View:
         if asked is not None:
             with self._working():
                 rows = asked.rows.result()
-            self._learn(asked.ids, asked.since, rows)
+            self._learn(asked.ids, asked.since, self._watched(rows))
 
     def _drop(self) -> None:
         """What it was writing on is wanted no more."""

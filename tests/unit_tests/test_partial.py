@@ -92,6 +92,9 @@ def test_the_best_is_the_best_and_bounds_hold(case: Case) -> None:
         np.testing.assert_allclose(
             relative[exact], (values / values[dense.best])[exact], atol=BELOW
         )
+        row = case.member.truncated(case.row)
+        ceiling = np.exp(row.ceiling - case.row.logprobs([told.best])[0])
+        assert (relative[~np.array(exact)] <= ceiling + BELOW).all()
         low, high = told.mass(case.flags, "least"), told.mass(case.flags, "most")
         assert low - BELOW <= dense.mass(case.flags) <= high + BELOW
         assert low - BELOW <= told.mass(case.flags) <= high + BELOW
