@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import Any, Final
 
 from safe_integrations.models.served.dialect import Prefix, Request, Row, Told, spelling
 
 _MORE: Final = 2048
 """Ids per row where few are not enough; as quick as few."""
+
+_WHOLE: Final = {"n_predict": 1, "logit_bias": [["a", 1000]]}
+"""Has it write a letter, and tell the row in front of it as the model has it.
+
+It tells nothing about tokens that end inside a character.
+"""
 
 _PLAIN: Final = {
     # its defaults are not neutral
@@ -55,10 +62,10 @@ class LlamaServer:
 
     def rows(self, prefix: Prefix, ids: Sequence[int], since: int, slot: int) -> Request:
         """All prefixes in one request. One slot reads them in turn, a token each."""
-        return self._request(prefix.texts(ids, since), slot, n_predict=1, n_probs=self._top)
+        return self._request(prefix.texts(ids, since), slot, n_probs=self._top, **_WHOLE)
 
     def draft(self, prefix: Prefix, ids: Sequence[int], count: int, slot: int) -> Request:
-        """The end that it writes is one of the tokens."""
+        """The end that it writes is one of the tokens; up to the first that ends in a character."""
         return self._request(prefix.text(ids), slot, n_predict=count, n_probs=self._top)
 
     def ask(
@@ -66,7 +73,7 @@ class LlamaServer:
     ) -> Iterator[Request]:
         """A long row, and then one with all ids."""
         for count in (_MORE, self._size):
-            yield self._request(prefix.text(ids), slot, n_predict=1, n_probs=count)
+            yield self._request(prefix.text(ids), slot, n_probs=count, **_WHOLE)
 
     def among(
         self, prefix: Prefix, ids: Sequence[int], allowed: Sequence[int], slot: int
@@ -81,10 +88,13 @@ class LlamaServer:
 
 def _read(data: Any) -> Told:
     results = data if isinstance(data, list) else [data]
-    places = [place for result in results for place in result["completion_probabilities"]]
+    ids = [int(i) for result in results for i in result["tokens"]]
+    places = [p for result in results for p in result.get("completion_probabilities", ())]
+    # rows are missing in front of parts of characters; what follows the first of these is dropped
+    told = list(takewhile(lambda pair: pair[0] == pair[1]["id"], zip(ids, places, strict=False)))
     return Told(
-        [_row(place["top_logprobs"]) for place in places],
-        [int(i) for result in results for i in result["tokens"]],
+        [_row(place["top_logprobs"]) for _, place in told],
+        [token_id for token_id, _ in told],
         sum(result["timings/cache_n"] for result in results),
         sum(result["timings/prompt_n"] + len(result["tokens"]) - 1 for result in results),
         results[0]["model"],
