@@ -108,7 +108,10 @@ class Dialect(Protocol):
         ...
 
     def draft(self, prefix: Prefix, ids: Sequence[int], count: int, slot: int) -> Request:
-        """So many greedy tokens behind `ids`, and what it expected in front of each."""
+        """So many greedy tokens behind `ids` at most, and what it expected in front of each.
+
+        None at all where it does not tell that about the first.
+        """
         ...
 
     def ask(

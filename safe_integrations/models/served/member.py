@@ -189,9 +189,11 @@ class ServedSession:
         behind = list(ids)
 
         def drafted(told: Told, seconds: float) -> tuple[Sequence[int], Rows]:
-            rows = []
-            self._check(0 < len(told.rows) <= count, f"{len(told.rows)} rows, not {count}")
+            rows: list[TopDistribution] = []
+            self._check(len(told.rows) <= count, f"{len(told.rows)} rows, not {count}")
             self._check(len(told.rows) <= len(told.ids), f"{len(told.ids)} ids in a draft")
+            if not told.rows:
+                return (), self.score(behind, len(behind))
             for nth, row in enumerate(told.rows):
                 rows.append(self._row(row, [*behind, *told.ids[:nth]]))
             self.work.passes += len(rows)

@@ -1,0 +1,228 @@
+"""The default pair behind real servers of llama.cpp, against the same weights computed here.
+
+A server reads one token at a time where a member here reads several in a pass, so rows differ by
+rounding; partings are treated as in test_llama_real.py.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import httpx
+import pytest
+
+from safe_integrations.config import EnsembleConfig, GenerationConfig
+from safe_integrations.engine.events import Event, TextDelta, Verdict
+from safe_integrations.engine.tokens import END
+from safe_integrations.errors import GenerationCancelled, ServerError
+from safe_integrations.messages import as_messages
+from safe_integrations.models.load import load_member
+from safe_integrations.models.served.client import CONNECTIONS
+from safe_integrations.models.served.member import ServedMember
+from safe_integrations.models.spec import ModelSpec
+from safe_integrations.safe_engine import SafeEngine
+from safe_integrations.testing import ScriptedMember, follows
+from tests.llama_pair import PAIR, alike, at_once, hangs, member_of
+from tests.llama_server import LlamaServer, llama_server
+from tests.prompts import PROMPTS
+from tests.rounding import Told, told
+
+SMOLLM2, GEMMA3 = PAIR
+TOKENS = 10
+AT_ONCE = 16
+
+
+def served(server: LlamaServer, name: str, called: str | None = None, **given: Any) -> ServedMember:
+    """A member; under another name, it has connections of its own."""
+    spec = ModelSpec(source=server.url, tokenizer=name, name=called or name, **given)
+    member = load_member(spec)
+    assert isinstance(member, ServedMember)
+    return member
+
+
+def answer(engine: SafeEngine, prompt: str, tokens: int = TOKENS) -> list[Told]:
+    return told(engine.complete(prompt, GenerationConfig(max_tokens=tokens)).pieces)
+
+
+def ask(server: LlamaServer, path: str, body: dict[str, Any] | None = None) -> Any:
+    """What the server itself answers."""
+    url = f"{server.address}{path}"
+    method = "GET" if body is None else "POST"
+    return httpx.request(method, url, json=body, timeout=60).raise_for_status().json()
+
+
+def idle(server: LlamaServer) -> bool:
+    return not any(slot["is_processing"] for slot in ask(server, "/slots"))
+
+
+def wait_until(happens: Callable[[], bool]) -> None:
+    """Ends the test where it does not."""
+    for _ in range(600):
+        if happens():
+            return
+        threading.Event().wait(0.05)
+    raise AssertionError("it never happened")
+
+
+def everything_given_back(member: ServedMember) -> bool:
+    """Whether nothing is under way to a server, and no place on it is taken."""
+    pool = member.client._http._transport._pool  # type: ignore[attr-defined]
+    assert member.client._room._value <= CONNECTIONS
+    free = member.client._room._value == CONNECTIONS and not any(member.slots._taken)
+    return free and all(connection.is_idle() for connection in pool.connections)
+
+
+@pytest.fixture(scope="module")
+def smollm2_slots() -> Iterator[LlamaServer]:
+    with llama_server(SMOLLM2, slots=4) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def gemma3_slots() -> Iterator[LlamaServer]:
+    with llama_server(GEMMA3, slots=4) as server:
+        yield server
+
+
+@pytest.mark.parametrize("unit", ["text", "token"])
+@pytest.mark.parametrize("where", ["the same server", "another server"])
+def test_a_model_verified_by_itself_writes_what_its_server_writes(
+    unit: Any, where: str, smollm2_server: LlamaServer, smollm2_slots: LlamaServer
+) -> None:
+    """Token for token, END included."""
+    prompt = "What is 2+2?"
+    member = served(smollm2_server, SMOLLM2)
+    other = smollm2_server if where == "the same server" else smollm2_slots
+    engine = SafeEngine(member, [served(other, SMOLLM2, "twin")], EnsembleConfig(unit=unit))
+    body = {
+        "prompt": member.render(as_messages(prompt)),
+        "n_predict": 20,
+        "temperature": 0,
+        "return_tokens": True,
+    }
+    ids = ask(smollm2_server, "/completion", body)["tokens"]
+    symbols = [member.tokens.symbol(i) for i in ids]
+    assert symbols[-1] == END
+    local = SafeEngine(member_of(SMOLLM2), [member_of(SMOLLM2, "twin")])
+    expected = [(symbol, Verdict.UNANIMOUS) for symbol in symbols]
+    alike(local, prompt, answer(engine, prompt, 20), expected)
+
+
+@cache
+def here(unit: Any, prompt: str) -> tuple[SafeEngine, list[Told]]:
+    engine = SafeEngine(member_of(SMOLLM2), [member_of(GEMMA3)], EnsembleConfig(unit=unit))
+    return engine, answer(engine, prompt)
+
+
+@pytest.mark.parametrize("unit", ["text", "token"])
+@pytest.mark.parametrize("computed", ["here and there", "there and here", "there and there"])
+def test_wherever_models_compute_they_write_the_same(
+    unit: Any, computed: str, smollm2_server: LlamaServer, gemma3_server: LlamaServer
+) -> None:
+    prompt = PROMPTS[3]
+    drafter, verifier = (place == "there" for place in computed.split(" and "))
+    engine = SafeEngine(
+        served(smollm2_server, SMOLLM2) if drafter else member_of(SMOLLM2),
+        [served(gemma3_server, GEMMA3) if verifier else member_of(GEMMA3)],
+        EnsembleConfig(unit=unit),
+    )
+    local, expected = here(unit, prompt)
+    assert any(verdict in (Verdict.CONFIRMED, Verdict.CHANGED) for _, verdict in expected)
+    alike(local, prompt, answer(engine, prompt), expected)
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_answers_beside_others_are_what_they_are_alone(
+    slots: int, request: pytest.FixtureRequest
+) -> None:
+    kind = "server" if slots == 1 else "slots"
+    drafter = served(request.getfixturevalue(f"smollm2_{kind}"), SMOLLM2)
+    verifier = served(request.getfixturevalue(f"gemma3_{kind}"), GEMMA3)
+    engine = SafeEngine(drafter, [verifier])
+    asked = PROMPTS[20 : 20 + AT_ONCE]
+    alone = [answer(engine, prompt, 4) for prompt in asked]
+    beside = at_once(lambda n: answer(engine, asked[n], 4), AT_ONCE)
+    wait_until(lambda: everything_given_back(drafter) and everything_given_back(verifier))
+    parted = [pair for pair in zip(asked, beside, alone, strict=True) if pair[1] != pair[2]]
+    print(f"{len(parted)} of {len(asked)} part")
+    local = SafeEngine(member_of(SMOLLM2), [member_of(GEMMA3)])
+    assert all(hangs(local, *pair) for pair in parted)
+
+
+def events_until(events: Iterator[Event], stop: Callable[[Event], bool]) -> None:
+    for event in events:
+        if stop(event):
+            return
+    raise AssertionError("the answer is over")
+
+
+@pytest.mark.timeout(120)
+def test_a_server_that_ends_while_it_is_asked(gemma3_server: LlamaServer) -> None:
+    """And is started again: with another model, and with its own."""
+    options = GenerationConfig(max_tokens=40)
+    with llama_server(SMOLLM2, alias="one") as server:
+        lost = served(server, SMOLLM2, "lost", max_retries=1)
+        engine = SafeEngine(served(gemma3_server, GEMMA3), [lost])
+        expected = answer(engine, PROMPTS[2])
+        events = engine.generate(PROMPTS[2], options)
+        events_until(events, lambda event: isinstance(event, TextDelta))
+        server.kill()
+        for answering in (events, engine.generate(PROMPTS[2], options)):
+            with pytest.raises(ServerError, match=f"lost: {server.address}") as failure:
+                list(answering)
+            assert failure.value.model == "lost" and failure.value.status is None
+    with llama_server(GEMMA3, port=server.port, alias="other"):
+        with pytest.raises(ServerError, match="it serves other now, and served one"):
+            engine.complete(PROMPTS[2], options)
+    with llama_server(SMOLLM2, port=server.port, alias="one"):
+        assert answer(engine, PROMPTS[2]) == expected
+        wait_until(lambda: everything_given_back(lost))
+
+
+@pytest.fixture(scope="module")
+def slow_server() -> Iterator[LlamaServer]:
+    """It looks up from a prompt often: while it computes it does not see who has gone."""
+    with llama_server(SMOLLM2, window=4096, n_batch=16, n_ubatch=16) as server:
+        yield server
+
+
+@pytest.mark.parametrize("role", ["drafter", "verifier"])
+def test_cancelled_while_a_server_reads_a_prompt(role: str, slow_server: LlamaServer) -> None:
+    """It reads no further."""
+    slow = served(slow_server, SMOLLM2)
+    members = [slow] if role == "drafter" else [ScriptedMember("quick", [], follows(b"Yes")), slow]
+    prompt = f"As a {role}: {' '.join(PROMPTS * 6)}"
+    length = len(slow.render(as_messages(prompt)))
+    assert length > 3000
+    cancel = threading.Event()
+    events = SafeEngine(members[0], members[1:]).generate(prompt, cancel=cancel.is_set)
+
+    def watch() -> None:
+        wait_until(lambda: not idle(slow_server))
+        cancel.set()
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    with pytest.raises(GenerationCancelled):
+        list(events)
+    watching.join()
+    wait_until(lambda: idle(slow_server))
+    assert ask(slow_server, "/slots")[0]["n_prompt_tokens"] < length
+    assert everything_given_back(slow)
+
+
+def test_cancelled_in_the_middle_of_an_answer(
+    smollm2_server: LlamaServer, gemma3_server: LlamaServer
+) -> None:
+    members = served(smollm2_server, SMOLLM2), served(gemma3_server, GEMMA3)
+    cancel = threading.Event()
+    events = SafeEngine(members[0], members[1:]).generate(PROMPTS[2], cancel=cancel.is_set)
+    events_until(events, lambda event: isinstance(event, TextDelta))
+    cancel.set()
+    with pytest.raises(GenerationCancelled):
+        list(events)
+    wait_until(lambda: idle(smollm2_server) and idle(gemma3_server))
+    wait_until(lambda: all(map(everything_given_back, members)))
