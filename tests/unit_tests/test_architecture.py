@@ -43,11 +43,11 @@ MAY_USE = {
 ENGINE = (
     ("rows", "tokens"),
     ("segments", "text", "events", "model", "units", "noise"),
-    ("distribution", "lookahead", "rule"),
+    ("distribution", "lookahead"),
     ("ensemble",),
     ("sampling",),
     ("view", "closing"),
-    ("draft", "unit_reader"),
+    ("draft", "rule", "unit_reader"),
     ("drafter", "judge", "unit_rule"),
     ("baseline", "unit_merges", "unit_draws"),
     ("token_rule",),
