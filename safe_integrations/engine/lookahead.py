@@ -23,6 +23,7 @@ class AutoLookahead:
     an answer is alone; where answers share passes it is not, and drafts get shorter. A token is
     kept about as often as the drafter believes in it, and more: of tokens with probability p, a
     share of 0.4 + 0.6 p, about, was kept in answers of the default pair (docs/performance.md).
+    What a model elsewhere has told ahead costs no drafting any more.
     """
 
     def __init__(self) -> None:
@@ -36,15 +37,21 @@ class AutoLookahead:
         self._kept = prod(map(_kept, pending))
         self._length = 0
 
-    def goes_on(self, probabilities: Iterable[float]) -> bool:
-        """Whether to draft on, by what the drafter gave each of the tokens it has just drafted."""
+    def goes_on(self, probabilities: Iterable[float], known: bool = False) -> bool:
+        """Whether to draft on.
+
+        Args:
+            probabilities: What the drafter gave each of the tokens it has just drafted.
+            known: Whether it has told the next one already, so that only the check costs.
+        """
         for probability in probabilities:
             self._kept *= _kept(probability)
             self._length += 1
         step, token = self._drafted.value, self._written.value
-        if not step or not token:  # nothing measured yet, or models that do not tell their time
+        if step is None or not token:  # nothing measured yet, or models that tell no time
             return self._length < _FIRST
-        return self._length < MAX_LOOKAHEAD and self._kept * token > step + self._check
+        cost = self._check if known else step + self._check
+        return self._length < MAX_LOOKAHEAD and self._kept * token > cost
 
     def learn(
         self, drafted: int, draft_seconds: float, judged: int, check_seconds: float, row: float

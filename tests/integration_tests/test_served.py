@@ -26,16 +26,17 @@ from safe_integrations.models.spec import ModelSpec
 from safe_integrations.safe_engine import SafeEngine
 from safe_integrations.testing import ScriptedMember, follows
 from tests.llama_pair import PAIR, alike, at_once, hangs, member_of
-from tests.llama_server import LlamaServer, llama_server
+from tests.llama_server import llama_server
 from tests.prompts import PROMPTS
 from tests.rounding import Told, told
+from tests.server_process import Server
 
 SMOLLM2, GEMMA3 = PAIR
 TOKENS = 10
 AT_ONCE = 16
 
 
-def served(server: LlamaServer, name: str, called: str | None = None, **given: Any) -> ServedMember:
+def served(server: Server, name: str, called: str | None = None, **given: Any) -> ServedMember:
     """A member; under another name, it has connections of its own."""
     spec = ModelSpec(source=server.url, tokenizer=name, name=called or name, **given)
     member = load_member(spec)
@@ -47,14 +48,14 @@ def answer(engine: SafeEngine, prompt: str, tokens: int = TOKENS) -> list[Told]:
     return told(engine.complete(prompt, GenerationConfig(max_tokens=tokens)).pieces)
 
 
-def ask(server: LlamaServer, path: str, body: dict[str, Any] | None = None) -> Any:
+def ask(server: Server, path: str, body: dict[str, Any] | None = None) -> Any:
     """What the server itself answers."""
     url = f"{server.address}{path}"
     method = "GET" if body is None else "POST"
     return httpx.request(method, url, json=body, timeout=60).raise_for_status().json()
 
 
-def idle(server: LlamaServer) -> bool:
+def idle(server: Server) -> bool:
     return not any(slot["is_processing"] for slot in ask(server, "/slots"))
 
 
@@ -76,13 +77,13 @@ def everything_given_back(member: ServedMember) -> bool:
 
 
 @pytest.fixture(scope="module")
-def smollm2_slots() -> Iterator[LlamaServer]:
+def smollm2_slots() -> Iterator[Server]:
     with llama_server(SMOLLM2, slots=4) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def gemma3_slots() -> Iterator[LlamaServer]:
+def gemma3_slots() -> Iterator[Server]:
     with llama_server(GEMMA3, slots=4) as server:
         yield server
 
@@ -90,7 +91,7 @@ def gemma3_slots() -> Iterator[LlamaServer]:
 @pytest.mark.parametrize("unit", ["text", "token"])
 @pytest.mark.parametrize("where", ["the same server", "another server"])
 def test_a_model_verified_by_itself_writes_what_its_server_writes(
-    unit: Any, where: str, smollm2_server: LlamaServer, smollm2_slots: LlamaServer
+    unit: Any, where: str, smollm2_server: Server, smollm2_slots: Server
 ) -> None:
     """Token for token, END included."""
     prompt = "What is 2+2?"
@@ -120,7 +121,7 @@ def here(unit: Any, prompt: str) -> tuple[SafeEngine, list[Told]]:
 @pytest.mark.parametrize("unit", ["text", "token"])
 @pytest.mark.parametrize("computed", ["here and there", "there and here", "there and there"])
 def test_wherever_models_compute_they_write_the_same(
-    unit: Any, computed: str, smollm2_server: LlamaServer, gemma3_server: LlamaServer
+    unit: Any, computed: str, smollm2_server: Server, gemma3_server: Server
 ) -> None:
     prompt = PROMPTS[3]
     drafter, verifier = (place == "there" for place in computed.split(" and "))
@@ -160,7 +161,7 @@ def events_until(events: Iterator[Event], stop: Callable[[Event], bool]) -> None
 
 
 @pytest.mark.timeout(120)
-def test_a_server_that_ends_while_it_is_asked(gemma3_server: LlamaServer) -> None:
+def test_a_server_that_ends_while_it_is_asked(gemma3_server: Server) -> None:
     """And is started again: with another model, and with its own."""
     options = GenerationConfig(max_tokens=40)
     with llama_server(SMOLLM2, alias="one") as server:
@@ -183,14 +184,14 @@ def test_a_server_that_ends_while_it_is_asked(gemma3_server: LlamaServer) -> Non
 
 
 @pytest.fixture(scope="module")
-def slow_server() -> Iterator[LlamaServer]:
+def slow_server() -> Iterator[Server]:
     """It looks up from a prompt often: while it computes it does not see who has gone."""
     with llama_server(SMOLLM2, window=4096, n_batch=16, n_ubatch=16) as server:
         yield server
 
 
 @pytest.mark.parametrize("role", ["drafter", "verifier"])
-def test_cancelled_while_a_server_reads_a_prompt(role: str, slow_server: LlamaServer) -> None:
+def test_cancelled_while_a_server_reads_a_prompt(role: str, slow_server: Server) -> None:
     """It reads no further."""
     slow = served(slow_server, SMOLLM2)
     members = [slow] if role == "drafter" else [ScriptedMember("quick", [], follows(b"Yes")), slow]
@@ -215,7 +216,7 @@ def test_cancelled_while_a_server_reads_a_prompt(role: str, slow_server: LlamaSe
 
 
 def test_cancelled_in_the_middle_of_an_answer(
-    smollm2_server: LlamaServer, gemma3_server: LlamaServer
+    smollm2_server: Server, gemma3_server: Server
 ) -> None:
     members = served(smollm2_server, SMOLLM2), served(gemma3_server, GEMMA3)
     cancel = threading.Event()

@@ -76,7 +76,10 @@ class Waits(ScriptedMember):
 
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("elsewhere", [True, False])
-def test_the_drafter_goes_on_while_the_verifiers_are_waited_for(unit: str, elsewhere: bool) -> None:
+@pytest.mark.parametrize("lookahead", [8, "auto"])  # auto asks for more at once than it drafts
+def test_the_drafter_goes_on_while_the_verifiers_are_waited_for(
+    unit: str, lookahead: int | str, elsewhere: bool
+) -> None:
     """The verifier answers only when more has been drafted than it was asked about."""
     gone_on = Event()
 
@@ -88,7 +91,7 @@ def test_the_drafter_goes_on_while_the_verifiers_are_waited_for(unit: str, elsew
     drafter: Any = ScriptedMember("drafter", [], script)
     verifier = RemoteMember(Waits("verifier", gone_on))
     drafter = RemoteMember(drafter) if elsewhere else drafter
-    result = answer([drafter, verifier], unit=unit, lookahead=8)
+    result = answer([drafter, verifier], unit=unit, lookahead=lookahead)
     assert result.text.encode() == TEXT
 
 
