@@ -94,7 +94,9 @@ class LlamaServer:
         read: Callable[[Any], Told],
         **fields: Any,
     ) -> Request:
-        rest = json.dumps({**_PLAIN, "id_slot": slot, **fields})
+        if self.slots > 1:
+            fields["id_slot"] = slot
+        rest = json.dumps({**_PLAIN, **fields})
         return Request(f"{self._root}/completion", f'{{"prompt":{texts},{rest[1:]}', read)
 
 
