@@ -1,4 +1,4 @@
-"""A vLLM, a llama-server or an SGLang in a thread of this process, which can be told to misbehave.
+"""A vLLM, llama-server or SGLang in a thread of this process, which can be told to misbehave.
 
 What it answers has the shapes of `tests/recorded`. All servers of a process run on one event loop.
 """
@@ -18,6 +18,12 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from safe_integrations.models.served.client import Client
+from safe_integrations.models.served.dialect import Dialect
+from safe_integrations.models.served.llama_server import LlamaServer
+from safe_integrations.models.served.member import ServedMember
+from safe_integrations.models.served.sglang import Sglang
+from safe_integrations.models.served.vllm import Vllm
 from safe_integrations.testing import ScriptedMember
 
 Kind = Literal["vllm", "llamacpp", "sglang"]
@@ -452,6 +458,31 @@ def _write(
         rows.append(row := model.row([*text, *ids]))
         ids.append(max(allowed or range(len(row)), key=lambda i: (row[i], -i)))
     return ids, rows
+
+
+def served(
+    server: FaultyServer, member: ScriptedMember, top: int = 10_000, **given: Any
+) -> ServedMember:
+    """A scripted member whose rows a server computes (`scripted`).
+
+    Args:
+        server: What serves it.
+        member: Whose tokens and prompts to take.
+        top: Ids per row.
+        given: Further arguments of a `ServedMember`, and `client`.
+    """
+    client = given.pop("client", None) or Client(member.name, server.url, server.key, 20, 2)
+    top = min(top, member.tokens.size)
+    dialects: dict[Kind, Callable[[], Dialect]] = {
+        "vllm": lambda: Vllm(client.url, member.name, top),
+        "llamacpp": lambda: LlamaServer(client.root, member.tokens.size, 2, top),
+        "sglang": lambda: Sglang(client.root, top),
+    }
+    called = None if server.kind == "sglang" else member.name
+    fields = {"name": member.name, "context_window": member.context_window, **given}
+    tokens = fields.pop("tokens", member.tokens)
+    render: Any = member.render
+    return ServedMember(client, dialects[server.kind](), called, top, tokens, render, **fields)
 
 
 @contextmanager

@@ -142,6 +142,9 @@ class ModelSpec(StrictModel):
         if (url := _too_much(self.source)) is not None:
             remedy = "write http://host:port/v1 alone; a key goes into api_key, names into model"
             raise InvalidArgumentError("source", url, remedy)
+        if self.tokenizer is not None and is_url(self.tokenizer):
+            remedy = "name a hub id, a folder or a file: it is read here, not by the server"
+            raise InvalidArgumentError("tokenizer", self.tokenizer, remedy)
         computed = ("device", "gpu_layers", "revision", "gguf_file", "reuse_bytes", "cache_bytes")
         for name in ("backend", *_COMPUTED_BY_TRANSFORMERS, *computed):
             if (given := getattr(self, name)) != getattr(_DEFAULTS, name):

@@ -134,7 +134,7 @@ class Client:
             raise self.error(f"{url} cannot be asked ({error})", _REACH) from error
         self._room = asyncio.Semaphore(CONNECTIONS)
         self._loop = _loop()
-        finalize(self, _close, self._free, self._loop)
+        finalize(self, _close, self._free, self._loop).atexit = False
 
     @property
     def root(self) -> str:

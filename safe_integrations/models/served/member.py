@@ -262,10 +262,14 @@ class ServedSession:
 
     def _among(self, ids: list[int], gone: float, allowed: Sequence[int]) -> dict[int, float]:
         """The log-probability of the best of some ids at one place, and perhaps of others."""
-        requests = self._member.dialect.among(self._prefix, ids, allowed, self._slot)
-        known = self._collect(requests, gone, allowed, any)
+        spelled = self._fold.spelled(allowed)
+        requests = self._member.dialect.among(self._prefix, ids, spelled, self._slot)
+        known = self._collect(requests, gone, spelled, any)
         inside = {i: known[i] for i in allowed if i in known}
         self._check(bool(inside), f"it tells the probability of none of {len(allowed)} ids")
+        several = [i for i in inside if self._fold.spelled([i]) != [i]]  # told in part, perhaps
+        if several:
+            inside |= zip(several, self._ask(ids, gone, several), strict=True)
         return inside
 
     def _collect(
