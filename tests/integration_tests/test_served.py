@@ -80,31 +80,18 @@ def wait_until_idle(server: Server) -> None:
 def everything_given_back(member: ServedMember) -> bool:
     """Whether nothing is under way to a server, and no place on it is taken."""
     assert member.client._room._value <= CONNECTIONS
-    return member.client._room._value == CONNECTIONS and not any(member.slots._taken)
-
-
-@pytest.fixture(scope="module")
-def smollm2_slots() -> Iterator[Server]:
-    with llama_server(SMOLLM2, slots=4) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def gemma3_slots() -> Iterator[Server]:
-    with llama_server(GEMMA3, slots=4) as server:
-        yield server
+    return member.client._room._value == CONNECTIONS
 
 
 @pytest.mark.parametrize("unit", ["text", "token"])
-@pytest.mark.parametrize("where", ["the same server", "another server"])
 @pytest.mark.parametrize("prompt", ["What is 2+2?", PROMPTS[5], "Write ten emojis."])
 def test_a_model_verified_by_itself_writes_what_its_server_writes(
-    unit: Any, where: str, prompt: str, smollm2_server: Server, smollm2_slots: Server
+    unit: Any, prompt: str, smollm2_server: Server
 ) -> None:
     """Token for token: END, and tokens that end inside a character."""
     member = served(smollm2_server, SMOLLM2)
-    other = smollm2_server if where == "the same server" else smollm2_slots
-    engine = SafeEngine(member, [served(other, SMOLLM2, "twin")], EnsembleConfig(unit=unit))
+    twin = served(smollm2_server, SMOLLM2, "twin")
+    engine = SafeEngine(member, [twin], EnsembleConfig(unit=unit))
     body = {
         "prompt": member.render(as_messages(prompt)),
         "n_predict": 12,
@@ -142,13 +129,17 @@ def test_wherever_models_compute_they_write_the_same(
     alike(local, prompt, answer(engine, prompt), expected)
 
 
-@pytest.mark.parametrize("slots", [1, 4])
+def test_a_server_with_several_slots_is_refused() -> None:
+    """Its slots share no texts: each would have to read every text that is checked."""
+    with llama_server(SMOLLM2, slots=2) as server:
+        with pytest.raises(ModelLoadError, match="start it with --parallel 1"):
+            served(server, SMOLLM2)
+
+
 def test_answers_beside_others_are_what_they_are_alone(
-    slots: int, request: pytest.FixtureRequest
+    smollm2_server: Server, gemma3_server: Server
 ) -> None:
-    kind = "server" if slots == 1 else "slots"
-    drafter = served(request.getfixturevalue(f"smollm2_{kind}"), SMOLLM2)
-    verifier = served(request.getfixturevalue(f"gemma3_{kind}"), GEMMA3)
+    drafter, verifier = served(smollm2_server, SMOLLM2), served(gemma3_server, GEMMA3)
     engine = SafeEngine(drafter, [verifier])
     asked = PROMPTS[20 : 20 + AT_ONCE]
     alone = [answer(engine, prompt, 4) for prompt in asked]

@@ -42,17 +42,15 @@ class LlamaServer:
     Args:
         url: Where its own endpoints are.
         size: Tokens of the model.
-        slots: How many texts it holds at the same time.
         top: Ids per row.
     """
 
     kind = "llama-server"
     most_ids: int | None = None
 
-    def __init__(self, url: str, size: int, slots: int, top: int) -> None:
+    def __init__(self, url: str, size: int, top: int) -> None:
         self._root = url
         self._size = size
-        self.slots = slots
         self._top = top
 
     def spell(self, text: str) -> Request:
@@ -60,42 +58,37 @@ class LlamaServer:
         body = {"content": text, "add_special": False, "parse_special": True}
         return spelling(f"{self._root}/tokenize", body)
 
-    def rows(self, prefix: Prefix, ids: Sequence[int], since: int, slot: int) -> Request:
+    def rows(self, prefix: Prefix, ids: Sequence[int], since: int) -> Request:
         """All prefixes in one request. One slot reads them in turn, a token each."""
         texts = prefix.texts(ids, since)
-        return self._request(texts, slot, _read, n_probs=self._top, **_WHOLE)
+        return self._request(texts, _read, n_probs=self._top, **_WHOLE)
 
-    def draft(self, prefix: Prefix, ids: Sequence[int], count: int, slot: int) -> Request:
+    def draft(self, prefix: Prefix, ids: Sequence[int], count: int) -> Request:
         """The end that it writes is one of the tokens; up to the first that ends in a character.
 
         A stream, although nobody reads it before its end: where a connection is closed only streams
         end on the server as well, and the slot is free for the next draft.
         """
         fields = {"n_predict": count, "n_probs": self._top, "stream": True}
-        return self._request(prefix.text(ids), slot, _read_stream, **fields)
+        return self._request(prefix.text(ids), _read_stream, **fields)
 
-    def ask(
-        self, prefix: Prefix, ids: Sequence[int], wanted: Sequence[int], slot: int
-    ) -> Iterator[Request]:
+    def ask(self, prefix: Prefix, ids: Sequence[int], wanted: Sequence[int]) -> Iterator[Request]:
         """A long row, and then one with all ids."""
         for count in (_MORE, self._size):
-            yield self._request(prefix.text(ids), slot, _read, n_probs=count, **_WHOLE)
+            yield self._request(prefix.text(ids), _read, n_probs=count, **_WHOLE)
 
     def among(
-        self, prefix: Prefix, ids: Sequence[int], allowed: Sequence[int], slot: int
+        self, prefix: Prefix, ids: Sequence[int], allowed: Sequence[int]
     ) -> Iterator[Request]:
         """The same."""
-        yield from self.ask(prefix, ids, allowed, slot)
+        yield from self.ask(prefix, ids, allowed)
 
     def _request(
         self,
         texts: str,
-        slot: int,
         read: Callable[[Any], Told],
         **fields: Any,
     ) -> Request:
-        if self.slots > 1:
-            fields["id_slot"] = slot
         rest = json.dumps({**_PLAIN, **fields})
         return Request(f"{self._root}/completion", f'{{"prompt":{texts},{rest[1:]}', read)
 

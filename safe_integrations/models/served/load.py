@@ -173,7 +173,7 @@ def _check_questions(
     if dialect.most_ids is None:
         return
     other = min({*range(len(told) + 1)} - {*told})
-    (request,) = dialect.ask(Prefix(ids), [], [other], 0)
+    (request,) = dialect.ask(Prefix(ids), [], [other])
     if other not in _told(client, dialect, request, 1).rows[0].ids:
         problem = f"{client.url} does not tell the probability of an id that it is asked for"
         raise client.error(problem, "use a newer one: vLLM 0.26 or later")
@@ -181,7 +181,7 @@ def _check_questions(
 
 def _rows(client: Client, dialect: Dialect, ids: Sequence[int]) -> Told:
     """Two rows of a short text."""
-    return _told(client, dialect, dialect.rows(Prefix(ids[:1]), ids[1:], 0, 0), len(ids))
+    return _told(client, dialect, dialect.rows(Prefix(ids[:1]), ids[1:], 0), len(ids))
 
 
 def _told(client: Client, dialect: Dialect, request: Request, rows: int) -> Told:
