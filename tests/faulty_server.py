@@ -33,6 +33,9 @@ Row = Sequence[float]
 NONE: Final = -9999.0
 """How vLLM writes minus infinity."""
 
+LOWEST: Final = -3.4028234663852886e38
+"""How a llama-server does."""
+
 
 @dataclass
 class Model:
@@ -401,9 +404,8 @@ class FaultyServer:
                     "id": i,
                     "logprob": row[i],
                     "top_logprobs": [
-                        {"id": best, "token": "", "logprob": row[best]}
+                        {"id": best, "token": "", "logprob": max(LOWEST, row[best])}
                         for best in _best(row, body["n_probs"])
-                        if row[best] > -np.inf  # it writes no infinity
                     ],
                 }
                 for i, row in zip(ids, rows, strict=True)

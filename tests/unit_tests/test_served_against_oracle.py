@@ -100,7 +100,7 @@ def assert_same(
 
 
 @pytest.mark.parametrize("unit", ["text", "token"])
-@settings(ci, max_examples=100)
+@settings(ci, max_examples=40)
 @given(data=st.data())
 def test_at_full_width_the_text_is_the_same(
     unit: str, servers: Servers, data: st.DataObject
@@ -112,7 +112,7 @@ def test_at_full_width_the_text_is_the_same(
 
 @pytest.mark.parametrize("unit", ["text", "token"])
 @pytest.mark.parametrize("top", [64, 10, 2])
-@settings(ci, max_examples=60)
+@settings(ci, max_examples=25)
 @given(data=st.data())
 def test_with_few_ids_the_text_is_the_same(
     unit: str, top: int, servers: Servers, data: st.DataObject
@@ -125,10 +125,10 @@ def test_with_few_ids_the_text_is_the_same(
 
 
 def test_the_cases_above_merged_and_asked() -> None:
-    if seen["answers"] < 300:
+    if seen["answers"] < 200:
         pytest.skip("they ran in another process")
-    assert seen["merges"] > 200
-    assert seen["questions"] > 50
+    assert seen["merges"] > 100
+    assert seen["questions"] > 30
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -212,6 +212,14 @@ def test_what_has_no_probability_has_none() -> None:
     assert value != value
 
 
+def test_what_a_llama_server_gives_no_probability_has_none() -> None:
+    data = json.loads(json.dumps(response("llama_server", "draft of 5")))
+    data["completion_probabilities"][0]["top_logprobs"][1]["logprob"] = -3.4028234663852886e38
+    row = DRAFT(dialect("llama_server"), Prefix(FRANCE)).read(data).rows[0]
+    assert row.logprobs[1] == -inf
+    assert row.logprobs[2] > -10
+
+
 def test_vllm_is_asked_for_128_ids_at_a_time() -> None:
     requests = [*dialect("vllm").ask(Prefix(FRANCE), [7], range(300))]
     parts = [json.loads(request.body)["logprob_token_ids"] for request in requests]

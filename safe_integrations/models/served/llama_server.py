@@ -18,6 +18,9 @@ _WHOLE: Final = {"n_predict": 1, "logit_bias": [["a", 1000]]}
 It tells nothing about tokens that end inside a character.
 """
 
+_NONE: Final = -1e30
+"""A log-probability of minus infinity is written as the lowest number that there is."""
+
 _PLAIN: Final = {
     # its defaults are not neutral
     "temperature": 0,
@@ -120,4 +123,6 @@ def _read_stream(data: Any) -> Told:
 
 
 def _row(told: list[dict[str, Any]]) -> Row:
-    return Row([int(one["id"]) for one in told], [float(one["logprob"]) for one in told])
+    values = [float(one["logprob"]) for one in told]
+    ids = [int(one["id"]) for one in told]
+    return Row(ids, [float("-inf") if value < _NONE else value for value in values])
