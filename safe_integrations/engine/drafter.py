@@ -64,8 +64,10 @@ class Drafter:
             wanted -= len(drafted)
             tokens += forced or drafted
             if self._auto and drafted:
-                known = self._view.knows(draft.ids)
-                if not self._auto.goes_on(self._probabilities(len(drafted)), known):
+                elsewhere = self._view.limits.remote
+                if elsewhere and not self._view.knows(draft.ids):
+                    break  # it writes on while these are checked
+                if not self._auto.goes_on(self._probabilities(len(drafted)), elsewhere):
                     break
         return tuple(tokens)
 

@@ -8,6 +8,7 @@ from typing import Final
 
 MAX_LOOKAHEAD: Final = 16
 _FIRST: Final = 5
+_RUN: Final = 9
 _MOST_AT_ONCE: Final = 8
 _MEMORY: Final = 0.9
 _FADING: Final = 0.97
@@ -36,12 +37,13 @@ class AutoLookahead:
 
     @property
     def at_once(self) -> int:
-        """Tokens to ask a model elsewhere for in one request: as many as mostly stand in a row.
+        """Tokens to ask a model elsewhere for in one request: a third of what stands in a row.
 
-        What is behind the first that does not stand is computed in vain, and waited for.
+        The next ones are written while these are checked, and only if all of them stand is that
+        of use: else they are waited for (docs/performance.md).
         """
-        changes, written = self._changed.count + 1, self._changed.total + _FIRST
-        return max(2, min(round(written / changes), _MOST_AT_ONCE))
+        changes, written = self._changed.count + 1, self._changed.total + _RUN
+        return max(2, min(round(written / changes / 3), _MOST_AT_ONCE))
 
     def start(self, pending: Iterable[float]) -> None:
         """A new draft begins; `pending` is what the drafter gave tokens that are not judged yet."""
