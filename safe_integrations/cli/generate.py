@@ -59,7 +59,7 @@ def generate(
         print_json(result.to_dict())
         o.check(result, options)
         return
-    result = Result.of(stream(events))
+    result = Result.of(stream(events, quiet))
     if not quiet:
         console = err()
         console.print()

@@ -76,6 +76,8 @@ class Asking:
             told["reasoning"] = result.reasoning
         if statistics.closed_at is not None:
             told["cut"] = statistics.cut
+        if statistics.lost:
+            told["lost"] = statistics.lost
         return told | (result.to_dict() if self.whole else {})
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from urllib.parse import parse_qsl
 
 import typer
 
@@ -71,8 +72,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Write nothing on std
 Drafter = Annotated[
     str | None,
     typer.Option(
-        help="The model that writes ahead: a hub id, folder, GGUF file, or repository:file.gguf. "
-        "Without any model named: the embedded default pair.",
+        help="The model that writes ahead: a hub id, folder, GGUF file, repository:file.gguf, or "
+        "the URL of a server, http://host:8000/v1?model=NAME&tokenizer=HUB_ID. Without any model "
+        "named: the embedded default pair.",
         rich_help_panel="Models",
     ),
 ]
@@ -199,9 +201,20 @@ def specs_of(
 
 
 def _spec(named: str, dtype: str | None, device: str | None) -> ModelSpec:
-    """Reads the name of a model; `repository:file.gguf` is one of the files of a repository."""
-    from safe_integrations.models.spec import ModelSpec
+    """Reads the name of a model.
 
+    `repository:file.gguf` is one of the files of a repository, and what stands behind the question
+    mark of a URL says which model of a server is meant, and where its tokenizer is.
+    """
+    from safe_integrations.models.spec import ModelSpec, is_url
+
+    if is_url(named):  # it decides itself where it computes, and how
+        url, _, query = named.partition("?")
+        asked: dict[str, Any] = dict(parse_qsl(query, keep_blank_values=True))
+        if "api_key" in asked:  # everybody on the machine can read it
+            remedy = "set SAFE_INTEGRATIONS_API_KEY in the environment instead"
+            raise InvalidArgumentError("api_key", "...", remedy)
+        return ModelSpec(source=url, **asked)
     given: dict[str, Any] = {"source": named, "dtype": dtype, "device": device}
     repository, colon, file = named.rpartition(":")
     if colon and len(repository) > 1 and file.endswith(".gguf"):  # and not a Windows drive

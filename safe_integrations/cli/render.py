@@ -16,8 +16,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from safe_integrations.engine.events import Event, Finished, Reasoned, TextDelta, Verified
-from safe_integrations.report.terminal import Painter, err, styled
+from safe_integrations.engine.events import (
+    Event,
+    Finished,
+    ModelLost,
+    Reasoned,
+    TextDelta,
+    Verified,
+)
+from safe_integrations.report.terminal import Painter, err, lost_line, styled
 from safe_integrations.report.verdicts import visible
 
 
@@ -31,8 +38,8 @@ def print_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
 
 
-def stream(events: Iterable[Event]) -> Iterator[Event]:
-    """Writes the text of events to stdout as they pass by."""
+def stream(events: Iterable[Event], quiet: bool) -> Iterator[Event]:
+    """Writes the text of events to stdout as they pass by; to stderr what is lost, unless quiet."""
     console = out()
     painter = Painter() if styled(console) else None
     last = ""
@@ -43,6 +50,10 @@ def stream(events: Iterable[Event]) -> Iterator[Event]:
             err().print(visible(event.event.text), style="dim", end="", soft_wrap=True)
         if isinstance(event, Reasoned) and isinstance(event.event, Finished):
             err().print("\n")
+        happened = event.event if isinstance(event, Reasoned) else event
+        if isinstance(happened, ModelLost) and not quiet:
+            err().print()
+            err().print(lost_line(happened.model, happened.reason), soft_wrap=True)
         if isinstance(event, TextDelta):
             last = event.text
             if painter is not None:

@@ -127,6 +127,9 @@ class Ways:
         tokens: The drafter's tokens.
         budget: Most tokens of the answer, END included.
         windows: The verifiers' windows.
+
+    Attributes:
+        windows: The same; those that matter no longer may be taken out.
     """
 
     def __init__(
@@ -139,7 +142,7 @@ class Ways:
         self._cursor = cursor
         self._tokens = tokens
         self._budget = budget
-        self._windows = windows
+        self.windows = windows
         self._ways = [None if cursor is None else find_way(cursor, tokens, b"")]
         self._last: tuple[list[int], Way | None] = [], self._ways[0]
 
@@ -184,7 +187,7 @@ class Ways:
         return (
             way is not None
             and len(ids) + len(way.ids) <= self._budget
-            and all(window.holds(text, len(ids), way) for window in self._windows)
+            and all(window.holds(text, len(ids), way) for window in self.windows)
         )
 
     def _behind(self, text: bytes, ids: Sequence[int]) -> Way | None:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ContextDecorator
+from copy import copy
 from functools import cached_property
 from math import exp, inf, log
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from safe_integrations.engine.model import Distribution
 from safe_integrations.engine.rows import largest
 from safe_integrations.errors import GenerationError
 
 Row = NDArray[np.float32] | NDArray[np.float64]
 Flags = NDArray[np.float32]
 """1 or 0 per id, shape `[tokens.size]`."""
+
+Told = Literal["exact", "most", "least"]
+"""Whether a model that tells only its best ids is asked about others, or else whether what it has
+not told counts as the most or the least that it can be."""
 
 _SLACK = 1e-6  # numbers that come as text are rounded
 
@@ -124,12 +132,19 @@ class TopDistribution:
     """What a model tells that answers with its best ids only: these, and a bound for the rest.
 
     Exact until proved otherwise: `logprobs` asks the model again for what it has not told, and
-    remembers it. Who can decide with a bound uses `bounds` and asks nobody.
+    remembers it. Who can decide with a bound asks nobody.
 
     Args:
         ids: The best ids.
         logprobs: Their log-probabilities.
-        ask: Gives the log-probabilities of other ids. It may take another forward pass.
+        ask: Gives the log-probabilities of other ids, of any number. It may take forward passes.
+        among: Gives the log-probabilities of the best of some ids, of any number: of one at least;
+            of none where none has any probability. It may take a forward pass.
+
+    Attributes:
+        told: What was told unasked, log-probabilities by id.
+        rest: The most that all other ids have together.
+        ceiling: The most that one other id has, as a logarithm.
 
     Raises:
         GenerationError: None of the ids has any probability.
@@ -140,15 +155,24 @@ class TopDistribution:
         ids: Sequence[int],
         logprobs: Sequence[float],
         ask: Callable[[Sequence[int]], Sequence[float]],
+        among: Callable[[Sequence[int]], Mapping[int, float]],
     ) -> None:
         pairs = sorted(zip(ids, logprobs, strict=True), key=lambda pair: (-pair[1], pair[0]))
         if not pairs or pairs[0][1] == -inf:
             raise GenerationError("a model told no id that has any probability")
+        self.told = dict(pairs)
+        self.rest = max(0.0, 1 - sum(exp(value) for _, value in pairs)) + _SLACK
+        self.ceiling = min(pairs[-1][1], log(self.rest))
         self._top = [token_id for token_id, value in pairs if value > -inf]
         self._known = dict(pairs)
-        self._ask = ask
-        rest = max(0.0, 1 - sum(exp(value) for _, value in pairs))
-        self.ceiling = min(pairs[-1][1], log(rest + _SLACK))
+        self._ask, self._among = ask, among
+        self._found: dict[bytes, int | None] = {}
+
+    def within(self, context: ContextDecorator) -> TopDistribution:
+        """The same, with its questions asked within a context; they share what they learn."""
+        made = copy(self)
+        made._ask, made._among = context(self._ask), context(self._among)
+        return made
 
     @property
     def best(self) -> int:
@@ -160,7 +184,9 @@ class TopDistribution:
         return self._top[:k]
 
     def bounds(self, token_ids: Sequence[int]) -> tuple[list[float], list[bool]]:
-        """The most (log-probabilities) that some ids can have, unasked, and which are exact.
+        """The most that some ids can have, unasked, and which are exact; logarithms.
+
+        Where not all ids may come next, up to a constant that they share.
 
         Others are the least that the model has told, or what the told ids leave of 1.
         """
@@ -168,20 +194,60 @@ class TopDistribution:
         return values, [i in self._known for i in token_ids]
 
     def best_among(self, flags: Flags) -> int | None:
-        """The most probable of the ids that are flagged and told; None where none is."""
-        return next((i for i in self._top if flags[i]), None)
+        """The most probable of the ids that are flagged; None where none has any probability."""
+        best = next((i for i in self._top if flags[i]), None)
+        if best is None:
+            key = np.packbits(flags > 0).tobytes()
+            if key not in self._found:
+                found = self.best_of(np.flatnonzero(flags).tolist())
+                self._found[key] = next(iter(found), None)
+            best = self._found[key]
+        return best
 
-    def mass(self, flags: Flags) -> float:
+    def best_of(self, token_ids: Sequence[int]) -> Mapping[int, float]:
+        """The best of some ids, best first: one at least, if any has any probability. Asks.
+
+        Raises:
+            GenerationError: The model told none of these, but others.
+        """
+        found = self._among(token_ids) if token_ids else {}
+        asked = set(token_ids)
+        kept = [(i, value) for i, value in found.items() if i in asked]
+        if found and not kept:
+            raise GenerationError(
+                f"a model was asked for the best of {len(asked)} ids and told others; "
+                "its server must keep to the ids that it is given"
+            )
+        self._known |= kept
+        kept.sort(key=lambda pair: (-pair[1], pair[0]))
+        return {i: value for i, value in kept if value > -inf}
+
+    def mass(self, flags: Flags, told: Told = "exact") -> float:
         """About what the ids that are flagged have together: their share of the best that are told.
 
         No question can tell more: a model is asked about some ids, not about most of them.
         """
-        told = {i: exp(self._known[i]) for i in self._top}
-        return sum(value for i, value in told.items() if flags[i]) / sum(told.values())
+        values = {i: exp(self.told[i]) for i in self._top}
+        return sum(value for i, value in values.items() if flags[i]) / sum(values.values())
 
-    def logprobs(self, token_ids: Sequence[int]) -> list[float]:
+    def logprobs(self, token_ids: Sequence[int], told: Told = "exact") -> list[float]:
         """Natural logarithms of the probabilities of some ids."""
+        if told != "exact":
+            beyond = self.ceiling if told == "most" else -inf
+            return [self._known.get(i, beyond) for i in token_ids]
         unknown = sorted({i for i in token_ids if i not in self._known})
         if unknown:
             self._known |= zip(unknown, self._ask(unknown), strict=True)
         return [self._known[i] for i in token_ids]
+
+
+def logprobs_of(row: Distribution, token_ids: Sequence[int], told: Told) -> list[float]:
+    """Natural logarithms of the probabilities of some ids, or bounds of them."""
+    if isinstance(row, TopDistribution):
+        return row.logprobs(token_ids, told)
+    return row.logprobs(token_ids)
+
+
+def mass_of(row: Distribution, flags: Flags, told: Told) -> float:
+    """What the ids that are flagged have together, or a bound of it."""
+    return row.mass(flags, told) if isinstance(row, TopDistribution) else row.mass(flags)

@@ -63,9 +63,8 @@ class Draft:
         self._window = drafter.room if units is None else drafter.room + 1
         self.budget = budget
         self._units = units
-        windows = [Window(model.tokens, model.room, drafter.tokens) for model in verifiers]
         most = min(budget, drafter.room)
-        self._ways = Ways(drafter.cursor, drafter.tokens, most, windows)
+        self._ways = Ways(drafter.cursor, drafter.tokens, most, self._windows_of(verifiers))
         self._unchanged = 0
 
     @property
@@ -210,6 +209,22 @@ class Draft:
         """Whether a text in the tokens that it has by itself leaves room for a way to the end."""
         return self._ways.fit(*self._before(start), self.spelling(text))
 
+    def restart(
+        self, verifiers: Sequence[View], units: Units | None = None, ended: bool = False
+    ) -> None:
+        """Drops all that is not judged: others will judge what comes next.
+
+        Args:
+            verifiers: These, whose windows must hold the text.
+            units: Where units end. None where tokens are judged.
+            ended: Whether it is sure that no token of any model reaches across the end of the text.
+        """
+        self.cut(self.judged)
+        self.steps, self.units = [], []
+        self.decided = (len(self.text), ended)
+        self._units = units
+        self._ways.windows = self._windows_of(verifiers)
+
     def trim(self) -> int:
         """Drops what lies beyond the budget, and the draft; returns how many of its tokens."""
         dropped = len(self.steps)
@@ -246,6 +261,9 @@ class Draft:
     def ids_before(self, length: int) -> list[int]:
         """The drafter's ids of the first bytes of the text."""
         return self.ids[: self._count(length)]
+
+    def _windows_of(self, verifiers: Sequence[View]) -> list[Window]:
+        return [Window(model.tokens, model.room, self._tokens) for model in verifiers]
 
     def _before(self, length: int) -> tuple[bytes, list[int]]:
         return bytes(self.text[:length]), self.ids_before(length)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from math import exp
 
 from safe_integrations.config import EnsembleConfig
+from safe_integrations.engine.distribution import logprobs_of
 from safe_integrations.engine.draft import Draft
 from safe_integrations.engine.lookahead import MAX_LOOKAHEAD, AutoLookahead, PromptLookup
 from safe_integrations.engine.rule import Rule
@@ -22,6 +23,9 @@ class Drafter:
         draft: What it writes to.
         rule: Which token comes next, and what is judged as one.
         config: How far it drafts, and whether it guesses.
+
+    Attributes:
+        verifiers: The others, as long as they are there.
     """
 
     def __init__(
@@ -33,7 +37,7 @@ class Drafter:
         config: EnsembleConfig,
     ) -> None:
         self._view = view
-        self._verifiers = verifiers
+        self.verifiers = verifiers
         self._draft = draft
         self._rule = rule
         one = config.mode == "every-token"
@@ -85,7 +89,7 @@ class Drafter:
             view.begin_drafting(ids, min(self._at_once, draft.room))
             return
         for _ in range(min(self._most, draft.room)):
-            if not any(verifier.waits for verifier in self._verifiers):
+            if not any(verifier.waits for verifier in self.verifiers):
                 break
             (expected,) = view.expected(ids, len(ids))
             if expected.best == view.tokens.end_id:
@@ -155,4 +159,4 @@ class Drafter:
     def _probabilities(self, last: int) -> Iterator[float]:
         """What the drafter gave the last tokens of the draft, forced ones left out."""
         steps = self._draft.steps[max(0, len(self._draft.steps) - last) :]
-        return (exp(s.expected.logprobs([s.id])[0]) for s in steps if s.expected)
+        return (exp(logprobs_of(s.expected, [s.id], "most")[0]) for s in steps if s.expected)

@@ -1,7 +1,8 @@
 """What happens while an answer is made. Byte spans and plain numbers, never tensors.
 
 Within a cycle the order is `Drafted`, `Verified`, `Ensembled` (none, one or several), `TextDelta`;
-the last event of all is `Finished`. Everything else in the package folds over these events.
+the last event of all is `Finished`. A `ModelLost` comes in front of the `Verified` of its cycle.
+Everything else in the package folds over these events.
 """
 
 from __future__ import annotations
@@ -174,6 +175,8 @@ class Statistics:
         cut: JSON pointers of the values that it cut or made up.
         reasoning_tokens: Length of the reasoning in front of the answer, in the drafter's tokens.
         waited_seconds: Wall time before it began, until other answers had left memory for it.
+        lost: Verifiers whose servers failed, and from where on it was written without them, in
+            bytes.
     """
 
     tokens: int = 0
@@ -193,11 +196,12 @@ class Statistics:
     cut: list[str] = field(default_factory=list)
     reasoning_tokens: int = 0
     waited_seconds: float = 0.0
+    lost: dict[str, int] = field(default_factory=dict)
 
     def add(self, event: Event) -> None:
         """Counts what an event says: a fold over the events of an answer.
 
-        `cycles` to `changed`, and `closed`, are made of nothing else,
+        `cycles` to `changed`, `closed` and `lost` are made of nothing else,
         so they are right after every event, also of an answer that is never finished.
 
         Args:
@@ -207,6 +211,8 @@ class Statistics:
             case Drafted():
                 self.cycles = event.cycle
                 self.drafted += len(event.tokens)
+            case ModelLost():
+                self.lost[event.model] = event.at
             case Verified():
                 verdicts = [piece.verdict for piece in event.pieces]
                 self.judged += len(verdicts)
@@ -251,6 +257,24 @@ class Drafted:
     cycle: int
     start: int
     tokens: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLost:
+    """A verifier's server failed; the answer goes on without it (`EnsembleConfig.on_missing`).
+
+    Attributes:
+        cycle: Number of the cycle, from 1. A draft that was being verified is dropped, and written
+            again in the next.
+        model: Name of the verifier.
+        at: From where on it has no vote, in bytes.
+        reason: What went wrong.
+    """
+
+    cycle: int
+    model: str
+    at: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,4 +346,4 @@ class Reasoned:
     event: Event
 
 
-Event = Drafted | Verified | Ensembled | TextDelta | Finished | Reasoned
+Event = Drafted | ModelLost | Verified | Ensembled | TextDelta | Finished | Reasoned

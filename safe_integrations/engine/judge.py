@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from time import perf_counter
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
+from safe_integrations.engine.distribution import Told
 from safe_integrations.engine.draft import Step
 from safe_integrations.engine.ensemble import as_single_tokens, merge
 from safe_integrations.engine.events import Piece, Verdict, Vote
@@ -56,15 +57,19 @@ class Judge:
         seed: int,
     ) -> None:
         self.seconds = 0.0
-        self._models = models
-        self._tables = [model.tokens for model in models]
-        self._weights = weights
+        self.ask(models, weights)
         self._draws = options.temperature > 0
-        self._partial = any(model.limits.top is not None for model in models)
         self._seed = seed
         self._above = config.consensus_above
         # drawing follows the plain mixture (appendix H)
         self._config = config.model_copy(update={"sharpening": "none"}) if self._draws else config
+
+    def ask(self, models: Sequence[View], weights: Sequence[float]) -> None:
+        """From now on these models are asked."""
+        self._models = models
+        self._tables = [model.tokens for model in models]
+        self._weights = weights
+        self._partial = any(model.limits.top is not None for model in models)
 
     def judge(self, step: Step, opinions: Sequence[Opinion] | None) -> Piece:
         """The verdict on one drafted token, by what the verifiers expect at its place.
@@ -79,12 +84,14 @@ class Judge:
         for model, (index, expected) in zip(self._models[1:], opinions, strict=True):
             own.append(model.own_token(index))
             distributions.append(model.shaped(expected, model.segments.ids[:index]))
-        votes = self._votes(own, distributions, exact=False)
+        votes = self._votes(own, distributions, "most")
         if not self._draws:
             agreed = consensus(votes, self._weights, self._above)
             if agreed is Verdict.MAJORITY and self._partial:  # perhaps only by a bound
-                votes = self._votes(own, distributions, exact=True)
-                agreed = consensus(votes, self._weights, self._above)
+                least = self._votes(own, distributions, "least")
+                if consensus(least, self._weights, self._above) is None:
+                    votes = self._votes(own, distributions, "exact")
+                    agreed = consensus(votes, self._weights, self._above)
             if agreed is not None:
                 return _kept(step, agreed, votes)
         return self.ensemble(step, distributions, votes)
@@ -119,10 +126,10 @@ class Judge:
         )
 
     def _votes(
-        self, token_ids: Sequence[int], distributions: Sequence[Distribution], exact: bool
+        self, token_ids: Sequence[int], distributions: Sequence[Distribution], told: Told
     ) -> tuple[Vote, ...]:
         asked = zip(self._models, token_ids, distributions, strict=True)
-        return tuple(model.vote(own, expected, exact) for model, own, expected in asked)
+        return tuple(model.vote(own, expected, told) for model, own, expected in asked)
 
 
 def _kept(step: Step, verdict: Verdict, votes: tuple[Vote, ...] = ()) -> Piece:

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import count
+from math import fsum
 from time import perf_counter
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
@@ -21,6 +22,7 @@ from safe_integrations.engine.events import (
     Event,
     Finished,
     FinishReason,
+    ModelLost,
     Statistics,
     TextDelta,
     Verdict,
@@ -36,6 +38,7 @@ from safe_integrations.engine.unit_draws import DrawnUnits
 from safe_integrations.engine.unit_merges import MergedUnits
 from safe_integrations.engine.units import Units
 from safe_integrations.engine.view import View
+from safe_integrations.errors import ServerError
 
 
 def write(
@@ -69,8 +72,6 @@ def write(
         for member, prompt, cursor in zip(members, prompts, cursors, strict=True):
             models.append(View(member, prompt, cursor, options, cancel))
             stack.callback(models[-1].close)
-        for verifier in models[1:]:
-            verifier.begin([], 0)  # it reads its prompt while the drafter drafts
         loop = _Loop(models, config, options, weights, units)
         statistics = loop.statistics
         for event in loop.events():
@@ -95,7 +96,9 @@ class _Loop:
         units: Units | None,
     ) -> None:
         seed = secrets.randbits(64) if options.seed is None else options.seed
-        self.models, self.verifiers = models, models[1:]
+        self.begun = models  # also those that are lost by now
+        self.models, self.verifiers, self.weights = models, models[1:], weights
+        self.goes_on = config.on_missing == "continue"
         drafter = models[0]
         self.stream = TextStream(options.stop)
         self.statistics = Statistics()
@@ -114,6 +117,11 @@ class _Loop:
 
     def events(self) -> Iterator[Event]:
         """Algorithm 1."""
+        for verifier in self.verifiers:
+            try:
+                verifier.begin([], 0)  # it reads its prompt while the drafter drafts
+            except ServerError as error:
+                yield self._leave_out(error, 1)
         for cycle in count(1):
             costs = [self._costs()]
 
@@ -124,7 +132,13 @@ class _Loop:
             yield self._counted(Drafted(cycle, start, tokens))
 
             # 2) Verify, and 3) ensemble where that is safe and needed.
-            walk = self.rule.walk(self.drafter.go_on)
+            pending = len(self.draft.steps)
+            try:
+                walk = self.rule.walk(self.drafter.go_on)
+            except ServerError as error:
+                yield self._leave_out(error, cycle)
+                yield self._counted(Verified(cycle, (), 0, pending))
+                continue
             pieces, dropped = walk.pieces, walk.dropped
 
             # Accept what stands; roll back to the first piece that does not.
@@ -157,6 +171,26 @@ class _Loop:
                 yield self._finished(reason)
                 return
 
+    def _leave_out(self, error: ServerError, cycle: int) -> ModelLost:
+        """Goes on without the verifier whose server has failed.
+
+        Raises:
+            ServerError: It may not be left out, or it is the drafter.
+        """
+        lost = next((verifier for verifier in self.verifiers if verifier.failure), None)
+        if not self.goes_on or lost is None or self.models[0].failure:
+            raise error
+        kept = [n for n, model in enumerate(self.models) if model is not lost]
+        weights = [self.weights[n] for n in kept]
+        total = fsum(weights)
+        self.weights = [w / total if total else 1 / len(kept) for w in weights]
+        self.models = [self.models[n] for n in kept]
+        self.verifiers = self.drafter.verifiers = self.models[1:]
+        self.rule.leave_out(lost, self.weights)
+        event = ModelLost(cycle, lost.name, len(self.draft.text), str(error))
+        self.statistics.add(event)
+        return event
+
     # Bookkeeping
 
     def _costs(self) -> tuple[float, float] | None:
@@ -166,7 +200,7 @@ class _Loop:
         """
         if not all(model.has_read for model in self.models):
             return None
-        return self.models[0].seconds, sum(verifier.seconds for verifier in self.verifiers)
+        return self.models[0].seconds, sum(verifier.seconds for verifier in self.begun[1:])
 
     def _learn(
         self,
@@ -188,7 +222,7 @@ class _Loop:
 
     def _finished(self, reason: FinishReason) -> Finished:
         s, stopped_at = self.statistics, self.stream.stopped_at
-        s.models = [model.statistics() for model in self.models]
+        s.models = [model.statistics() for model in self.begun]
         s.ensemble_seconds = self.rule.merge_seconds
         s.tokenise_seconds = self.rule.tokenise_seconds
         s.tokens = self.draft.tokens_before(self.stream.read if stopped_at is None else stopped_at)

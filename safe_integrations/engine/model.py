@@ -59,7 +59,7 @@ class Distribution(Protocol):
 
 
 class Dense(Distribution, Protocol):
-    """A distribution whose whole vocabulary is in memory: what shaping and drawing need."""
+    """A distribution whose whole vocabulary is in memory: what GaC and penalties need."""
 
     def logits(self) -> NDArray[np.float32]:
         """Logits of all ids, shape `[tokens.size]`, not to be written to; -inf where silent."""

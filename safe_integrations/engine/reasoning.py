@@ -2,7 +2,8 @@
 
 The reasoning is written together like any text. The drafter ends it by its own closing tag, or the
 budget does. Then every model reads it behind its own prompt, closed its own way, and the answer
-begins: its calls, its structure and its max_tokens know nothing of what came before.
+begins: its calls, its structure and its max_tokens know nothing of what came before. A verifier
+whose server failed in the reasoning is asked again.
 """
 
 from __future__ import annotations

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from safe_integrations.engine.events import Piece
 from safe_integrations.engine.model import Distribution
+from safe_integrations.engine.view import View
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,5 +58,17 @@ class Rule(Protocol):
 
         Args:
             meanwhile: Called once verifiers that compute elsewhere have been asked.
+
+        Raises:
+            ServerError: A server has failed. It is as if the walk had not begun.
+        """
+        ...
+
+    def leave_out(self, lost: View, weights: Sequence[float]) -> None:
+        """Goes on without a verifier, behind what is judged; drops the draft.
+
+        Args:
+            lost: The verifier.
+            weights: Of the models that are left, drafter first, summing to 1.
         """
         ...

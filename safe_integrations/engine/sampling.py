@@ -21,7 +21,11 @@ DRAFTING: Final = 0
 JUDGING: Final = 1
 """What randomness is for: a token's draft and its acceptance must not share it."""
 
-_COLDEST: Final = 1e-30
+COLDEST: Final = 1e-30
+"""The least that a temperature above 0 counts as."""
+
+NOTHING_LEFT: Final = "a model has no token that may come next under the response format"
+
 _ROUNDING: Final = 1e-3
 
 
@@ -68,10 +72,10 @@ def shape(
     highest = logits.max()
     if highest > -np.inf and options.temperature > 0:
         with np.errstate(over="ignore"):
-            logits = (logits - highest) / np.float32(max(options.temperature, _COLDEST))
+            logits = (logits - highest) / np.float32(max(options.temperature, COLDEST))
     shaped = DenseDistribution(logits, None)
     if highest == -np.inf:
-        raise GenerationError("a model has no token that may come next under the response format")
+        raise GenerationError(NOTHING_LEFT)
     return _truncated(shaped, options) if options.temperature > 0 else shaped
 
 
@@ -132,7 +136,20 @@ def _truncated(shaped: DenseDistribution, options: GenerationConfig) -> Shaped:
         ids = np.flatnonzero(logits >= logits[shaped.best] + np.log(options.min_p) - _ROUNDING)
     else:
         return shaped
-    kept = DenseDistribution(logits[ids].astype(np.float64), total)
+    return keep(size, ids, DenseDistribution(logits[ids].astype(np.float64), total), options)
+
+
+def keep(
+    size: int, ids: NDArray[np.intp], kept: DenseDistribution, options: GenerationConfig
+) -> SparseDistribution:
+    """Keeps what top_p and min_p keep of what top_k has left.
+
+    Args:
+        size: Number of all ids.
+        ids: Those that are left, ascending.
+        kept: What they have, shape `[ids]`.
+        options: How they are drawn from.
+    """
     probs: Floats = np.exp(kept.logits() - kept.total)
     if options.top_p < 1:
         order = np.argsort(-probs, kind="stable")

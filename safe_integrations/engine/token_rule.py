@@ -73,6 +73,13 @@ class TokenRule:
         all_judged = len(pieces) == len(self.draft.steps) and not changed
         return Walk(pieces, changed, overflow, full=overflow > 0 and all_judged)
 
+    def leave_out(self, lost: View, weights: Sequence[float]) -> None:
+        """Goes on without a verifier, behind what is judged; drops the draft."""
+        self.models = [model for model in self.models if model is not lost]
+        self.verifiers = self.models[1:]
+        self.judge.ask(self.models, weights)
+        self.draft.restart(self.verifiers)
+
     def _verify(self, meanwhile: Callable[[], None]) -> tuple[list[Piece], int]:
         """The verdicts, and how many tokens did not fit a window."""
         if self._always:

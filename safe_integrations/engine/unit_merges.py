@@ -14,10 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from time import perf_counter
 from typing import Final
 
+from safe_integrations.engine.distribution import Told
 from safe_integrations.engine.events import Candidate, Piece, Verdict, Vote
 from safe_integrations.engine.model import Distribution
 from safe_integrations.engine.tokens import END
-from safe_integrations.engine.unit_reader import Told, UnitReader
+from safe_integrations.engine.unit_reader import UnitReader
 from safe_integrations.engine.unit_rule import Judged, UnitRule
 from safe_integrations.engine.units import Unit
 
@@ -59,7 +60,8 @@ class MergedUnits(UnitRule):
             return _kept(unit, Verdict.UNANIMOUS, votes), unit
         votes = self._votes(unit, "most")
         if self._is_majority(unit, votes) and self._partial:  # perhaps only by a bound
-            votes = self._votes(unit, "exact")
+            if not self._is_majority(unit, self._votes(unit, "least")):
+                votes = self._votes(unit, "exact")
         if self._is_majority(unit, votes):
             return _kept(unit, Verdict.MAJORITY, votes), unit
         # a single other one may as well be gone on with: it wins mostly, as little is not known

@@ -5,18 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 
-from safe_integrations.engine.distribution import TopDistribution
+from safe_integrations.engine.distribution import Told, logprobs_of, mass_of
 from safe_integrations.engine.events import Vote
 from safe_integrations.engine.model import Distribution
 from safe_integrations.engine.tokens import END
 from safe_integrations.engine.units import Unit, Units
 from safe_integrations.engine.view import View
-
-Told = Literal["exact", "most", "least"]
 
 
 class UnitReader:
@@ -26,14 +23,15 @@ class UnitReader:
         nth: Which model, 0 for the drafter.
         view: The model.
         units: Where units end.
+        ids: Its token ids of the units that are written.
 
     Attributes:
-        ids: Its token ids of the units that are written.
+        ids: The same, as they grow.
     """
 
-    def __init__(self, nth: int, view: View, units: Units) -> None:
+    def __init__(self, nth: int, view: View, units: Units, ids: Sequence[int] = ()) -> None:
         self.nth, self.view = nth, view
-        self.ids: list[int] = []
+        self.ids = list(ids)
         self._units = units
 
     def spelling(self, text: bytes) -> tuple[int, ...]:
@@ -59,21 +57,16 @@ class UnitReader:
         """Whether a token does not begin a new unit behind such a last byte."""
         return self._units.joins(last, self.view.tokens.symbol(token_id))
 
-    def ends(self, row: Distribution, unit: Unit) -> float:
+    def ends(self, row: Distribution, unit: Unit, told: Told = "exact") -> float:
         """How likely the unit ends here, by what is expected behind it; 1 where it was cut."""
-        ends = self._needs_end(unit)
-        return row.mass(self._units.enders(self.nth, unit.text[-1])) if ends else 1.0
+        if not self._needs_end(unit):
+            return 1.0
+        return mass_of(row, self._units.enders(self.nth, unit.text[-1]), told)
 
     def chance(self, unit: Unit, told: Told = "exact") -> float:
-        """The probability of a unit: of its tokens, and that it ends behind them.
-
-        Args:
-            unit: The unit.
-            told: Whether a model that tells only its best ids is asked about others, or else
-                whether it counts as the `most` or the `least` that it can be.
-        """
+        """The probability of a unit: of its tokens, and that it ends behind them."""
         ids, rows = self._read(unit)
-        return _product(rows, ids, told) * self.ends(rows[-1], unit)
+        return _product(rows, ids, told) * self.ends(rows[-1], unit, told)
 
     def vote(self, unit: Unit, held: int | None, told: Told = "exact") -> Vote:
         """What it thinks of a unit (`chance`), and what it wants in its place."""
@@ -93,7 +86,7 @@ class UnitReader:
             text = text.removesuffix(END)
         tokens = tuple(map(symbol, ids))
         chance = self.chance(unit, told)
-        return Vote(self.view.name, tokens, chance, text, _product(rows, wanted))
+        return Vote(self.view.name, tokens, chance, text, _product(rows, wanted, told))
 
     def agreement(self, unit: Unit) -> Vote:
         """Its vote on a unit that all want, without a forward pass: how sure it is of its tokens.
@@ -161,27 +154,15 @@ class UnitReader:
         (row,) = self.rows(())
         tokens = self.view.tokens
         ids = [tokens.end_id] if text == END else tokens.compatible(text).tolist()
-        shares = np.exp(_most(row, ids))
+        shares = np.exp(logprobs_of(row, ids, "most"))
         most = float(shares.max(initial=0.0))
         first = self.spelling(judged.text)[0]
-        exclusive = ended and judged.ended and not isinstance(row, TopDistribution)
-        if exclusive and first in ids:
+        if ended and judged.ended and first in ids:
             most = min(most, max(0.0, float(shares.sum()) - chance))
         return most * (1 + 1e-6)  # numbers are rounded
 
 
-def _most(row: Distribution, ids: Sequence[int]) -> Sequence[float]:
-    """Log-probabilities of some ids; the most that they can be where they are not told."""
-    return row.bounds(ids)[0] if isinstance(row, TopDistribution) else row.logprobs(ids)
-
-
-def _product(rows: Sequence[Distribution], ids: Sequence[int], told: Told = "exact") -> float:
+def _product(rows: Sequence[Distribution], ids: Sequence[int], told: Told) -> float:
     """The probability of some ids, one after another."""
-    total = 0.0
-    for row, token_id in zip(rows, ids, strict=False):
-        if told == "exact" or not isinstance(row, TopDistribution):
-            total += row.logprobs([token_id])[0]
-        else:
-            (most,), (exact,) = row.bounds([token_id])
-            total += most if exact or told == "most" else -math.inf
-    return math.exp(total)
+    pairs = zip(rows, ids, strict=False)
+    return math.exp(sum(logprobs_of(row, [token_id], told)[0] for row, token_id in pairs))

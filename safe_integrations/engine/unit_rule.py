@@ -15,6 +15,7 @@ from safe_integrations.engine.tokens import END
 from safe_integrations.engine.unit_reader import UnitReader
 from safe_integrations.engine.units import Unit, Units
 from safe_integrations.engine.view import View
+from safe_integrations.errors import ServerError
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +62,15 @@ class UnitRule:
         seed: int,
     ) -> None:
         self.merge_seconds = self.tokenise_seconds = 0.0
-        self.draft, self.units, self.config = draft, units, config
-        self.weights, self.seed = weights, seed
-        self.readers = [UnitReader(nth, view, units) for nth, view in enumerate(models)]
-        self.drafter, self.others = self.readers[0], self.readers[1:]
-        self._partial = any(view.limits.top is not None for view in models)
+        self.draft, self.config, self.seed = draft, config, seed
         self.held: int | None = None  # last byte of a unit that has ended where the walk is
         self._begun: _Begun | None = None
+        self._take([UnitReader(n, view, units) for n, view in enumerate(models)], units, weights)
+
+    def _take(self, readers: list[UnitReader], units: Units, weights: Sequence[float]) -> None:
+        self.readers, self.units, self.weights = readers, units, weights
+        self.drafter, self.others = readers[0], readers[1:]
+        self._partial = any(reader.view.limits.top is not None for reader in readers)
 
     # What the drafter asks
 
@@ -121,8 +124,32 @@ class UnitRule:
 
     # What the loop asks
 
+    def leave_out(self, lost: View, weights: Sequence[float]) -> None:
+        """Goes on without a verifier, behind what is judged; drops the draft.
+
+        A unit then ends where no token of the models that are left reaches across.
+        """
+        kept = [reader for reader in self.readers if reader.view is not lost]
+        units = Units([reader.view.tokens for reader in kept])
+        readers = [UnitReader(nth, old.view, units, old.ids) for nth, old in enumerate(kept)]
+        self._take(readers, units, weights)
+        if units.single:
+            self.held = None
+        self._begun = None
+        self.draft.restart([r.view for r in self.others], units, self.held is not None)
+
     def walk(self, meanwhile: Callable[[], None]) -> Walk:
         """Judges the units of the draft that are whole."""
+        counts, held = [len(reader.ids) for reader in self.readers], self.held
+        try:
+            return self._walk(meanwhile)
+        except ServerError:
+            for reader, count in zip(self.readers, counts, strict=True):
+                del reader.ids[count:]
+            self.held = held
+            raise
+
+    def _walk(self, meanwhile: Callable[[], None]) -> Walk:
         units, full = self._fitting()
         for reader in self.others:  # the drafter's view is settled with the draft
             reader.view.settle(reader.ids)

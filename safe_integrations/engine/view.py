@@ -9,7 +9,7 @@ from math import exp
 from typing import cast
 
 from safe_integrations.config import GenerationConfig
-from safe_integrations.engine.distribution import TopDistribution
+from safe_integrations.engine.distribution import Told, TopDistribution, logprobs_of
 from safe_integrations.engine.events import ModelStatistics, Vote
 from safe_integrations.engine.model import (
     Cursor,
@@ -20,9 +20,10 @@ from safe_integrations.engine.model import (
     RemoteSession,
     never,
 )
+from safe_integrations.engine.partial import shape_told
 from safe_integrations.engine.sampling import shape, shapes
 from safe_integrations.engine.segments import Segmentation
-from safe_integrations.errors import GenerationCancelled, GenerationError, SafeError
+from safe_integrations.errors import GenerationCancelled, GenerationError, SafeError, ServerError
 
 
 @dataclass(slots=True)
@@ -63,6 +64,7 @@ class View:
         limits: What the member cannot do.
         segments: Its token ids of the text.
         cursor: Its way through the grammar; None where any text will do.
+        failure: What its server has failed with; None where it has not.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class View:
         self.limits = member.limits
         self.segments = Segmentation(member.tokens)
         self.cursor = cursor
+        self.failure: ServerError | None = None
         self._session = member.start(prompt, cancel)
         self._remote = cast("RemoteSession", self._session) if self.limits.remote else None
         self._asked: _Asked | None = None
@@ -108,10 +111,10 @@ class View:
         if asked is None or (asked.ids, asked.since) != ([*ids], since):
             self._take_in()
             with self._working():
-                return self._session.score(ids, since)
+                return self._watched(self._session.score(ids, since))
         self._asked = None
         with self._working():
-            return asked.rows.result()
+            return self._watched(asked.rows.result())
 
     def begin(self, ids: Sequence[int], since: int) -> None:
         """Has a model elsewhere start on what `score` will be asked for; others do nothing."""
@@ -141,7 +144,7 @@ class View:
             ahead, self._ahead = self._ahead, None
             with self._working():
                 drafted, rows = ahead.drafted.result()
-            self._learn([*ids, *drafted[: len(rows) - 1]], len(ids), rows)
+            self._learn([*ids, *drafted[: len(rows) - 1]], len(ids), self._watched(rows))
 
     @property
     def waits(self) -> bool:
@@ -155,10 +158,19 @@ class View:
             raise GenerationCancelled
         try:
             yield
+        except ServerError as error:
+            self.failure = error
+            raise
         except SafeError:
             raise
         except Exception as error:
             raise GenerationError(f"{self.name} failed while generating: {error}") from error
+
+    def _watched(self, rows: Sequence[Distribution]) -> Sequence[Distribution]:
+        """The same rows; what they ask the model later is its work, too."""
+        return [
+            row.within(self._working()) if isinstance(row, TopDistribution) else row for row in rows
+        ]
 
     def _take_in(self) -> None:
         """Waits for what it was asked for last."""
@@ -166,7 +178,7 @@ class View:
         if asked is not None:
             with self._working():
                 rows = asked.rows.result()
-            self._learn(asked.ids, asked.since, rows)
+            self._learn(asked.ids, asked.since, self._watched(rows))
 
     def _drop(self) -> None:
         """What it was writing on is wanted no more."""
@@ -241,6 +253,9 @@ class View:
         allowed = None if self.cursor is None else self.cursor.allowed(ids)
         if allowed is None and not self._reshapes:
             return expected
+        if isinstance(expected, TopDistribution):
+            size, limit = self.tokens.size, self.limits.ids
+            return shape_told(expected, allowed, self._options, size, limit)
         return shape(cast("Dense", expected), ids, allowed, self._options)
 
     def look_at(self, text: bytearray, unchanged: int, drafter: View) -> None:
@@ -262,19 +277,11 @@ class View:
     def _shares_ids_with(self, drafter: View) -> bool:
         return self.segments is drafter.segments or self.tokens.same_tokens(drafter.tokens)
 
-    def vote(self, own_id: int, expected: Distribution, exact: bool = True) -> Vote:
-        """What it thinks of its own token at a place.
-
-        Unless `exact`, a model that tells only its best ids is not asked about any other: the vote
-        holds the most that the token can have.
-        """
-        best = expected.best
-        if isinstance(expected, TopDistribution) and not exact:
-            (own, top), _ = expected.bounds([own_id, best])
-        else:
-            own, top = expected.logprobs([own_id, best])
+    def vote(self, own_id: int, expected: Distribution, told: Told = "exact") -> Vote:
+        """What it thinks of its own token at a place."""
+        own, top = logprobs_of(expected, [own_id, expected.best], told)
         symbol = self.tokens.symbol
-        return Vote(self.name, (symbol(own_id),), exp(own), symbol(best), exp(top))
+        return Vote(self.name, (symbol(own_id),), exp(own), symbol(expected.best), exp(top))
 
     def statistics(self) -> ModelStatistics:
         """What it has computed so far."""

@@ -60,8 +60,8 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
     The models and all options of an answer are those of `EnsembleOptions`; every option but the
     models can be given per call, too.
 
-    Every verification and every ensemble is a custom event (`safe_verification`,
-    `safe_ensemble`) under this model's run id; docs/events.md describes them.
+    Every verification, every ensemble and every lost model is a custom event (`safe_verification`,
+    `safe_ensemble`, `safe_model_lost`) under this model's run id; docs/events.md describes them.
 
     Attributes:
         drafter: The model that writes. `model` is another name for it.

@@ -12,7 +12,7 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 
 from safe_integrations.engine.events import Piece, Statistics
 from safe_integrations.langchain.answer import METADATA, PROVIDER
-from safe_integrations.report.payloads import ENSEMBLE, VERIFICATION, load
+from safe_integrations.report.payloads import ENSEMBLE, MODEL_LOST, VERIFICATION, load
 from safe_integrations.report.verdicts import facts, short
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ class SafeTraceHandler(BaseCallbackHandler):
 
     One line per round: its number and what was written. Below it, one line per ensemble: the
     draft, what was written instead or confirmed, its merged probability, what each model gave it,
-    and the runners-up; where a model was drawn to write it, which. Answers that are made at the
+    and the runners-up; where a model was drawn to write it, which. A line, too, where a verifier's
+    server failed and the answer goes on without it. Answers that are made at the
     same time are told apart by the last characters of their run ids. Safe to use from several
     threads.
 
@@ -59,11 +60,13 @@ class SafeTraceHandler(BaseCallbackHandler):
             self._print(run_id, "●", str((metadata or {}).get("ls_model_name", "")), "bold")
 
     def on_custom_event(self, name: str, data: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        """Prints a round or an ensemble."""
-        if name not in (VERIFICATION, ENSEMBLE):
+        """Prints a round or an ensemble, or which model is lost."""
+        if name not in (VERIFICATION, ENSEMBLE, MODEL_LOST):
             return
         with self._lock:
-            if name == VERIFICATION:
+            if name == MODEL_LOST:
+                self._print(run_id, "", self._terminal.lost_line(data["model"], data["reason"]))
+            elif name == VERIFICATION:
                 self._rounds[run_id] = self._rounds.get(run_id, 0) + 1
                 pieces = [load(Piece, piece) for piece in data["pieces"]]
                 line = self._terminal.round_line(pieces, data["dropped"])

@@ -7,6 +7,7 @@ from safe_integrations.llama_index.events import (
     SafeEvent,
     SafeGenerationEnd,
     SafeGenerationStart,
+    SafeModelLost,
     SafeVerification,
 )
 from safe_integrations.llama_index.llm import SafeLLM
@@ -18,6 +19,7 @@ __all__ = [
     "SafeGenerationEnd",
     "SafeGenerationStart",
     "SafeLLM",
+    "SafeModelLost",
     "SafeVerification",
     "result_of",
 ]

@@ -53,6 +53,10 @@ class SafeEnsemble(SafeEvent):
     """At one place the models were merged, or the one that was drawn wrote: `safe_ensemble`."""
 
 
+class SafeModelLost(SafeEvent):
+    """A verifier's server failed, and the answer goes on without it: `safe_model_lost`."""
+
+
 class SafeGenerationEnd(SafeEvent):
     """The answer is complete: `safe_generation_end`."""
 
@@ -60,6 +64,7 @@ class SafeGenerationEnd(SafeEvent):
 _KINDS: Final = {
     payloads.VERIFICATION: SafeVerification,
     payloads.ENSEMBLE: SafeEnsemble,
+    payloads.MODEL_LOST: SafeModelLost,
     payloads.GENERATION_END: SafeGenerationEnd,
 }
 

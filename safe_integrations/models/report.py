@@ -17,7 +17,8 @@ class ModelReport:
         problem: Why it cannot be used; None where it can.
         where: Folder, GGUF file or hub id that it would be loaded from.
         dtype: Type that its weights will have; the kind of most of them in a GGUF file.
-        weight_bytes: Memory for its weights; None where they are not on this machine yet.
+        weight_bytes: Memory for its weights; None where they are not on this machine yet, 0 where
+            a server holds them.
         kv_bytes: Memory for the cache of 1,000 tokens.
         context_window: Tokens it can hold.
         tokens: Its tokens as bytes.

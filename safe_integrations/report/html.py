@@ -24,6 +24,7 @@ from safe_integrations.report.verdicts import (
     facts,
     legend,
     model_rows,
+    present,
     short,
     visible,
     words,
@@ -83,8 +84,7 @@ def provenance_html(
     Returns:
         One `div` with its own style sheet; no scripts, nothing loaded from elsewhere.
     """
-    names = [short(model.name) for model in statistics.models]
-    body = "".join(_characters(part, names) for part in characters(pieces, text))
+    body = "".join(_characters(part, statistics) for part in characters(pieces, text))
     keys = "".join(
         f'<span class="safe-key safe-{verdict}">{told}</span>' if verdict else told
         for told, verdict in legend(statistics)
@@ -94,31 +94,31 @@ def provenance_html(
         f'<div class="safe-answer"><style>{_STYLE}</style>'
         f'<div class="safe-legend">{keys} Hover over the text to see who wanted what.</div>'
         f'<div class="safe-text">{body}</div>'
-        f'<div class="safe-sum">{facts(statistics, finish_reason)}</div>'
+        f'<div class="safe-sum">{escape(facts(statistics, finish_reason))}</div>'
         f"{_table(MODEL_COLUMNS, rows, 'safe-models')}</div>"
     )
 
 
-def _characters(part: Characters, names: list[str]) -> str:
+def _characters(part: Characters, statistics: Statistics) -> str:
     loud, tag = part.verdict in ENSEMBLED, LOOKS[part.verdict].tag
     kind = "" if part.text else " safe-end"
     if loud and part.text and not part.text.strip("\n"):
         kind = " safe-nl"
     focus = ' tabindex="0"' if loud else ""
-    tips = "".join(_tip(piece, names) for piece in part.pieces)
+    tips = "".join(_tip(piece, statistics) for piece in part.pieces)
     return (
         f'<{tag} class="safe-p safe-{part.verdict}{kind}"{focus}>{escape(visible(part.text))}'
         f'<span class="safe-tip" role="tooltip" hidden>{tips}</span></{tag}>'
     )
 
 
-def _tip(piece: Piece, names: list[str]) -> str:
+def _tip(piece: Piece, statistics: Statistics) -> str:
     title = words(piece)
     if piece.verdict is Verdict.CHANGED:
         title += f" from {_code(piece.proposed)} to {_code(piece.written)}"
     if told := drawn(piece):
         title += f" ({escape(told)})"
-    tables = _votes(piece.votes) + _candidates(piece, names)
+    tables = _votes(piece.votes) + _candidates(piece, present(statistics, piece.start))
     return f"<b>{title}</b>" + (f"<span>{tables}</span>" if tables else "")
 
 

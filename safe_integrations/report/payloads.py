@@ -20,6 +20,7 @@ from safe_integrations.engine.events import (
     Ensembled,
     Event,
     Finished,
+    ModelLost,
     Piece,
     Reasoned,
     Statistics,
@@ -35,6 +36,7 @@ VERSION: Final = 2
 GENERATION_START: Final = "safe_generation_start"
 VERIFICATION: Final = "safe_verification"
 ENSEMBLE: Final = "safe_ensemble"
+MODEL_LOST: Final = "safe_model_lost"
 GENERATION_END: Final = "safe_generation_end"
 
 T = TypeVar("T")
@@ -56,6 +58,11 @@ def verification(event: Verified) -> dict[str, Any]:
 def ensemble(event: Ensembled) -> dict[str, Any]:
     """`safe_ensemble`: at one place the models were merged, or the one that was drawn wrote."""
     return {"version": VERSION, "cycle": event.cycle, **dump(event.piece)}
+
+
+def model_lost(event: ModelLost) -> dict[str, Any]:
+    """`safe_model_lost`: a verifier's server failed, and the answer goes on without it."""
+    return {"version": VERSION, **dump(event)}
 
 
 def generation_end(event: Finished) -> dict[str, Any]:
@@ -84,9 +91,11 @@ def reported(event: Event) -> tuple[str, dict[str, Any]] | None:
             return VERIFICATION, verification(event)
         case Ensembled():
             return ENSEMBLE, ensemble(event)
+        case ModelLost():
+            return MODEL_LOST, model_lost(event)
         case Finished():
             return GENERATION_END, generation_end(event)
-        case Reasoned(event=Verified() | Ensembled() as inner):
+        case Reasoned(event=Verified() | Ensembled() | ModelLost() as inner):
             name, payload = cast("tuple[str, dict[str, Any]]", reported(inner))
             return name, {**payload, "reasoning": True}
     return None

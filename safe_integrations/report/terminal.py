@@ -130,6 +130,11 @@ def ensemble_line(piece: Piece) -> Text:
     return line
 
 
+def lost_line(model: str, reason: str) -> Text:
+    """A verifier's server failed, and the answer goes on without it."""
+    return Text.assemble(("✗ ", "dim"), (verdicts.lost(model, reason), "red"))
+
+
 def _one_line(symbol: bytes) -> str:
     return visible(show(symbol), keep="")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Final
 
 from safe_integrations.engine.events import Piece, Statistics, Verdict
@@ -111,7 +112,19 @@ def facts(statistics: Statistics, finish_reason: str) -> str:
     return (
         f"{s.tokens} tokens, {s.ensembled_ratio:.1%} ensembled, {s.acceptance:.1%} accepted, "
         f"{s.cycles} cycles, {s.seconds:.2f} s{waited}, finish: {finish_reason}"
+        + "".join(f", without {short(name)} from byte {at} on" for name, at in s.lost.items())
     )
+
+
+def lost(model: str, reason: str) -> str:
+    """That an answer goes on without a model, in words."""
+    return f"goes on without {short(model)}: {visible(reason)}"
+
+
+def present(statistics: Statistics, at: int) -> list[str]:
+    """The models that judged what begins at a place, in bytes; drafter first, without owners."""
+    gone = statistics.lost
+    return [short(m.name) for m in statistics.models if gone.get(m.name, inf) > at]
 
 
 MODEL_COLUMNS: Final = ("", "model", "prompt", "passes", "forwarded", "seconds")

@@ -151,5 +151,27 @@ def options(draw: st.DrawFn, plan: bytes, longest: int = 24) -> GenerationConfig
     return GenerationConfig(max_tokens=draw(st.integers(1, longest)), stop=tuple(stops))
 
 
+@st.composite
+def choices(draw: st.DrawFn, plan: str) -> list[str]:
+    """Texts that begin like the plan and go on with other parts of it."""
+    texts = set()
+    for _ in range(draw(st.integers(1, 4))):
+        kept, jump = draw(st.integers(1, len(plan))), draw(st.integers(0, len(plan) - 1))
+        texts.add(plan[:kept] + plan[jump : jump + draw(st.integers(0, 6))])
+    return sorted(texts)
+
+
+def ready_for(member: ScriptedMember, texts: list[str]) -> ScriptedMember:
+    """The same model, with some probability for every byte that may be needed."""
+    script, needed = member.script, sorted({bytes([b]) for t in texts for b in t.encode()})
+
+    def ready(text: bytes) -> dict[bytes, float]:
+        weights = {b: chance(7, text, b) / 100 for b in needed} | dict(script(text))
+        return {symbol: w / sum(weights.values()) for symbol, w in weights.items()}
+
+    member.script = ready
+    return member
+
+
 def engine_of(members: Sequence[ScriptedMember], config: EnsembleConfig) -> SafeEngine:
     return SafeEngine(members[0], members[1:], config)

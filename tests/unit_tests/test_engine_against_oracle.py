@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from cases import World, chance, configs, engine_of, options, worlds
+from cases import World, choices, configs, engine_of, options, ready_for, worlds
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from oracle import Judged, Oracle, Outcome
@@ -244,28 +244,6 @@ def smallest_of(
     members: list[ScriptedMember], config: EnsembleConfig, options: GenerationConfig
 ) -> tuple[bytes, int]:
     return Oracle(members, config, options).smallest()
-
-
-@st.composite
-def choices(draw: st.DrawFn, plan: str) -> list[str]:
-    """Texts that begin like the plan and go on with other parts of it."""
-    texts = set()
-    for _ in range(draw(st.integers(1, 4))):
-        kept, jump = draw(st.integers(1, len(plan))), draw(st.integers(0, len(plan) - 1))
-        texts.add(plan[:kept] + plan[jump : jump + draw(st.integers(0, 6))])
-    return sorted(texts)
-
-
-def ready_for(member: ScriptedMember, texts: list[str]) -> ScriptedMember:
-    """The same model, with some probability for every byte that may be needed."""
-    script, needed = member.script, sorted({bytes([b]) for t in texts for b in t.encode()})
-
-    def ready(text: bytes) -> dict[bytes, float]:
-        weights = {b: chance(7, text, b) / 100 for b in needed} | dict(script(text))
-        return {symbol: w / sum(weights.values()) for symbol, w in weights.items()}
-
-    member.script = ready
-    return member
 
 
 @settings(ci, max_examples=200)

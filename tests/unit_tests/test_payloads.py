@@ -153,7 +153,8 @@ def test_any_answer_can_be_put_together_again(data: Any, world: World) -> None:
 def test_all_statistics_survive() -> None:
     """Seconds of tokenising and of ensembling were written and not read."""
     model = ModelStatistics("a", 1, 2, 3, 4, 0.5, 5, 6)
-    statistics = Statistics(*range(1, 8), 0.25, 0.125, 0.0625, 0.75, [model], 8, 9, ["/a"], 10, 0.5)
+    times = (0.25, 0.125, 0.0625, 0.75)
+    statistics = Statistics(*range(1, 8), *times, [model], 8, 9, ["/a"], 10, 0.5, {"a": 3})
     assert all(asdict(statistics).values()), "a field that has its default proves nothing"
     _, end = carried([Finished("stop", 0, statistics)])
     assert read_result([], end, REFUSED).statistics == statistics

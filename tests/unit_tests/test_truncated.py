@@ -9,14 +9,18 @@ from itertools import count
 from typing import Any
 
 import pytest
-from cases import World, configs, options, worlds
+from cases import World, choices, configs, options, ready_for, worlds
 from elsewhere import RemoteMember
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from oracle import Oracle
 from truncated import TruncatedMember
 
-from safe_integrations.config import EnsembleConfig, GenerationConfig, Regex, Tool
+from safe_integrations.config import (
+    Choice,
+    EnsembleConfig,
+    GenerationConfig,
+)
 from safe_integrations.engine.distribution import TopDistribution
 from safe_integrations.engine.events import Verdict
 from safe_integrations.errors import GenerationError, InvalidArgumentError
@@ -42,21 +46,29 @@ def what(result: Result) -> list[tuple[int, bytes, bytes, Verdict]]:
     return [(p.start, p.proposed, p.written, p.verdict) for p in result.pieces]
 
 
-def assert_same(data: st.DataObject, world: World, config: EnsembleConfig, top: int) -> None:
+def assert_same(
+    data: st.DataObject, world: World, config: EnsembleConfig, top: int, ids: int | None
+) -> None:
     """All members but some truncated, or some: what whole members write."""
     limits = data.draw(options(world.plan))
     whole = world.members()
+    if data.draw(st.booleans()):
+        texts = data.draw(choices(world.plan.decode()))
+        form = Choice(options=tuple(texts))
+        limits = GenerationConfig(max_tokens=300, response_format=form)
+        whole = [ready_for(member, texts) for member in whole]
     outcome = Oracle(whole, config, limits).write("Go.")
     assume(outcome.margin > TINY)
     truncated = [data.draw(st.booleans()) for _ in whole]
-    cut = [TruncatedMember(m, top) if t else m for m, t in zip(whole, truncated, strict=True)]
+    pairs = zip(whole, truncated, strict=True)
+    cut = [TruncatedMember(m, top, ids=ids) if t else m for m, t in pairs]
     members = [RemoteMember(m) if data.draw(st.booleans()) else m for m in cut]
     result = complete(members, config, limits)
     assert result.text == outcome.text
     assert [(p.start, p.proposed, p.written, str(p.verdict)) for p in result.pieces] == [
         (j.start, j.proposed, j.written, j.verdict) for j in outcome.judged
     ]
-    asked = sum(len(m.asked) for m in cut if isinstance(m, TruncatedMember))
+    asked = sum(len(m.asked + m.among) for m in cut if isinstance(m, TruncatedMember))
     merges = sum(p.ensembled for p in result.pieces)
     seen["asked"] += asked
     seen["merges"] += merges
@@ -68,7 +80,7 @@ def assert_same(data: st.DataObject, world: World, config: EnsembleConfig, top: 
 def test_at_full_width_the_text_is_the_same(data: st.DataObject) -> None:
     world = data.draw(worlds(models=st.integers(2, 4)))
     config = data.draw(configs(len(world.vocabularies), method="unite"))
-    assert_same(data, world, config, 10_000)
+    assert_same(data, world, config, 10_000, None)
 
 
 @settings(ci, max_examples=600)
@@ -80,7 +92,7 @@ def test_with_few_ids_and_questions_the_text_is_the_same(data: st.DataObject) ->
     top = data.draw(st.sampled_from([1, 2, 3, 5, 10]))
     k = data.draw(st.integers(1, top))
     config = data.draw(configs(len(world.vocabularies), method="unite", union_top_k=k))
-    assert_same(data, world, config, top)
+    assert_same(data, world, config, top, 300)
 
 
 def test_the_cases_above_asked_and_merged_and_often_needed_no_question() -> None:
@@ -104,7 +116,7 @@ def test_bounds_hold() -> None:
         asked.append(ids)
         return [-3.0] * len(ids)
 
-    row = TopDistribution([7, 3], [-0.1, -2.4], ask)  # exp: 0.905 and 0.091, 0.004 is left
+    row = TopDistribution([7, 3], [-0.1, -2.4], ask, dict)  # exp: 0.905 and 0.091, 0.004 is left
     (told, other), exact = row.bounds([3, 9])
     assert (told, exact) == (-2.4, [True, False])
     assert -5.6 < other < -5.4
@@ -117,12 +129,12 @@ def test_bounds_hold() -> None:
 @pytest.mark.parametrize("told", [[], [-float("inf")]])
 def test_a_model_that_tells_nothing_is_an_error_of_ours(told: list[float]) -> None:
     with pytest.raises(GenerationError, match="told no id"):
-        TopDistribution(range(len(told)), told, lambda ids: [0.0])
+        TopDistribution(range(len(told)), told, lambda ids: [0.0], dict)
 
 
 def test_equal_ids_are_in_order() -> None:
     """A server may list ties in any order; the engine's rule is the lowest id."""
-    row = TopDistribution([5, 9, 2], [-1.0, -0.7, -0.7], lambda ids: [0.0])
+    row = TopDistribution([5, 9, 2], [-1.0, -0.7, -0.7], lambda ids: [0.0], dict)
     assert (row.best, row.top(3)) == (2, [2, 9, 5])
 
 
@@ -130,31 +142,24 @@ def test_equal_ids_are_in_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("argument", "config", "limits"),
+    ("argument", "remedy", "config", "limits"),
     [
-        ("method", {"unit": "token", "method": "gac"}, {}),
-        ("temperature", {}, {"temperature": 0.5}),
-        ("repetition_penalty", {}, {"repetition_penalty": 1.2}),
-        ("response_format", {}, {"response_format": Regex(pattern="a*")}),
-        ("tool_choice", {}, {"tools": (Tool(name="f"),), "tool_choice": "required"}),
-        ("union_top_k", {"union_top_k": 21}, {}),
+        ("method", "use 'unite'", {"unit": "token", "method": "gac"}, {}),
+        ("temperature", "set top_k to at most 20", {}, {"temperature": 0.5}),
+        ("temperature", "set top_k to at most 20", {}, {"temperature": 0.5, "top_k": 21}),
+        ("repetition_penalty", "leave it out", {}, {"repetition_penalty": 1.2}),
+        ("union_top_k", "lower it", {"union_top_k": 21}, {}),
     ],
 )
 def test_options_that_need_whole_distributions_are_refused(
-    argument: str, config: dict[str, Any], limits: dict[str, Any]
+    argument: str, remedy: str, config: dict[str, Any], limits: dict[str, Any]
 ) -> None:
     whole = [ScriptedMember(name, [], follows(b"abc")) for name in ("drafter", "verifier")]
     members = [whole[0], TruncatedMember(whole[1], 20)]
     engine = SafeEngine(members[0], members[1:], EnsembleConfig(**config))
-    with pytest.raises(InvalidArgumentError, match=f"^{argument}=.*verifier"):
+    with pytest.raises(InvalidArgumentError, match=f"^{argument}=.*{remedy}: verifier"):
         engine.generate("Go.", GenerationConfig(**limits))
     assert not any(m.sessions for m in whole)
-
-
-def test_tools_under_auto_are_offered_without_a_grammar() -> None:
-    member = TruncatedMember(ScriptedMember("served", [], follows(b"abc")), 20)
-    limits = GenerationConfig(tools=(Tool(name="f"),))
-    assert SafeEngine(member).complete("Go.", limits).text == "abc"
 
 
 # Several that wait for something else than this machine

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
+
+UNREADABLE: Final = (LookupError, TypeError, AttributeError, ArithmeticError, ValueError)
+"""What reading an answer raises that is not one of this kind of server."""
 
 
 class Row(NamedTuple):
@@ -48,8 +51,8 @@ class Request(NamedTuple):
     Attributes:
         url: Where to.
         body: The JSON document.
-        read: What the answer means. It raises KeyError, IndexError, TypeError, AttributeError or
-            ValueError where the answer is not one of this kind of server.
+        read: What the answer means. It raises one of `UNREADABLE` where the answer is not one of
+            this kind of server.
     """
 
     url: str
@@ -105,7 +108,10 @@ class Dialect(Protocol):
         ...
 
     def draft(self, prefix: Prefix, ids: Sequence[int], count: int, slot: int) -> Request:
-        """So many greedy tokens behind `ids`, and what it expected in front of each."""
+        """So many greedy tokens behind `ids` at most, and what it expected in front of each.
+
+        None at all where it does not tell that about the first.
+        """
         ...
 
     def ask(

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
 from typing import Any, Final
 
 from safe_integrations.models.served.dialect import Prefix, Request, Row, Told, spelling
 
 _MORE: Final = 2048
 """Ids per row where few are not enough; as quick as few."""
+
+_WHOLE: Final = {"n_predict": 1, "logit_bias": [["a", 1000]]}
+"""Has it write a letter, and tell the row in front of it as the model has it.
+
+It tells nothing about tokens that end inside a character.
+"""
 
 _PLAIN: Final = {
     # its defaults are not neutral
@@ -55,18 +62,24 @@ class LlamaServer:
 
     def rows(self, prefix: Prefix, ids: Sequence[int], since: int, slot: int) -> Request:
         """All prefixes in one request. One slot reads them in turn, a token each."""
-        return self._request(prefix.texts(ids, since), slot, n_predict=1, n_probs=self._top)
+        texts = prefix.texts(ids, since)
+        return self._request(texts, slot, _read, n_probs=self._top, **_WHOLE)
 
     def draft(self, prefix: Prefix, ids: Sequence[int], count: int, slot: int) -> Request:
-        """The end that it writes is one of the tokens."""
-        return self._request(prefix.text(ids), slot, n_predict=count, n_probs=self._top)
+        """The end that it writes is one of the tokens; up to the first that ends in a character.
+
+        A stream, although nobody reads it before its end: where a connection is closed only streams
+        end on the server as well, and the slot is free for the next draft.
+        """
+        fields = {"n_predict": count, "n_probs": self._top, "stream": True}
+        return self._request(prefix.text(ids), slot, _read_stream, **fields)
 
     def ask(
         self, prefix: Prefix, ids: Sequence[int], wanted: Sequence[int], slot: int
     ) -> Iterator[Request]:
         """A long row, and then one with all ids."""
         for count in (_MORE, self._size):
-            yield self._request(prefix.text(ids), slot, n_predict=1, n_probs=count)
+            yield self._request(prefix.text(ids), slot, _read, n_probs=count, **_WHOLE)
 
     def among(
         self, prefix: Prefix, ids: Sequence[int], allowed: Sequence[int], slot: int
@@ -74,9 +87,17 @@ class LlamaServer:
         """The same."""
         yield from self.ask(prefix, ids, allowed, slot)
 
-    def _request(self, texts: str, slot: int, **fields: Any) -> Request:
-        rest = json.dumps({**_PLAIN, "id_slot": slot, **fields})
-        return Request(f"{self._root}/completion", f'{{"prompt":{texts},{rest[1:]}', _read)
+    def _request(
+        self,
+        texts: str,
+        slot: int,
+        read: Callable[[Any], Told],
+        **fields: Any,
+    ) -> Request:
+        if self.slots > 1:
+            fields["id_slot"] = slot
+        rest = json.dumps({**_PLAIN, **fields})
+        return Request(f"{self._root}/completion", f'{{"prompt":{texts},{rest[1:]}', read)
 
 
 def _read(data: Any) -> Told:
@@ -84,10 +105,24 @@ def _read(data: Any) -> Told:
     places = [place for result in results for place in result["completion_probabilities"]]
     return Told(
         [_row(place["top_logprobs"]) for place in places],
-        [int(i) for result in results for i in result["tokens"]],
+        [int(place["id"]) for place in places],
         sum(result["timings/cache_n"] for result in results),
-        sum(result["timings/prompt_n"] + len(result["tokens"]) - 1 for result in results),
+        sum(result["timings/prompt_n"] for result in results),
         results[0]["model"],
+    )
+
+
+def _read_stream(data: Any) -> Told:
+    """Of tokens that end inside a character it says nothing; what follows the first is dropped."""
+    *parts, end = data
+    whole = takewhile(lambda pair: pair[0] == pair[1]["tokens_predicted"], enumerate(parts, 1))
+    told = [part["completion_probabilities"][0] for _, part in whole]
+    return Told(
+        [_row(place["top_logprobs"]) for place in told],
+        [int(place["id"]) for place in told],
+        end["timings/cache_n"],
+        end["timings/prompt_n"] + max(0, len(told) - 1),
+        end["model"],
     )
 
 

@@ -19,7 +19,7 @@ from safe_integrations.models.member import BaseMember
 from safe_integrations.models.passes import Price
 from safe_integrations.models.rendering import Render
 from safe_integrations.models.served.client import Asked, Client
-from safe_integrations.models.served.dialect import Dialect, Prefix, Request, Row, Told
+from safe_integrations.models.served.dialect import UNREADABLE, Dialect, Prefix, Request, Row, Told
 
 T = TypeVar("T")
 Rows = Sequence[TopDistribution]
@@ -189,8 +189,11 @@ class ServedSession:
         behind = list(ids)
 
         def drafted(told: Told, seconds: float) -> tuple[Sequence[int], Rows]:
-            rows = []
-            self._check(0 < len(told.rows) <= count, f"{len(told.rows)} rows, not {count}")
+            rows: list[TopDistribution] = []
+            self._check(len(told.rows) <= count, f"{len(told.rows)} rows, not {count}")
+            self._check(len(told.rows) <= len(told.ids), f"{len(told.ids)} ids in a draft")
+            if not told.rows:
+                return (), self.score(behind, len(behind))
             for nth, row in enumerate(told.rows):
                 rows.append(self._row(row, [*behind, *told.ids[:nth]]))
             self.work.passes += len(rows)
@@ -223,11 +226,15 @@ class ServedSession:
             self.work.seconds += perf_counter() - started
         try:
             told = request.read(reply.data)
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        except UNREADABLE as error:
             kind = self._member.dialect.kind
             raise self._odd(f"its answer is not one of {kind} ({error!r})") from error
         called = self._member.called
         self._check(told.model == called, f"it serves {told.model} now, and served {called}")
+        for row in told.rows:
+            likely = all(value <= 1e-3 for value in row.logprobs)  # not where one is NaN
+            self._check(likely, "it tells no log-probabilities")
+            self._check(min(row.ids, default=0) >= 0, "it tells ids below 0")
         if self.work.tokens == 0:
             self.work.reused = min(told.cached, len(self._prompt))
         self.work.tokens += told.computed
@@ -235,9 +242,14 @@ class ServedSession:
         return told, reply.seconds
 
     def _row(self, row: Row, ids: list[int]) -> TopDistribution:
-        self._check(all(value <= 1e-3 for value in row.logprobs), "it tells no log-probabilities")
         known, gone = self._fold(row)
-        return TopDistribution(list(known), list(known.values()), partial(self._ask, ids, gone))
+        self._check(max(known.values(), default=-inf) > -inf, "it tells no token that is text")
+        return TopDistribution(
+            list(known),
+            list(known.values()),
+            partial(self._ask, ids, gone),
+            partial(self._among, ids, gone),
+        )
 
     def _ask(self, ids: list[int], gone: float, wanted: Sequence[int]) -> list[float]:
         """The log-probabilities of some ids at one place."""
@@ -250,10 +262,14 @@ class ServedSession:
 
     def _among(self, ids: list[int], gone: float, allowed: Sequence[int]) -> dict[int, float]:
         """The log-probability of the best of some ids at one place, and perhaps of others."""
-        requests = self._member.dialect.among(self._prefix, ids, allowed, self._slot)
-        known = self._collect(requests, gone, allowed, any)
+        spelled = self._fold.spelled(allowed)
+        requests = self._member.dialect.among(self._prefix, ids, spelled, self._slot)
+        known = self._collect(requests, gone, spelled, any)
         inside = {i: known[i] for i in allowed if i in known}
         self._check(bool(inside), f"it tells the probability of none of {len(allowed)} ids")
+        several = [i for i in inside if self._fold.spelled([i]) != [i]]  # told in part, perhaps
+        if several:
+            inside |= zip(several, self._ask(ids, gone, several), strict=True)
         return inside
 
     def _collect(
@@ -280,7 +296,7 @@ class ServedSession:
     def _odd(self, problem: str) -> ServerError:
         client = self._member.client
         remedy = "load the models again, or see docs/serving.md for what a server needs"
-        return ServerError(self._member.name, f"{client.url}: {problem}", remedy)
+        return client.error(f"{client.url}: {problem}", remedy)
 
 
 class _Pending(Generic[T]):

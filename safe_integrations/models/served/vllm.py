@@ -90,15 +90,16 @@ def _read(data: Any) -> Told:
         logprobs = choice["logprobs"]
         ids += map(_id, logprobs["tokens"])
         rows += map(_row, logprobs["top_logprobs"])
-    usage = data.get("usage") or {}
+    usage, texts = data.get("usage") or {}, len(data["choices"])
+    # of the last text alone; others, which are shorter by a token each, mostly have as many
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    computed = int(usage.get("prompt_tokens", 0)) + len(ids) - len(data["choices"]) - cached
-    return Told(rows, ids, cached, max(computed, 0), data.get("model"))
+    computed = int(usage.get("prompt_tokens", 0)) + len(ids) - texts - cached * texts
+    return Told(rows, ids, cached, max(computed, len(ids)), data.get("model"))
 
 
 def _row(told: dict[str, float]) -> Row:
     values = [float(value) for value in told.values()]
-    return Row([_id(token) for token in told], [v if v > _NONE else float("-inf") for v in values])
+    return Row([_id(token) for token in told], [float("-inf") if v <= _NONE else v for v in values])
 
 
 def _id(token: str) -> int:

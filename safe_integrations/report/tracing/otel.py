@@ -28,13 +28,15 @@ from safe_integrations.engine.events import (
     Ensembled,
     Event,
     Finished,
+    ModelLost,
+    Reasoned,
     Statistics,
     TextDelta,
     Verified,
 )
 from safe_integrations.errors import GenerationCancelled, InvalidArgumentError
 from safe_integrations.messages import as_messages
-from safe_integrations.report.payloads import show, statistics_payload
+from safe_integrations.report.payloads import reported, show, statistics_payload
 
 Attributes = dict[str, AttributeValue]
 
@@ -128,6 +130,8 @@ class _Record:
                 self.events += 1
                 if self.events <= self.tracing.max_events:
                     self.span.add_event(*_event(event, self.tracing.capture_text))
+            case ModelLost() | Reasoned(event=ModelLost()):  # however many events there are
+                self.span.add_event("safe.model_lost", _lost(event))
             case TextDelta() if self.tracing.capture_text:
                 self.text.append(event.text)
             case Finished():
@@ -189,6 +193,13 @@ def _event(event: Verified | Ensembled, capture_text: bool) -> tuple[str, Attrib
     return name, {f"safe.{key}": value for key, value in told.items()}
 
 
+def _lost(event: ModelLost | Reasoned) -> Attributes:
+    """What is told of a model that an answer goes on without."""
+    found = reported(event)
+    assert found is not None
+    return {f"safe.{key}": value for key, value in found[1].items() if key != "version"}
+
+
 def _request(model: str, options: GenerationConfig) -> Attributes:
     attributes: Attributes = {
         "openinference.span.kind": "CHAIN",
@@ -208,9 +219,11 @@ def _request(model: str, options: GenerationConfig) -> Attributes:
 
 def _summary(statistics: Statistics) -> Attributes:
     totals = statistics_payload(statistics)
-    models = totals.pop("models")
+    models, lost = totals.pop("models"), totals.pop("lost")
     summary = {f"safe.{name}": value for name, value in totals.items() if value is not None}
     summary["safe.models"] = [model.pop("name") for model in models]
+    if lost:
+        summary |= {"safe.lost": [*lost], "safe.lost_at": [*lost.values()]}
     for name in models[0] if models else ():
         summary[f"safe.models.{name}"] = [model[name] for model in models]
     return summary

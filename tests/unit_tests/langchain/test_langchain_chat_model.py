@@ -301,6 +301,7 @@ def test_everything_that_changes_the_answer_identifies_the_model() -> None:
         {"unit": "token", "prefix_threshold": 0.2},
         {"consensus_above": 0.6},
         {"weights": (0.4, 0.6)},
+        {"on_missing": "continue"},
         {"max_tokens": 3},
         {"stop": ["x"]},
         {"temperature": 1.0},

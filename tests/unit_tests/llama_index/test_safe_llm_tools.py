@@ -13,9 +13,9 @@ from llama_index.core.tools import FunctionTool
 from pydantic import BaseModel
 from scripted_llms import Model, says
 
+from safe_integrations.calls import grammar
 from safe_integrations.engine.tokens import END
 from safe_integrations.llama_index import SafeLLM
-from tests.truncated import TruncatedMember
 
 # Agents inspect all attributes of themselves, pydantic's deprecated ones included.
 agents = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning")
@@ -165,9 +165,12 @@ def test_preparing_a_call_is_no_span_of_its_own(spans: Any) -> None:
     ]
 
 
-def test_one_call_is_one_call_where_no_grammar_keeps_the_model_to_it() -> None:
-    """A model behind a server that tells only its best tokens is held by no grammar."""
-    members = [TruncatedMember(says(CALL + CALL).drafter, 20) for _ in range(3)]
+def test_one_call_is_one_call_where_no_grammar_keeps_the_model_to_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where llguidance is not installed, calls under `auto` are held by none."""
+    monkeypatch.setattr(grammar, "find_spec", lambda _: None)
+    members = [says(CALL + CALL).drafter for _ in range(3)]
     for member, allowed in zip(members, (True, False, False), strict=True):
         llm = SafeLLM(drafter=member)
         how = {"allow_parallel_tool_calls": allowed}
