@@ -58,6 +58,7 @@ ON: Final = "drafted on"
 OFF: Final = "waited"
 
 _FEWEST: Final = 2  # answers at a level
+_WARM_UP: Final = 8  # tokens
 _SHOWN: Final = 16  # functions
 _WINDOW: Final = 1024
 _PLAIN_TIMEOUT: Final = 300.0
@@ -172,12 +173,12 @@ def measure_served(
     measured = Served(pair_name(engine), kinds)
     story, shuffled = [PROMPTS["chat"]], Random(1)
 
-    def turns(into: Turns, what: str, ways: Mapping[str, Callable[[], Answers]]) -> None:
+    def turns(into: Turns, what: str, ways: Mapping[str, Callable[[int], Answers]]) -> None:
         for nth in range(repetitions + 1):
             found = {}
             for name in shuffled.sample(list(ways), len(ways)):
                 tell(f"{what}: {name}, {f'round {nth}' if nth else 'warming up'}")
-                found[name] = ways[name]()
+                found[name] = ways[name](TOKENS if nth else _WARM_UP)
             if nth:
                 into.rounds.append({name: found[name] for name in ways})
                 save(measured)
@@ -186,7 +187,7 @@ def measure_served(
         questions = QUESTIONS[: max(_FEWEST, at_once)]
         measured.levels[at_once] = Turns()
         ways = {
-            PAIR: partial(by_engine, engine, questions, at_once),
+            PAIR: partial(by_engine, engine, questions, at_once, True),
             ALONE: partial(by_server, members[0], questions, at_once),
         }
         turns(measured.levels[at_once], f"{at_once} at once", ways)
@@ -208,7 +209,7 @@ def measure_served(
         str(n): _engine(members, config.model_copy(update={"lookahead": n})) for n in LOOKAHEADS
     }
     both = [*story, QUESTIONS[1]]
-    ways = {n: partial(by_engine, one, both, 1) for n, one in fixed.items()}
+    ways = {n: partial(by_engine, one, both, 1, True) for n, one in fixed.items()}
     turns(measured.lookaheads, "lookahead", ways)
     measured.profile = profile(engine, story)
     save(measured)
@@ -231,7 +232,8 @@ def by_engine(
     engine: SafeEngine,
     questions: Sequence[Question],
     at_once: int,
-    drafts_on: bool = True,
+    drafts_on: bool,
+    count: int,
     clock: Clock = perf_counter,
 ) -> Answers:
     """Has the ensemble answer, in threads.
@@ -241,12 +243,13 @@ def by_engine(
         questions: What is answered.
         at_once: How many at the same time.
         drafts_on: Whether the drafter goes on while verifiers are waited for.
+        count: Tokens of an answer, at most.
         clock: Seconds, from anywhere.
     """
     found: list[Statistics] = []
 
     def work(question: Question, stopped: Callable[[], bool]) -> None:
-        options = GenerationConfig(max_tokens=TOKENS)
+        options = GenerationConfig(max_tokens=count)
         run = follow("safe", engine.generate(question, options, cancel=stopped), clock)
         assert run.statistics
         found.append(run.statistics)
@@ -260,12 +263,16 @@ def by_engine(
 
 
 def by_server(
-    member: ServedMember, questions: Sequence[Question], at_once: int, clock: Clock = perf_counter
+    member: ServedMember,
+    questions: Sequence[Question],
+    at_once: int,
+    count: int,
+    clock: Clock = perf_counter,
 ) -> Answers:
     """Has a server answer by itself: as many tokens, greedily."""
     written: list[int] = []
     http = httpx.Client(timeout=_PLAIN_TIMEOUT)
-    fields = {"max_tokens": TOKENS, "temperature": 0, "ignore_eos": True, "model": member.called}
+    fields = {"max_tokens": count, "temperature": 0, "ignore_eos": True, "model": member.called}
 
     def work(question: Question, _: Callable[[], bool]) -> None:
         body = {"prompt": member.render(question), **fields}

@@ -113,7 +113,7 @@ def test_the_drafter_goes_on_unless_it_is_told_not_to() -> None:
     for drafts_on in (True, False):
         members = [RemoteMember(drafter), RemoteMember(verifier)]
         engine = SafeEngine(members[0], members[1:], config)
-        found = b.by_engine(engine, ["Go."] * 3, 2, drafts_on)
+        found = b.by_engine(engine, ["Go."] * 3, 2, drafts_on, 60)
         assert len(found.statistics) == 3
         assert found.tokens == sum(s.tokens for s in found.statistics)
         requests = sum(len(member.requests) for member in members)

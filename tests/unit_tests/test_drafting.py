@@ -237,6 +237,20 @@ def test_what_a_model_elsewhere_has_told_costs_its_check_only() -> None:
     assert drafts(step=0, check=10, judged=5, probability=0.5, row=0.5) == 4
 
 
+def test_auto_asks_a_model_elsewhere_for_a_third_of_what_stands_in_a_row() -> None:
+    auto = AutoLookahead()
+    assert auto.at_once == 3
+    found = []
+    for judged, changed in ((6, True), (9, False)):
+        for _ in range(60):
+            auto.learn(5, 5.0, judged, 5.0, 0.0, changed)
+        found.append(auto.at_once)
+    assert found == [2, 8]
+    for _ in range(30):
+        auto.learn(5, 5.0, 12, 5.0, 0.0, True)
+    assert auto.at_once == 4
+
+
 @pytest.mark.parametrize("timed", [True, False], ids=["nothing measured", "no time told"])
 def test_auto_begins_with_five(timed: bool) -> None:
     auto = AutoLookahead()
