@@ -119,8 +119,12 @@ class Exchange:
         upto: int | None = None,
     ) -> None:
         """Sends an answer; of its body, so many bytes."""
+        kind = "application/json"
+        if body is None and isinstance(self.data, list) and self.seen.body.get("stream"):
+            kind = "text/event-stream"
+            body = "".join(f"data: {json.dumps(event)}\n\n" for event in self.data).encode()
         body = json.dumps(self.data).encode() if body is None else body
-        head = {"Content-Type": "application/json", "Content-Length": len(body), **(headers or {})}
+        head = {"Content-Type": kind, "Content-Length": len(body), **(headers or {})}
         lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
         start = f"HTTP/1.1 {status or self.status} So\r\n{lines}\r\n"
         self.writer.write(start.encode() + body[:upto])
@@ -327,7 +331,7 @@ class FaultyServer:
                 settings = {"n_ctx": model.window}
                 return 200, {
                     "default_generation_settings": settings,
-                    "total_slots": 2,
+                    "total_slots": 1,
                     "model_path": model.loaded,
                 }
             case "sglang", "/server_info":
@@ -415,6 +419,17 @@ class FaultyServer:
                     "timings/prompt_n": len(text),
                 }
             )
+        if body.get("stream"):
+            places = results[0].pop("completion_probabilities")
+            parts = [
+                {
+                    "tokens": [place["id"]],
+                    "tokens_predicted": n,
+                    "completion_probabilities": [place],
+                }
+                for n, place in enumerate(places, 1)
+            ]
+            return 200, [*parts, {**results[0], "tokens": []}]
         return 200, results if several and len(results) > 1 else results[0]
 
     def _sglang(self, model: Model, body: dict[str, Any]) -> tuple[int, Any]:
@@ -477,7 +492,7 @@ def served(
     top = min(top, member.tokens.size)
     dialects: dict[Kind, Callable[[], Dialect]] = {
         "vllm": lambda: Vllm(client.url, member.name, top),
-        "llamacpp": lambda: LlamaServer(client.root, member.tokens.size, 2, top),
+        "llamacpp": lambda: LlamaServer(client.root, member.tokens.size, top),
         "sglang": lambda: Sglang(client.root, top),
     }
     called = None if server.kind == "sglang" else member.name

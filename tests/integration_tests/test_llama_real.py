@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import os
 import random
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from functools import cache
-from typing import TypeVar
 
 import pytest
 
@@ -26,11 +23,12 @@ from safe_integrations.models.folding import FoldedDistribution
 from safe_integrations.models.llama_cpp.member import LlamaMember
 from safe_integrations.models.load import load_member
 from safe_integrations.models.passes import Part
-from safe_integrations.models.spec import LoadedModel, ModelSpec
+from safe_integrations.models.spec import LoadedModel
 from safe_integrations.safe_engine import SafeEngine
+from tests.llama_pair import PAIR, alike, at_once, hangs, member_of, noise
 from tests.oracle import Oracle
 from tests.prompts import PROMPTS
-from tests.rounding import Told, apart, hangs_on_rounding, measure, told
+from tests.rounding import Told, apart, told
 
 SELF_PROMPTS = int(os.environ.get("SAFE_EVAL_SELF", "1"))
 SELF_TOKENS = int(os.environ.get("SAFE_EVAL_SELF_TOKENS", "20"))
@@ -46,7 +44,6 @@ BESIDE_TOKENS = int(os.environ.get("SAFE_EVAL_BESIDE_TOKENS", "6"))
 AT_ONCE = 16
 MIXED_TOKENS = 8 if WINDOW_PROMPTS <= 2 else WINDOW_TOKENS
 
-PAIR = ("smollm2-135m", "gemma3-270m")
 FORMS = ("{}", "In one word: {}")
 ASKED = [form.format(prompt) for form in FORMS for prompt in PROMPTS]
 
@@ -54,28 +51,11 @@ LONG = " ".join(f"Line {i}: the {PROMPTS[i]}" for i in range(33))
 """Longer than Gemma's sliding window of 512 tokens."""
 
 Turn = tuple[list[int], int, Sequence[FoldedDistribution]]
-T = TypeVar("T")
-
-
-def member_of(name: str, called: str | None = None) -> LlamaMember:
-    """A member; under another name, it has cells of its own."""
-    member = load_member(ModelSpec(source=name, name=called, backend="llama.cpp"))
-    assert isinstance(member, LlamaMember)
-    return member
 
 
 @pytest.fixture(params=PAIR)
 def member(request: pytest.FixtureRequest) -> LlamaMember:
     return member_of(request.param)
-
-
-@cache
-def noise(name: str) -> float:
-    member = member_of(name)
-    ids = member.tokens.encode(" ".join(PROMPTS[1:4]).encode())[:24]
-    found = measure(member.context._weights, member.render(as_messages(PROMPTS[0])), ids)
-    print(name, found)
-    return found
 
 
 def close(
@@ -93,18 +73,6 @@ def forget(engine: SafeEngine) -> None:
 
 def answer(engine: SafeEngine, prompt: str, tokens: int) -> list[Told]:
     return told(engine.complete(prompt, GenerationConfig(max_tokens=tokens)).pieces)
-
-
-def hangs(engine: SafeEngine, prompt: str, one: Sequence[Told], other: Sequence[Told]) -> bool:
-    noises = [max(noise(name) for name in PAIR) for _ in engine.members]
-    return hangs_on_rounding(engine, prompt, one, other, noises)
-
-
-def alike(engine: SafeEngine, prompt: str, one: Sequence[Told], other: Sequence[Told]) -> None:
-    """The same pieces and verdicts; skips the test where they part by rounding."""
-    if list(one) != list(other):
-        assert hangs(engine, prompt, one, other), (one, other)
-        pytest.skip("they part at a decision that rounding can turn")
 
 
 def loops(member: LlamaMember, prompt: str, tokens: int) -> list[bytes]:
@@ -231,18 +199,6 @@ def test_a_mixed_ensemble(
     result = mixed.complete(prompt, GenerationConfig(max_tokens=MIXED_TOKENS))
     assert all(model.forward_passes for model in result.statistics.models)
     alike(engine, prompt, told(result.pieces), expected)
-
-
-def at_once(work: Callable[[int], T], count: int) -> list[T]:
-    """Everything at the same time, to the thread."""
-    together = threading.Barrier(count)
-
-    def one(nth: int) -> T:
-        together.wait()
-        return work(nth)
-
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(one, range(count)))
 
 
 @pytest.mark.parametrize("first", range(0, BESIDE, AT_ONCE))

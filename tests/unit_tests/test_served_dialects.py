@@ -32,7 +32,7 @@ OURS: dict[str, set[str]] = {
     "vllm": {
         "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
     },
-    "llama_server": {"response_fields", "id_slot"},
+    "llama_server": {"response_fields"},
     "sglang": {"return_text_in_logprobs"},
 }  # fmt: skip
 """What our requests hold besides what the recorded ones do."""
@@ -46,8 +46,8 @@ def recorded(kind: str) -> dict[str, Any]:
 
 def response(kind: str, name: str) -> Any:
     """What was answered; of a llama-server, the fields that we ask for, as it writes them."""
-    data = recorded(kind)[name]["response"]
-    if kind != "llama_server" or recorded(kind)[name]["path"] != "/completion":
+    request, data = recorded(kind)[name]["request"], recorded(kind)[name]["response"]
+    if recorded(kind)[name]["path"] != "/completion" or "response_fields" in request:
         return data
     results = [
         {
@@ -62,7 +62,7 @@ def response(kind: str, name: str) -> Any:
 def dialect(kind: str, top: int = 5) -> Dialect:
     if kind == "vllm":
         return Vllm(f"{ROOT}/v1", "smol", top)
-    return LlamaServer(ROOT, 49152, 1, top) if kind == "llama_server" else Sglang(ROOT, top)
+    return LlamaServer(ROOT, 49152, top) if kind == "llama_server" else Sglang(ROOT, top)
 
 
 def first(requests: Iterator[Request]) -> Request:
@@ -70,11 +70,11 @@ def first(requests: Iterator[Request]) -> Request:
 
 
 Make = Callable[[Dialect, Prefix], Request]
-ROWS: Make = lambda d, p: d.rows(p, PARIS, 0, 0)  # noqa: E731
-DRAFT: Make = lambda d, p: d.draft(p, [], 5, 0)  # noqa: E731
-LAST: Make = lambda d, p: d.rows(p, [], 0, 0)  # noqa: E731
-ASK: Make = lambda d, p: first(d.ask(p, [], [42, 1000, 2], 0))  # noqa: E731
-AMONG: Make = lambda d, p: first(d.among(p, [], [42, 1000], 0))  # noqa: E731
+ROWS: Make = lambda d, p: d.rows(p, PARIS, 0)  # noqa: E731
+DRAFT: Make = lambda d, p: d.draft(p, [], 5)  # noqa: E731
+LAST: Make = lambda d, p: d.rows(p, [], 0)  # noqa: E731
+ASK: Make = lambda d, p: first(d.ask(p, [], [42, 1000, 2]))  # noqa: E731
+AMONG: Make = lambda d, p: first(d.among(p, [], [42, 1000]))  # noqa: E731
 
 CASES = [
     ("vllm", "draft of 5", DRAFT),
@@ -119,7 +119,7 @@ def test_a_request_is_what_was_recorded(kind: str, name: str, make: Make) -> Non
     if isinstance(texts, list) and isinstance(texts[0], int) and kind == "vllm":
         given["prompt"] = [texts]  # a list of one text is the same
     assert {key: body[key] for key in given} == given
-    assert {*body} - {*given} == OURS[kind]
+    assert {*body} - {*given} - {"logit_bias"} == OURS[kind] - {*given}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -190,7 +190,7 @@ def test_ids_that_were_asked_for_are_in_the_row() -> None:
 def test_what_came_from_a_cache_is_told_apart_from_what_was_computed() -> None:
     entry = recorded("vllm")["prefixes of a prompt read before"]
     read = ROWS(dialect("vllm"), Prefix(FRANCE)).read(entry["response"])
-    assert (read.cached, read.computed) == (32, 123 - 32)
+    assert (read.cached, read.computed) == (32, 123 - 3 * 32)
     read = told("llama_server", "prefixes", ROWS)
     assert read.cached + read.computed == 5 + 6 + 7 + 8
     assert read.cached > 0
@@ -221,7 +221,7 @@ def test_what_a_llama_server_gives_no_probability_has_none() -> None:
 
 
 def test_vllm_is_asked_for_128_ids_at_a_time() -> None:
-    requests = [*dialect("vllm").ask(Prefix(FRANCE), [7], range(300), 0)]
+    requests = [*dialect("vllm").ask(Prefix(FRANCE), [7], range(300))]
     parts = [json.loads(request.body)["logprob_token_ids"] for request in requests]
     assert [len(part) for part in parts] == [128, 128, 44]
     assert [i for part in parts for i in part] == [*range(300)]
@@ -229,10 +229,9 @@ def test_vllm_is_asked_for_128_ids_at_a_time() -> None:
 
 
 def test_a_llama_server_is_asked_for_longer_rows_and_then_for_all() -> None:
-    requests = islice(dialect("llama_server").ask(Prefix(FRANCE), [7], [3], 2), 5)
+    requests = islice(dialect("llama_server").ask(Prefix(FRANCE), [7], [3]), 5)
     bodies = [json.loads(request.body) for request in requests]
     assert [body["n_probs"] for body in bodies] == [2048, 49152]
-    assert [body["id_slot"] for body in bodies] == [2, 2]
 
 
 def test_a_prompt_is_written_once() -> None:

@@ -298,19 +298,6 @@ def test_connections_that_are_too_many_are_closed(
     session.score([], 0)
 
 
-def test_sessions_share_the_slots_of_a_llama_server() -> None:
-    with serving("llamacpp", scripted(member_named())) as server:
-        member = served(server, member_named())
-        sessions = [member.start([0]) for _ in range(4)]
-        for session in sessions:
-            session.score([], 0)
-        assert [seen.body["id_slot"] for seen in server.asked] == [0, 1, 0, 1]
-        sessions[1].close()
-        sessions[1].close()
-        member.start([0]).score([], 0)
-        assert server.asked[-1].body["id_slot"] == 1
-
-
 def test_a_served_member_is_not_pickled(server: FaultyServer) -> None:
     with pytest.raises(ModelError, match="cannot be pickled"):
         pickle.dumps(served(server, member_named()))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from typing import Any
 
@@ -18,12 +17,8 @@ from llama_index.core import SummaryIndex
 from llama_index.core.llms import ChatMessage
 from llama_index.core.schema import TextNode
 from openinference.instrumentation import suppress_tracing
-from openinference.instrumentation.langchain import LangChainInstrumentor
-from openinference.instrumentation.llama_index import LlamaIndexInstrumentor
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import StatusCode
 
@@ -40,6 +35,9 @@ from safe_integrations.llama_index import SafeLLM
 from safe_integrations.report import tracing
 from safe_integrations.safe_engine import SafeEngine
 from safe_integrations.testing import ScriptedMember, follows
+from tests.spans import Recorder
+from tests.spans import instrumented as instrumented
+from tests.spans import recorder as recorder
 
 TEXT = b"hello world"
 
@@ -59,35 +57,6 @@ def members(text: bytes = TEXT) -> list[ScriptedMember]:
 def engine(text: bytes = TEXT) -> SafeEngine:
     drafter, *verifiers = members(text)
     return SafeEngine(drafter, verifiers)
-
-
-class Recorder:
-    """A tracer provider and what it exports."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        self.exporter = InMemorySpanExporter()
-        self.provider = TracerProvider(**kwargs)
-        self.provider.add_span_processor(SimpleSpanProcessor(self.exporter))
-        self.tracer = self.provider.get_tracer("test")
-
-    def spans(self, name: str = "") -> list[ReadableSpan]:
-        return [s for s in self.exporter.get_finished_spans() if name in s.name]
-
-    def generation(self) -> ReadableSpan:
-        (span,) = self.spans("safe.generate")
-        return span
-
-    def parent_of(self, span: ReadableSpan) -> ReadableSpan | None:
-        parents = [s for s in self.spans() if span.parent and s.context == span.parent]
-        return parents[0] if parents else None
-
-
-@pytest.fixture
-def recorder() -> Iterator[Recorder]:
-    recorder = Recorder()
-    tracing.enable(recorder.provider)
-    yield recorder
-    tracing.disable()
 
 
 def run(**kwargs: Any) -> list[Any]:
@@ -391,18 +360,6 @@ def test_the_global_tracer_provider_is_the_default() -> None:
 # pydantic's deprecated json(), and swallows its own errors.
 
 deprecated = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning")
-
-
-@pytest.fixture
-def instrumented(recorder: Recorder, caplog: pytest.LogCaptureFixture) -> Iterator[Recorder]:
-    caplog.set_level(logging.WARNING)
-    instrumentors = [LlamaIndexInstrumentor(), LangChainInstrumentor()]
-    for instrumentor in instrumentors:
-        instrumentor.instrument(tracer_provider=recorder.provider)
-    yield recorder
-    for instrumentor in instrumentors:
-        instrumentor.uninstrument()
-    assert caplog.messages == []
 
 
 def llm() -> SafeLLM:

@@ -51,7 +51,7 @@ class Reply(NamedTuple):
     """What a server has answered.
 
     Attributes:
-        data: The JSON document.
+        data: The JSON document; of a stream of events the list of them.
         size: Its length in bytes.
         seconds: Wall time from when it was sent for until it had come, retries included.
     """
@@ -221,7 +221,7 @@ class Client:
             told = _short(self.blank(_message(response)), _SHOWN)
             raise self.error(f"{url} answered: {told}", _remedy(status), status)
         try:
-            return Reply(json.loads(response.content), len(response.content), seconds)
+            return Reply(_document(response), len(response.content), seconds)
         except (ValueError, RecursionError) as error:
             start = _short(self.blank(response.text), 80)
             raise self.error(f"{url} sent something that is no JSON: {start!r}", _ODD) from error
@@ -252,6 +252,13 @@ def _remedy(status: int) -> str:
     if status in (429, 503):
         return "it is busy or still loading: try again later, or raise max_retries"
     return "look into its log" if status >= 500 else "see docs/serving.md for what a server needs"
+
+
+def _document(response: httpx.Response) -> Any:
+    if not response.headers.get("content-type", "").startswith("text/event-stream"):
+        return json.loads(response.content)
+    lines = response.text.splitlines()
+    return [json.loads(line[5:]) for line in lines if line.startswith("data:")]
 
 
 def _message(response: httpx.Response) -> str:

@@ -82,13 +82,17 @@ def _vllm(client: Client, entry: Mapping[str, Any]) -> Found:
 def _llama_server(client: Client, entry: Mapping[str, Any]) -> Found:
     props = client.get(f"{client.root}/props")
     size, slots = int(entry["meta"]["n_vocab"]), int(props["total_slots"])
+    if slots != 1:
+        # each would have to read the whole text, and where slots are named it mixes answers up
+        problem = f"{client.url} keeps {slots} texts at a time, and a check would read all anew"
+        raise client.error(problem, "start it with --parallel 1: it still answers many, in turn")
     return Found(
         str(entry["id"]),
         LlamaServer.kind,
         int(props["default_generation_settings"]["n_ctx"]),
         size,
         _text(props.get("model_path")),
-        lambda top: LlamaServer(client.root, size, slots, top),
+        lambda top: LlamaServer(client.root, size, top),
     )
 
 

@@ -161,12 +161,27 @@ def _probe(
     if not all(sum(exp(min(v, 1)) for v in row.logprobs) <= 1.01 for row in told.rows):
         remedy = "vLLM is started with --logprobs-mode raw_logprobs, its default"
         raise client.error(f"{client.url} tells no log-probabilities", remedy)
-    return found.speak(top), top, told.model
+    dialect = found.speak(top)
+    _check_questions(client, dialect, ids, told.rows[-1].ids)
+    return dialect, top, told.model
+
+
+def _check_questions(
+    client: Client, dialect: Dialect, ids: Sequence[int], told: Sequence[int]
+) -> None:
+    """A vLLM before 0.26 takes no notice of ids that are asked for by name."""
+    if dialect.most_ids is None:
+        return
+    other = min({*range(len(told) + 1)} - {*told})
+    (request,) = dialect.ask(Prefix(ids), [], [other])
+    if other not in _told(client, dialect, request, 1).rows[0].ids:
+        problem = f"{client.url} does not tell the probability of an id that it is asked for"
+        raise client.error(problem, "use a newer one: vLLM 0.26 or later")
 
 
 def _rows(client: Client, dialect: Dialect, ids: Sequence[int]) -> Told:
     """Two rows of a short text."""
-    return _told(client, dialect, dialect.rows(Prefix(ids[:1]), ids[1:], 0, 0), len(ids))
+    return _told(client, dialect, dialect.rows(Prefix(ids[:1]), ids[1:], 0), len(ids))
 
 
 def _told(client: Client, dialect: Dialect, request: Request, rows: int) -> Told:
