@@ -139,7 +139,7 @@ def servers(specs: Sequence[ModelSpec], urls: Sequence[str], tell: Tell) -> Iter
         for spec in specs:
             tell(f"{name_of(spec)}: starting a llama-server")
             file: Path = gguf_of(spec, tell)
-            server = llama_server(file, slots=max(LEVELS), window=_WINDOW)
+            server = llama_server(file, window=_WINDOW)
             started.append(stack.enter_context(server).url)
         yield started
 
