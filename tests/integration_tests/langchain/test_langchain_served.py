@@ -121,15 +121,15 @@ def test_objects_are_what_was_asked_for(chat: ChatSafe, method: Any) -> None:
 
 async def test_a_tool_is_called(chat: ChatSafe) -> None:
     @tool
-    def height_of(building: str) -> str:
-        """Looks up how tall a building is."""
-        return "41 metres"
+    def height_of(floors: int) -> str:
+        """Tells how tall a building with some floors is."""
+        return f"{3 * floors} metres"
 
     chat.max_tokens = 60
     bound = chat.bind_tools([height_of], tool_choice="height_of")
-    message = await bound.ainvoke("How tall is the lighthouse?")
+    message = await bound.ainvoke("How tall is a building with 7 floors?")
     (call,) = message.tool_calls
-    assert call["name"] == "height_of" and call["args"].keys() == {"building"}
+    assert call["name"] == "height_of" and call["args"].keys() == {"floors"}
 
 
 def test_another_process_gets_everything_but_the_key(

@@ -106,10 +106,8 @@ async def test_a_tool_is_called(served: SafeLLM) -> None:
         return a * b
 
     served.max_tokens = 60
-    response = await served.apredict_and_call(
-        [FunctionTool.from_defaults(multiply)], "What is 6 times 7?"
-    )
-    (source,) = response.sources
-    assert source.tool_name == "multiply"
-    called = source.raw_input["kwargs"]
-    assert source.raw_output == called["a"] * called["b"]
+    tool = FunctionTool.from_defaults(multiply)
+    question = "What is 6 times 7?"
+    response = await served.achat_with_tools([tool], question, tool_required=True)
+    (call,) = served.get_tool_calls_from_response(response)
+    assert call.tool_name == "multiply" and call.tool_kwargs.keys() == {"a", "b"}
