@@ -301,7 +301,7 @@ def test_recorded_errors_say_what_to_do(
     entry = recorded(kind)[name]
     answers(client, entry, patch=monkeypatch)
     with pytest.raises(ServerError) as caught:
-        client.post(ROOT + entry["path"], {})
+        client.begin(ROOT + entry["path"], "{}").result()
     error, data = caught.value, entry["response"]
     assert error.status == entry["status"]
     said = data.get("error", data.get("detail"))

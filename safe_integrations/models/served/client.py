@@ -156,10 +156,6 @@ class Client:
         """The JSON document at a URL."""
         return self.begin(url).result().data
 
-    def post(self, url: str, body: dict[str, Any]) -> Any:
-        """The JSON document that answers another one."""
-        return self.begin(url, json.dumps(body)).result().data
-
     async def _fetch(self, url: str, body: str | None) -> Reply:
         started = perf_counter()
         for tries in range(self._retries + 1):
