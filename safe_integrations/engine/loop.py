@@ -178,7 +178,7 @@ class _Loop:
             ServerError: It may not be left out, or it is the drafter.
         """
         lost = next((verifier for verifier in self.verifiers if verifier.failure), None)
-        if not self.goes_on or lost is None or self.models[0].failure:
+        if not self.goes_on or lost is None:
             raise error
         kept = [n for n, model in enumerate(self.models) if model is not lost]
         weights = [self.weights[n] for n in kept]

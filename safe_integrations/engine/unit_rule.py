@@ -133,8 +133,6 @@ class UnitRule:
         units = Units([reader.view.tokens for reader in kept])
         readers = [UnitReader(nth, old.view, units, old.ids) for nth, old in enumerate(kept)]
         self._take(readers, units, weights)
-        if units.single:
-            self.held = None
         self._begun = None
         self.draft.restart([r.view for r in self.others], units, self.held is not None)
 
