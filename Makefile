@@ -68,6 +68,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks --many --json docs/performance/many.json
 	$(BIN)/python benchmarks/plot.py docs/performance/many.json docs/images/many.png
 	$(BIN)/python -m benchmarks --backends --tokens 60 --tokens 200 --repetitions 5 --json docs/performance/backends.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks --served --json docs/performance/served.json
 
 # Tiny models, trained here on word problems: what judging by units changes. Ten minutes of training,
 # which build/claims keeps, and an hour of answers; results in docs/evaluation.md.

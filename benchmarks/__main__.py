@@ -66,6 +66,18 @@ BackendsOnly = Annotated[
         "what their passes allow, starts and memory. The embedded pair takes 9 GB in all.",
     ),
 ]
+ServedOnly = Annotated[
+    bool,
+    typer.Option(
+        "--served",
+        help="Measure the pair computed by servers instead: beside plain completions of its "
+        "drafter, with a network's latency, and by lookahead. Starts two llama-servers, of one "
+        "thread each, unless others are named.",
+    ),
+]
+Url = Annotated[
+    str | None, typer.Option(help="The server that computes this model, http://host:port/v1.")
+]
 AtOnce = Annotated[list[int], typer.Option(help="Answers at once, with --many; repeatable.", min=1)]
 JsonFile = Annotated[
     Path | None,
@@ -90,6 +102,9 @@ def bench(
     overhead: OverheadOnly = False,
     many: ManyOnly = False,
     backends: BackendsOnly = False,
+    served: ServedOnly = False,
+    drafter_url: Url = None,
+    verifier_url: Url = None,
     at_once: AtOnce = [1, 2, 4, 8, 16, 32],  # noqa: B006
     drafter: o.Drafter = None,
     verifier: o.Verifiers = None,
@@ -110,13 +125,16 @@ def bench(
     from benchmarks.machine import machine
     from benchmarks.overhead import measure_overhead
     from benchmarks.prompts import PROMPTS
+    from benchmarks.served import measure_served, servers
     from benchmarks.tables_backends import tables as draw_backends
     from benchmarks.tables_many import tables as draw_many
+    from benchmarks.tables_served import tables as draw_served
 
     specs = o.specs_of(drafter, verifier, dtype, device)
     if len(specs) < 2:
         raise InvalidArgumentError("--verifier", None, "name at least one model to measure with")
-    if not backends:  # what they are compared with computes the same weights
+    urls = _urls(drafter_url, verifier_url, specs)
+    if not backends and not served:  # what they are compared with computes the same weights
         specs = [spec.model_copy(update={"backend": "transformers"}) for spec in specs]
     lengths = sorted(set(tokens))
 
@@ -132,6 +150,12 @@ def bench(
                 specs, config, lengths, repetitions, tell, lambda so_far: save(so_far.to_dict())
             )
             document, tables = both.to_dict(), draw_backends(both)
+        elif served:
+            with servers(specs, urls, tell) as running:
+                far = measure_served(
+                    specs, running, config, repetitions, tell, lambda so_far: save(so_far.to_dict())
+                )
+            document, tables = far.to_dict(), draw_served(far)
         elif overhead:
             measured = measure_overhead(o.load(specs, config, tell), repetitions, tell)
             document, tables = measured.to_dict(), [draw.overhead(measured)]
@@ -152,6 +176,18 @@ def bench(
             tables = draw.tables(report, memory)
         save(document)
     _show(tables, None if many else repetitions)
+
+
+def _urls(drafter: str | None, verifier: str | None, specs: Sequence[ModelSpec]) -> list[str]:
+    """Where the models are served, if that is said."""
+    urls = [url for url in (drafter, verifier) if url is not None]
+    if urls and len(urls) != len(specs):
+        raise InvalidArgumentError(
+            "--drafter-url",
+            drafter,
+            "name the server of every model, one verifier at most, or none",
+        )
+    return urls
 
 
 def _write(file: Path, document: dict[str, Any]) -> None:

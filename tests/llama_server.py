@@ -46,7 +46,6 @@ def llama_server(
         "n_parallel": slots,
         "port": port,
         "swa_full": swa_full,
-        "cache_ram_mib": 0,  # it swaps texts out of a slot that is still writing (docs/serving.md)
         "api_keys": [api_key] if api_key else [],
         **parameters,
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import exp
-from typing import Final
 
 from safe_integrations.config import EnsembleConfig
 from safe_integrations.engine.distribution import logprobs_of
@@ -13,9 +12,6 @@ from safe_integrations.engine.lookahead import MAX_LOOKAHEAD, AutoLookahead, Pro
 from safe_integrations.engine.rule import Rule
 from safe_integrations.engine.tokens import END
 from safe_integrations.engine.view import View
-
-_AT_ONCE: Final = 8
-"""Tokens that a model elsewhere is asked for in one request, where the lookahead is `auto`."""
 
 
 class Drafter:
@@ -47,9 +43,13 @@ class Drafter:
         one = config.mode == "every-token"
         self._auto = AutoLookahead() if config.lookahead == "auto" and not one else None
         self._most = 1 if one else MAX_LOOKAHEAD if self._auto else int(config.lookahead)
-        self._at_once = _AT_ONCE if self._auto else self._most
         guesses = config.prompt_lookup and not one and not view.limits.remote
         self._lookup = PromptLookup(view.prompt) if guesses else None
+
+    @property
+    def _at_once(self) -> int:
+        """Tokens that a model elsewhere is asked for in one request."""
+        return self._auto.at_once if self._auto else self._most
 
     def run(self) -> tuple[bytes, ...]:
         """Drafts tokens, at least one where there is room; returns them as bytes or END.
@@ -68,7 +68,10 @@ class Drafter:
             wanted -= len(drafted)
             tokens += forced or drafted
             if self._auto and drafted:
-                if not self._auto.goes_on(self._probabilities(len(drafted))):
+                elsewhere = self._view.limits.remote
+                if elsewhere and not self._view.knows(draft.ids):
+                    break  # it writes on while these are checked
+                if not self._auto.goes_on(self._probabilities(len(drafted)), elsewhere):
                     break
         return tuple(tokens)
 
@@ -94,11 +97,17 @@ class Drafter:
             ids.append(expected.best)
 
     def learn(
-        self, drafted: int, draft_seconds: float, judged: int, check_seconds: float, row: float
+        self,
+        drafted: int,
+        draft_seconds: float,
+        judged: int,
+        check_seconds: float,
+        row: float,
+        changed: bool,
     ) -> None:
         """Takes in what a cycle has cost (see `AutoLookahead.learn`)."""
         if self._auto:
-            self._auto.learn(drafted, draft_seconds, judged, check_seconds, row)
+            self._auto.learn(drafted, draft_seconds, judged, check_seconds, row, changed)
 
     def _write_forced(self, room: int) -> list[bytes]:
         tokens: list[bytes] = []

@@ -8,6 +8,8 @@ from typing import Final
 
 MAX_LOOKAHEAD: Final = 16
 _FIRST: Final = 5
+_RUN: Final = 9
+_MOST_AT_ONCE: Final = 8
 _MEMORY: Final = 0.9
 _FADING: Final = 0.97
 _KEPT_ANYWAY: Final = 0.4
@@ -23,31 +25,55 @@ class AutoLookahead:
     an answer is alone; where answers share passes it is not, and drafts get shorter. A token is
     kept about as often as the drafter believes in it, and more: of tokens with probability p, a
     share of 0.4 + 0.6 p, about, was kept in answers of the default pair (docs/performance.md).
+    What a model elsewhere has told ahead costs no drafting any more.
     """
 
     def __init__(self) -> None:
         self._drafted = _Mean()  # seconds per token
         self._written = _Mean()
         self._check = 0.0  # seconds per token
+        self._changed = _Mean()  # tokens written for each place where a draft did not stand
         self.start(())
+
+    @property
+    def at_once(self) -> int:
+        """Tokens to ask a model elsewhere for in one request: a third of what stands in a row.
+
+        The next ones are written while these are checked, and only if all of them stand is that
+        of use: else they are waited for (docs/performance.md).
+        """
+        changes, written = self._changed.count + 1, self._changed.total + _RUN
+        return max(2, min(round(written / changes / 3), _MOST_AT_ONCE))
 
     def start(self, pending: Iterable[float]) -> None:
         """A new draft begins; `pending` is what the drafter gave tokens that are not judged yet."""
         self._kept = prod(map(_kept, pending))
         self._length = 0
 
-    def goes_on(self, probabilities: Iterable[float]) -> bool:
-        """Whether to draft on, by what the drafter gave each of the tokens it has just drafted."""
+    def goes_on(self, probabilities: Iterable[float], known: bool = False) -> bool:
+        """Whether to draft on.
+
+        Args:
+            probabilities: What the drafter gave each of the tokens it has just drafted.
+            known: Whether it has told the next one already, so that only the check costs.
+        """
         for probability in probabilities:
             self._kept *= _kept(probability)
             self._length += 1
         step, token = self._drafted.value, self._written.value
-        if not step or not token:  # nothing measured yet, or models that do not tell their time
+        if step is None or not token:  # nothing measured yet, or models that tell no time
             return self._length < _FIRST
-        return self._length < MAX_LOOKAHEAD and self._kept * token > step + self._check
+        cost = self._check if known else step + self._check
+        return self._length < MAX_LOOKAHEAD and self._kept * token > cost
 
     def learn(
-        self, drafted: int, draft_seconds: float, judged: int, check_seconds: float, row: float
+        self,
+        drafted: int,
+        draft_seconds: float,
+        judged: int,
+        check_seconds: float,
+        row: float,
+        changed: bool = False,
     ) -> None:
         """Takes in one cycle.
 
@@ -57,8 +83,10 @@ class AutoLookahead:
             judged: Tokens judged, and so written.
             check_seconds: What that took.
             row: What it takes to check one more.
+            changed: Whether something else was written in the place of a drafted token.
         """
         self._check = row
+        self._changed.add(changed, judged)
         self._drafted.add(drafted, draft_seconds)
         self._written.add(judged, draft_seconds + check_seconds)
 
@@ -72,18 +100,18 @@ class _Mean:
     """A mean that forgets."""
 
     def __init__(self) -> None:
-        self._count = self._total = 0.0
+        self.count = self.total = 0.0
 
     def add(self, count: int, total: float) -> None:
-        self._count = _MEMORY * self._count + count
-        self._total = _MEMORY * self._total + total
+        self.count = _MEMORY * self.count + count
+        self.total = _MEMORY * self.total + total
 
     def fade(self) -> None:
-        self._total *= _FADING
+        self.total *= _FADING
 
     @property
     def value(self) -> float | None:
-        return self._total / self._count if self._count else None
+        return self.total / self.count if self.count else None
 
 
 class PromptLookup:
@@ -190,4 +218,4 @@ class _Rate(_Mean):
 
     @property
     def value(self) -> float:
-        return (self._total + 1) / (self._count + 2)
+        return (self.total + 1) / (self.count + 2)

@@ -148,7 +148,8 @@ class _Loop:
                 self.draft.keep(pieces)
             self.models[0].settle(self.draft.ids_before(self.draft.judged))
             self.closed += [(p.start, p.end) for p in pieces if p.verdict is Verdict.CLOSED]
-            self._learn(costs, len(tokens), self.draft.tokens_before(self.draft.judged) - written)
+            written = self.draft.tokens_before(self.draft.judged) - written
+            self._learn(costs, len(tokens), written, walk.changed)
             reason: FinishReason | None = None
             if pieces and pieces[-1].written == END:
                 reason = "stop"
@@ -202,14 +203,18 @@ class _Loop:
         return self.models[0].seconds, sum(verifier.seconds for verifier in self.begun[1:])
 
     def _learn(
-        self, costs: Sequence[tuple[float, float] | None], drafted: int, written: int
+        self,
+        costs: Sequence[tuple[float, float] | None],
+        drafted: int,
+        written: int,
+        changed: bool,
     ) -> None:
         """Takes in a cycle; `costs` from before and behind drafting."""
         after, (before, behind) = self._costs(), costs
         if before and behind and after:
             check = after[0] - behind[0] + after[1] - behind[1]
             row = sum(verifier.row_seconds for verifier in self.verifiers)
-            self.drafter.learn(drafted, behind[0] - before[0], written, check, row)
+            self.drafter.learn(drafted, behind[0] - before[0], written, check, row, changed)
 
     def _counted(self, event: Event) -> Event:
         self.statistics.add(event)

@@ -139,11 +139,12 @@ class ModelSpec(StrictModel):
                     remedy = "it belongs to a server: set source to its URL, or leave it out"
                     raise InvalidArgumentError(name, shown, remedy)
             return self
-        parts = urlsplit(self.source)
-        if not parts.hostname or parts.username or parts.password or parts.query or parts.fragment:
-            url = f"{parts.scheme}://{parts.hostname or 'host:8000'}..."  # a key may stand in it
+        if (url := _too_much(self.source)) is not None:
             remedy = "write http://host:port/v1 alone; a key goes into api_key, names into model"
             raise InvalidArgumentError("source", url, remedy)
+        if self.tokenizer is not None and is_url(self.tokenizer):
+            remedy = "name a hub id, a folder or a file: it is read here, not by the server"
+            raise InvalidArgumentError("tokenizer", self.tokenizer, remedy)
         computed = ("device", "gpu_layers", "revision", "gguf_file", "reuse_bytes", "cache_bytes")
         for name in ("backend", *_COMPUTED_BY_TRANSFORMERS, *computed):
             if (given := getattr(self, name)) != getattr(_DEFAULTS, name):
@@ -273,6 +274,19 @@ def key_of(spec: ModelSpec) -> str:
 def is_url(source: str) -> bool:
     """Whether a source names a server, not files."""
     return _URL.match(source) is not None
+
+
+def _too_much(url: str) -> str | None:
+    """What may be shown of a URL that is more or less than an address: no key; None if it is."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:  # no such host or port
+        return "http..."
+    more = parts.username or parts.password or parts.query or parts.fragment
+    if host and port != 0 and not more and not re.search(r"[\x00-\x20\x7f]", url):
+        return None
+    return f"{parts.scheme}://{ascii(host)[1:-1] if host else 'host:8000'}..."
 
 
 def on_disk(source: str) -> Path | None:

@@ -37,7 +37,7 @@ from tests.server_process import Server
 
 SMOLLM2, GEMMA3 = PAIR
 TOKENS = 10
-ASKED = PROMPTS[20:36]
+AT_ONCE = 16
 
 
 def served(server: Server, name: str, called: str | None = None, **given: Any) -> ServedMember:
@@ -79,34 +79,19 @@ def wait_until_idle(server: Server) -> None:
 
 def everything_given_back(member: ServedMember) -> bool:
     """Whether nothing is under way to a server, and no place on it is taken."""
-    pool = member.client._http._transport._pool  # type: ignore[attr-defined]
     assert member.client._room._value <= CONNECTIONS
-    free = member.client._room._value == CONNECTIONS and not any(member.slots._taken)
-    return free and all(connection.is_idle() for connection in pool.connections)
-
-
-@pytest.fixture(scope="module")
-def smollm2_slots() -> Iterator[Server]:
-    with llama_server(SMOLLM2, slots=4) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def gemma3_slots() -> Iterator[Server]:
-    with llama_server(GEMMA3, slots=4) as server:
-        yield server
+    return member.client._room._value == CONNECTIONS
 
 
 @pytest.mark.parametrize("unit", ["text", "token"])
-@pytest.mark.parametrize("where", ["the same server", "another server"])
 @pytest.mark.parametrize("prompt", ["What is 2+2?", PROMPTS[5], "Write ten emojis."])
 def test_a_model_verified_by_itself_writes_what_its_server_writes(
-    unit: Any, where: str, prompt: str, smollm2_server: Server, smollm2_slots: Server
+    unit: Any, prompt: str, smollm2_server: Server
 ) -> None:
     """Token for token: END, and tokens that end inside a character."""
     member = served(smollm2_server, SMOLLM2)
-    other = smollm2_server if where == "the same server" else smollm2_slots
-    engine = SafeEngine(member, [served(other, SMOLLM2, "twin")], EnsembleConfig(unit=unit))
+    twin = served(smollm2_server, SMOLLM2, "twin")
+    engine = SafeEngine(member, [twin], EnsembleConfig(unit=unit))
     body = {
         "prompt": member.render(as_messages(prompt)),
         "n_predict": 12,
@@ -144,25 +129,24 @@ def test_wherever_models_compute_they_write_the_same(
     alike(local, prompt, answer(engine, prompt), expected)
 
 
-@pytest.fixture(scope="module")
-def alone(smollm2_server: Server, gemma3_server: Server) -> list[list[Told]]:
-    """Short answers, one after the other."""
-    engine = SafeEngine(served(smollm2_server, SMOLLM2), [served(gemma3_server, GEMMA3)])
-    return [answer(engine, prompt, 3) for prompt in ASKED]
+def test_a_server_with_several_slots_is_refused() -> None:
+    """Its slots share no texts: each would have to read every text that is checked."""
+    with llama_server(SMOLLM2, slots=2) as server:
+        with pytest.raises(ModelLoadError, match="start it with --parallel 1"):
+            served(server, SMOLLM2)
 
 
-@pytest.mark.parametrize("slots", [1, 4])
 def test_answers_beside_others_are_what_they_are_alone(
-    slots: int, alone: list[list[Told]], request: pytest.FixtureRequest
+    smollm2_server: Server, gemma3_server: Server
 ) -> None:
-    kind = "server" if slots == 1 else "slots"
-    drafter = served(request.getfixturevalue(f"smollm2_{kind}"), SMOLLM2)
-    verifier = served(request.getfixturevalue(f"gemma3_{kind}"), GEMMA3)
+    drafter, verifier = served(smollm2_server, SMOLLM2), served(gemma3_server, GEMMA3)
     engine = SafeEngine(drafter, [verifier])
-    beside = at_once(lambda n: answer(engine, ASKED[n], 3), len(ASKED))
+    asked = PROMPTS[20 : 20 + AT_ONCE]
+    alone = [answer(engine, prompt, 3) for prompt in asked]
+    beside = at_once(lambda n: answer(engine, asked[n], 3), AT_ONCE)
     wait_until(lambda: everything_given_back(drafter) and everything_given_back(verifier))
-    parted = [pair for pair in zip(ASKED, beside, alone, strict=True) if pair[1] != pair[2]]
-    print(f"{len(parted)} of {len(ASKED)} part")
+    parted = [pair for pair in zip(asked, beside, alone, strict=True) if pair[1] != pair[2]]
+    print(f"{len(parted)} of {len(asked)} part")
     local = SafeEngine(member_of(SMOLLM2), [member_of(GEMMA3)])
     assert all(hangs(local, *pair) for pair in parted)
 
@@ -312,3 +296,6 @@ def test_the_command_line(smollm2_server: Server, gemma3_server: Server) -> None
     missing = cli("doctor", "--drafter", "http://127.0.0.1:9/v1")
     assert missing.exit_code == 1
     assert "http://127.0.0.1:9/v1/models cannot be reached" in " ".join(missing.stdout.split())
+    report = json.loads(cli("doctor", "--json", *named).stdout)
+    assert [model["tokens"] for model in report["models"]] == [49152, 262144]
+    assert [model["context_window"] for model in report["models"]] == [2047, 2047]

@@ -199,13 +199,20 @@ def test_guesses_that_do_not_pay_are_tried_again_after_a_while() -> None:
     assert 20 < pause < 80
 
 
-def drafts(step: float, check: float, judged: int, probability: float, row: float = 0) -> int:
+def drafts(
+    step: float,
+    check: float,
+    judged: int,
+    probability: float,
+    row: float = 0,
+    known: bool = False,
+) -> int:
     """How far it drafts tokens of one probability, having seen cycles of five drafted tokens."""
     auto = AutoLookahead()
     for _ in range(60):
         auto.learn(5, 5 * step, judged, check, row)
     auto.start(())
-    return next(n for n in range(1, 99) if not auto.goes_on([probability]))
+    return next(n for n in range(1, 99) if not auto.goes_on([probability], known))
 
 
 def test_auto_drafts_on_while_another_token_is_worth_its_time() -> None:
@@ -222,6 +229,26 @@ def test_auto_drafts_less_far_where_it_costs_to_check_one_more() -> None:
     """As it does where answers share passes. By hand: on while 0.7^n times 8 steps > 1 + row."""
     assert drafts(step=1, check=35, judged=5, probability=0.5, row=1) == 4
     assert drafts(step=1, check=35, judged=5, probability=0.5, row=4) == 2
+
+
+def test_what_a_model_elsewhere_has_told_costs_its_check_only() -> None:
+    """By hand: on while 0.7^n times 2 steps > row."""
+    assert drafts(step=1, check=5, judged=5, probability=0.5, row=0.5, known=True) == 4
+    assert drafts(step=0, check=10, judged=5, probability=0.5, row=0.5) == 4
+
+
+def test_auto_asks_a_model_elsewhere_for_a_third_of_what_stands_in_a_row() -> None:
+    auto = AutoLookahead()
+    assert auto.at_once == 3
+    found = []
+    for judged, changed in ((6, True), (9, False)):
+        for _ in range(60):
+            auto.learn(5, 5.0, judged, 5.0, 0.0, changed)
+        found.append(auto.at_once)
+    assert found == [2, 8]
+    for _ in range(30):
+        auto.learn(5, 5.0, 12, 5.0, 0.0, True)
+    assert auto.at_once == 4
 
 
 @pytest.mark.parametrize("timed", [True, False], ids=["nothing measured", "no time told"])

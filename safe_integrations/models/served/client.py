@@ -9,11 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import re
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import CancelledError, Future
-from random import random
+from contextlib import asynccontextmanager
+from functools import partial
+from random import Random
 from time import perf_counter
 from typing import Any, Final, NamedTuple
 from weakref import finalize
@@ -32,17 +36,22 @@ _GLANCE: Final = 0.05
 """Seconds between two looks at whether to stop, for whoever waits."""
 
 _CONNECT_SECONDS: Final = 10.0
+_IDLE_SECONDS: Final = 5.0
 _AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _FIRST_PAUSE: Final = 0.25
 _LONGEST_PAUSE: Final = 8.0
 _SHOWN: Final = 300
+_dice: Final = Random()  # not the one that a program may have seeded
+
+_Free = deque[tuple[float, httpx.AsyncClient]]
+"""Since when each is."""
 
 
 class Reply(NamedTuple):
     """What a server has answered.
 
     Attributes:
-        data: The JSON document.
+        data: The JSON document; of a stream of events the list of them.
         size: Its length in bytes.
         seconds: Wall time from when it was sent for until it had come, retries included.
     """
@@ -100,6 +109,7 @@ class Client:
 
     Raises:
         InvalidArgumentError: No header can hold the key.
+        ServerError: There is no way to such an address.
     """
 
     def __init__(self, name: str, url: str, key: str | None, timeout: float, retries: int) -> None:
@@ -113,14 +123,19 @@ class Client:
         headers = {"Content-Type": "application/json"}
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
-        self._http = httpx.AsyncClient(
-            headers=headers,
-            timeout=httpx.Timeout(None, connect=min(_CONNECT_SECONDS, timeout)),
-            limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS),
-        )
+        try:
+            self._another = partial(
+                httpx.AsyncClient,
+                headers=headers,
+                timeout=httpx.Timeout(None, connect=min(_CONNECT_SECONDS, timeout)),
+                verify=httpx.create_ssl_context(),
+            )
+            self._free: _Free = deque([(perf_counter(), self._another())])
+        except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
+            raise self.error(f"{url} cannot be asked ({error})", _REACH) from error
         self._room = asyncio.Semaphore(CONNECTIONS)
         self._loop = _loop()
-        finalize(self, _close, self._http, self._loop).atexit = False
+        finalize(self, _close, self._free, self._loop).atexit = False
 
     @property
     def root(self) -> str:
@@ -148,7 +163,7 @@ class Client:
     async def _fetch(self, url: str, body: str | None) -> Reply:
         started = perf_counter()
         for tries in range(self._retries + 1):
-            pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**tries) * (1 + random()) / 2
+            pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**tries) * (1 + _dice.random()) / 2
             try:
                 response = await self._send(url, body)
                 if response.status_code in _AGAIN:
@@ -164,42 +179,63 @@ class Client:
 
     async def _send(self, url: str, body: str | None) -> httpx.Response:
         try:
-            async with self._room, asyncio.timeout(self._timeout):
+            async with self._room, asyncio.timeout(self._timeout), self._connection() as http:
                 if body is None:
-                    return await self._http.get(url)
-                return await self._http.post(url, content=body)
+                    return await http.get(url)
+                return await http.post(url, content=body)
         except TimeoutError as error:
-            raise self._error(
+            raise self.error(
                 f"{url} has not answered within {self._timeout:g} seconds",
                 "it may be busy: set request_timeout, or ask for less at a time",
             ) from error
         except httpx.ConnectTimeout as error:
-            raise self._error(f"{url} cannot be reached", _REACH) from error
+            raise self.error(f"{url} cannot be reached", _REACH) from error
         except httpx.ConnectError as error:
             why = "" if "attempts failed" in str(error) else f" ({error})"
-            raise self._error(f"{url} cannot be reached{why}", _REACH) from error
-        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise self.error(f"{url} cannot be reached{why}", _REACH) from error
+        except httpx.RequestError as error:
             told = str(error) or type(error).__name__
-            raise self._error(
+            raise self.error(
                 f"{url} broke the connection off ({told})", "look into its log; it may have ended"
             ) from error
+        except Exception as error:  # an address that nothing can come of
+            raise self.error(f"{url} cannot be asked ({error})", _REACH) from error
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[httpx.AsyncClient]:
+        """One that nobody uses; those that were not used lately are closed.
+
+        Each is a client of its own: what httpx does to find a free one grows with their number.
+        """
+        http = self._free.pop()[1] if self._free else self._another()
+        try:
+            yield http
+        finally:
+            self._free.append((perf_counter(), http))
+        while self._free and self._free[0][0] < perf_counter() - _IDLE_SECONDS:
+            await self._free.popleft()[1].aclose()
 
     def _read(self, response: httpx.Response, seconds: float) -> Reply:
         status, url = response.status_code, response.url
         if not response.is_success:
-            told = _message(response)
-            raise self._error(f"{url} answered: {told}", _remedy(status), status)
+            told = _short(self.blank(_message(response)), _SHOWN)
+            raise self.error(f"{url} answered: {told}", _remedy(status), status)
         try:
-            return Reply(json.loads(response.content), len(response.content), seconds)
-        except ValueError as error:
-            start = response.text[:80]
-            raise self._error(f"{url} sent something that is no JSON: {start!r}", _ODD) from error
+            return Reply(_document(response), len(response.content), seconds)
+        except (ValueError, RecursionError) as error:
+            start = _short(self.blank(response.text), 80)
+            raise self.error(f"{url} sent something that is no JSON: {start!r}", _ODD) from error
 
-    def _error(self, problem: str, remedy: str, status: int | None = None) -> ServerError:
+    def error(self, problem: str, remedy: str, status: int | None = None) -> ServerError:
         """An error in which no key stands, whoever repeats it."""
+        return ServerError(self.name, self.blank(problem), remedy, status)
+
+    def blank(self, text: str) -> str:
+        """A text without the key."""
         if self._key is not None:
-            problem = problem.replace(self._key, "...")
-        return ServerError(self.name, problem, remedy, status)
+            for spelled in (self._key, json.dumps(self._key)[1:-1], repr(self._key)[1:-1]):
+                text = text.replace(spelled, "...")
+        return text
 
 
 _REACH: Final = "start it, or check the address and the proxies of the environment"
@@ -211,23 +247,35 @@ def _remedy(status: int) -> str:
         return "set api_key, or SAFE_INTEGRATIONS_API_KEY in the environment"
     if status == 404:
         return "check the URL, which ends in /v1, and the name of the model"
+    if status < 400:
+        return "write the address that it sends you to, if it is yours"
     if status in (429, 503):
         return "it is busy or still loading: try again later, or raise max_retries"
     return "look into its log" if status >= 500 else "see docs/serving.md for what a server needs"
+
+
+def _document(response: httpx.Response) -> Any:
+    if not response.headers.get("content-type", "").startswith("text/event-stream"):
+        return json.loads(response.content)
+    lines = response.text.splitlines()
+    return [json.loads(line[5:]) for line in lines if line.startswith("data:")]
 
 
 def _message(response: httpx.Response) -> str:
     """What an error says, in whichever of the forms that servers have for it."""
     try:
         data = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         data = response.text
     for name in ("error", "message", "detail"):
         if isinstance(data, dict) and name in data:
             data = data[name]
     text = data if isinstance(data, str) else json.dumps(data)
-    text = " ".join(text.split()) or response.reason_phrase
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+    return " ".join(text.split()) or response.reason_phrase
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def _retry_after(response: httpx.Response) -> float:
@@ -236,7 +284,7 @@ def _retry_after(response: httpx.Response) -> float:
 
 
 _guard = threading.Lock()
-_running: list[asyncio.AbstractEventLoop] = []
+_running: Final[list[asyncio.AbstractEventLoop]] = []
 
 
 def _loop() -> asyncio.AbstractEventLoop:
@@ -249,6 +297,22 @@ def _loop() -> asyncio.AbstractEventLoop:
         return _running[0]
 
 
-def _close(http: httpx.AsyncClient, loop: asyncio.AbstractEventLoop) -> None:
+def _start_afresh() -> None:
+    """A forked process has the loop, but not the thread that runs it."""
+    global _guard
+    _guard = threading.Lock()
+    _running.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not everywhere can a process be forked
+    os.register_at_fork(after_in_child=_start_afresh)
+
+
+def _close(free: _Free, loop: asyncio.AbstractEventLoop) -> None:
     """Closes the connections of a server that nobody uses any more."""
-    asyncio.run_coroutine_threadsafe(http.aclose(), loop)
+
+    async def close() -> None:
+        for _, http in free:
+            await http.aclose()
+
+    asyncio.run_coroutine_threadsafe(close(), loop)

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
+
+UNREADABLE: Final = (LookupError, TypeError, AttributeError, ArithmeticError, ValueError)
+"""What reading an answer raises that is not one of this kind of server."""
 
 
 class Row(NamedTuple):
@@ -48,8 +51,8 @@ class Request(NamedTuple):
     Attributes:
         url: Where to.
         body: The JSON document.
-        read: What the answer means. It raises KeyError, IndexError, TypeError, AttributeError or
-            ValueError where the answer is not one of this kind of server.
+        read: What the answer means. It raises one of `UNREADABLE` where the answer is not one of
+            this kind of server.
     """
 
     url: str
@@ -89,36 +92,32 @@ class Dialect(Protocol):
     Attributes:
         kind: What the server is called.
         most_ids: Ids that one request may ask for by name; None where it tells any number.
-        slots: Places that requests can be pinned to, each with a cache of its own; 0 for none.
     """
 
     kind: str
     most_ids: int | None
-    slots: int
 
     def spell(self, text: str) -> Request:
         """The ids of a text, in which what spells a control token is one."""
         ...
 
-    def rows(self, prefix: Prefix, ids: Sequence[int], since: int, slot: int) -> Request:
+    def rows(self, prefix: Prefix, ids: Sequence[int], since: int) -> Request:
         """What the model expects behind `ids[:since]`, ..., and `ids`."""
         ...
 
-    def draft(self, prefix: Prefix, ids: Sequence[int], count: int, slot: int) -> Request:
+    def draft(self, prefix: Prefix, ids: Sequence[int], count: int) -> Request:
         """So many greedy tokens behind `ids` at most, and what it expected in front of each.
 
         None at all where it does not tell that about the first.
         """
         ...
 
-    def ask(
-        self, prefix: Prefix, ids: Sequence[int], wanted: Sequence[int], slot: int
-    ) -> Iterator[Request]:
+    def ask(self, prefix: Prefix, ids: Sequence[int], wanted: Sequence[int]) -> Iterator[Request]:
         """One row, with these ids in it. Several requests, to be sent until all are told."""
         ...
 
     def among(
-        self, prefix: Prefix, ids: Sequence[int], allowed: Sequence[int], slot: int
+        self, prefix: Prefix, ids: Sequence[int], allowed: Sequence[int]
     ) -> Iterator[Request]:
         """One row, with the most probable of these ids in it. To be sent until one is told."""
         ...

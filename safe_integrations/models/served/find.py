@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from safe_integrations.errors import InvalidArgumentError, ServerError
 from safe_integrations.models.served.client import Client
-from safe_integrations.models.served.dialect import Dialect
+from safe_integrations.models.served.dialect import UNREADABLE, Dialect
 from safe_integrations.models.served.llama_server import LlamaServer
 from safe_integrations.models.served.sglang import Sglang
 from safe_integrations.models.served.vllm import Vllm
@@ -46,20 +46,24 @@ def find(client: Client, model: str | None) -> Found:
     try:
         entries = {str(entry["id"]): entry for entry in answer["data"]}
         names = {str(n): entry for entry in entries.values() for n in entry.get("aliases") or ()}
-    except (KeyError, TypeError, AttributeError) as error:
+        kinds = {name: str(entry.get("owned_by")) for name, entry in entries.items()}
+    except UNREADABLE as error:
         raise _unknown(client, f"its list of models cannot be read ({error!r})") from error
-    served = ", ".join(entries) or "none"
-    if model is None and len(entries) != 1:
+    served = client.blank(", ".join(entries))
+    if not entries:
+        raise _unknown(client, "it serves no model")
+    if model is None and len(entries) > 1:
         raise InvalidArgumentError("model", None, f"{client.url} serves several: {served}")
     entry = entries[next(iter(entries))] if model is None else {**names, **entries}.get(model)
     if entry is None:
         raise InvalidArgumentError("model", model, f"{client.url} serves {served}: name one")
-    reader = _READERS.get(entry.get("owned_by"))
+    kind = kinds[str(entry["id"])]
+    reader = _READERS.get(kind)
     if reader is None:
-        raise _unknown(client, f"it is {entry.get('owned_by')!r}, none that is known here")
+        raise _unknown(client, f"it is {kind!r}, none that is known here")
     try:
         return reader(client, entry)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except UNREADABLE as error:
         raise _unknown(client, f"it does not say what it is ({error!r})") from error
 
 
@@ -70,7 +74,7 @@ def _vllm(client: Client, entry: Mapping[str, Any]) -> Found:
         Vllm.kind,
         int(entry["max_model_len"]) if entry.get("max_model_len") else None,
         None,
-        entry.get("root"),
+        _text(entry.get("root")),
         lambda top: Vllm(client.url, model, top),
     )
 
@@ -78,13 +82,17 @@ def _vllm(client: Client, entry: Mapping[str, Any]) -> Found:
 def _llama_server(client: Client, entry: Mapping[str, Any]) -> Found:
     props = client.get(f"{client.root}/props")
     size, slots = int(entry["meta"]["n_vocab"]), int(props["total_slots"])
+    if slots != 1:
+        # each would have to read the whole text, and where slots are named it mixes answers up
+        problem = f"{client.url} keeps {slots} texts at a time, and a check would read all anew"
+        raise client.error(problem, "start it with --parallel 1: it still answers many, in turn")
     return Found(
         str(entry["id"]),
         LlamaServer.kind,
         int(props["default_generation_settings"]["n_ctx"]),
         size,
-        props.get("model_path"),
-        lambda top: LlamaServer(client.root, size, slots, top),
+        _text(props.get("model_path")),
+        lambda top: LlamaServer(client.root, size, top),
     )
 
 
@@ -95,9 +103,13 @@ def _sglang(client: Client, entry: Mapping[str, Any]) -> Found:
         Sglang.kind,
         int(info["max_req_input_len"]),
         None,
-        info.get("tokenizer_path") or info.get("model_path"),
+        _text(info.get("tokenizer_path") or info.get("model_path")),
         lambda top: Sglang(client.root, top),
     )
+
+
+def _text(told: object) -> str | None:
+    return str(told) if told else None
 
 
 _READERS: Final = {"vllm": _vllm, "llamacpp": _llama_server, "sglang": _sglang}
@@ -106,4 +118,4 @@ _READERS: Final = {"vllm": _vllm, "llamacpp": _llama_server, "sglang": _sglang}
 
 def _unknown(client: Client, problem: str) -> ServerError:
     remedy = "use a vLLM, a llama-server or an SGLang (docs/serving.md)"
-    return ServerError(client.name, f"{client.url}: {problem}", remedy)
+    return client.error(f"{client.url}: {problem}", remedy)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 from typing import Any, Final
 
@@ -17,6 +17,9 @@ _WHOLE: Final = {"n_predict": 1, "logit_bias": [["a", 1000]]}
 
 It tells nothing about tokens that end inside a character.
 """
+
+_NONE: Final = -1e30
+"""A log-probability of minus infinity is written as the lowest number that there is."""
 
 _PLAIN: Final = {
     # its defaults are not neutral
@@ -42,17 +45,15 @@ class LlamaServer:
     Args:
         url: Where its own endpoints are.
         size: Tokens of the model.
-        slots: How many texts it holds at the same time.
         top: Ids per row.
     """
 
     kind = "llama-server"
     most_ids: int | None = None
 
-    def __init__(self, url: str, size: int, slots: int, top: int) -> None:
+    def __init__(self, url: str, size: int, top: int) -> None:
         self._root = url
         self._size = size
-        self.slots = slots
         self._top = top
 
     def spell(self, text: str) -> Request:
@@ -60,46 +61,68 @@ class LlamaServer:
         body = {"content": text, "add_special": False, "parse_special": True}
         return spelling(f"{self._root}/tokenize", body)
 
-    def rows(self, prefix: Prefix, ids: Sequence[int], since: int, slot: int) -> Request:
+    def rows(self, prefix: Prefix, ids: Sequence[int], since: int) -> Request:
         """All prefixes in one request. One slot reads them in turn, a token each."""
-        return self._request(prefix.texts(ids, since), slot, n_probs=self._top, **_WHOLE)
+        texts = prefix.texts(ids, since)
+        return self._request(texts, _read, n_probs=self._top, **_WHOLE)
 
-    def draft(self, prefix: Prefix, ids: Sequence[int], count: int, slot: int) -> Request:
-        """The end that it writes is one of the tokens; up to the first that ends in a character."""
-        return self._request(prefix.text(ids), slot, n_predict=count, n_probs=self._top)
+    def draft(self, prefix: Prefix, ids: Sequence[int], count: int) -> Request:
+        """The end that it writes is one of the tokens; up to the first that ends in a character.
 
-    def ask(
-        self, prefix: Prefix, ids: Sequence[int], wanted: Sequence[int], slot: int
-    ) -> Iterator[Request]:
+        A stream, although nobody reads it before its end: where a connection is closed only streams
+        end on the server as well, and the slot is free for the next draft.
+        """
+        fields = {"n_predict": count, "n_probs": self._top, "stream": True}
+        return self._request(prefix.text(ids), _read_stream, **fields)
+
+    def ask(self, prefix: Prefix, ids: Sequence[int], wanted: Sequence[int]) -> Iterator[Request]:
         """A long row, and then one with all ids."""
         for count in (_MORE, self._size):
-            yield self._request(prefix.text(ids), slot, n_probs=count, **_WHOLE)
+            yield self._request(prefix.text(ids), _read, n_probs=count, **_WHOLE)
 
     def among(
-        self, prefix: Prefix, ids: Sequence[int], allowed: Sequence[int], slot: int
+        self, prefix: Prefix, ids: Sequence[int], allowed: Sequence[int]
     ) -> Iterator[Request]:
         """The same."""
-        yield from self.ask(prefix, ids, allowed, slot)
+        yield from self.ask(prefix, ids, allowed)
 
-    def _request(self, texts: str, slot: int, **fields: Any) -> Request:
-        rest = json.dumps({**_PLAIN, "id_slot": slot, **fields})
-        return Request(f"{self._root}/completion", f'{{"prompt":{texts},{rest[1:]}', _read)
+    def _request(
+        self,
+        texts: str,
+        read: Callable[[Any], Told],
+        **fields: Any,
+    ) -> Request:
+        rest = json.dumps({**_PLAIN, **fields})
+        return Request(f"{self._root}/completion", f'{{"prompt":{texts},{rest[1:]}', read)
 
 
 def _read(data: Any) -> Told:
     results = data if isinstance(data, list) else [data]
-    ids = [int(i) for result in results for i in result["tokens"]]
-    places = [p for result in results for p in result.get("completion_probabilities", ())]
-    # rows are missing in front of parts of characters; what follows the first of these is dropped
-    told = list(takewhile(lambda pair: pair[0] == pair[1]["id"], zip(ids, places, strict=False)))
+    places = [place for result in results for place in result["completion_probabilities"]]
     return Told(
-        [_row(place["top_logprobs"]) for _, place in told],
-        [token_id for token_id, _ in told],
+        [_row(place["top_logprobs"]) for place in places],
+        [int(place["id"]) for place in places],
         sum(result["timings/cache_n"] for result in results),
-        sum(result["timings/prompt_n"] + len(result["tokens"]) - 1 for result in results),
+        sum(result["timings/prompt_n"] for result in results),
         results[0]["model"],
     )
 
 
+def _read_stream(data: Any) -> Told:
+    """Of tokens that end inside a character it says nothing; what follows the first is dropped."""
+    *parts, end = data
+    whole = takewhile(lambda pair: pair[0] == pair[1]["tokens_predicted"], enumerate(parts, 1))
+    told = [part["completion_probabilities"][0] for _, part in whole]
+    return Told(
+        [_row(place["top_logprobs"]) for place in told],
+        [int(place["id"]) for place in told],
+        end["timings/cache_n"],
+        end["timings/prompt_n"] + max(0, len(told) - 1),
+        end["model"],
+    )
+
+
 def _row(told: list[dict[str, Any]]) -> Row:
-    return Row([int(one["id"]) for one in told], [float(one["logprob"]) for one in told])
+    values = [float(one["logprob"]) for one in told]
+    ids = [int(one["id"]) for one in told]
+    return Row(ids, [float("-inf") if value < _NONE else value for value in values])

@@ -22,7 +22,7 @@ from safe_integrations.models.member import TableOf, forms_of
 from safe_integrations.models.rendering import Renderer
 from safe_integrations.models.report import ModelReport
 from safe_integrations.models.served.client import Client
-from safe_integrations.models.served.dialect import Dialect, Prefix, Told
+from safe_integrations.models.served.dialect import UNREADABLE, Dialect, Prefix, Request, Told
 from safe_integrations.models.served.find import Found, find
 from safe_integrations.models.served.member import ServedMember
 from safe_integrations.models.spec import ModelCard, ModelSpec, Progress, name_of
@@ -158,22 +158,42 @@ def _probe(
             f"than with {wanted} (vLLM: --max-logprobs {wanted})"
         )
         told = _rows(client, found.speak(top), ids)
-    if any(sum(map(exp, row.logprobs)) > 1.01 for row in told.rows):
+    if not all(sum(exp(min(v, 1)) for v in row.logprobs) <= 1.01 for row in told.rows):
         remedy = "vLLM is started with --logprobs-mode raw_logprobs, its default"
-        raise ServerError(client.name, f"{client.url} tells no log-probabilities", remedy)
-    return found.speak(top), top, told.model
+        raise client.error(f"{client.url} tells no log-probabilities", remedy)
+    dialect = found.speak(top)
+    _check_questions(client, dialect, ids, told.rows[-1].ids)
+    return dialect, top, told.model
+
+
+def _check_questions(
+    client: Client, dialect: Dialect, ids: Sequence[int], told: Sequence[int]
+) -> None:
+    """A vLLM before 0.26 takes no notice of ids that are asked for by name."""
+    if dialect.most_ids is None:
+        return
+    other = min({*range(len(told) + 1)} - {*told})
+    (request,) = dialect.ask(Prefix(ids), [], [other])
+    if other not in _told(client, dialect, request, 1).rows[0].ids:
+        problem = f"{client.url} does not tell the probability of an id that it is asked for"
+        raise client.error(problem, "use a newer one: vLLM 0.26 or later")
 
 
 def _rows(client: Client, dialect: Dialect, ids: Sequence[int]) -> Told:
     """Two rows of a short text."""
-    request = dialect.rows(Prefix(ids[:1]), ids[1:], 0, 0)
+    return _told(client, dialect, dialect.rows(Prefix(ids[:1]), ids[1:], 0), len(ids))
+
+
+def _told(client: Client, dialect: Dialect, request: Request, rows: int) -> Told:
+    """What a server answers, of which so many rows are expected."""
+    data = client.begin(request.url, request.body).result().data
     try:
-        told = request.read(client.begin(request.url, request.body).result().data)
-        if len(told.rows) != len(ids) or not all(row.ids for row in told.rows):
+        told = request.read(data)
+        if len(told.rows) != rows or not all(row.ids for row in told.rows):
             raise ValueError(f"{len(told.rows)} rows")
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+    except UNREADABLE as error:
         problem = f"{client.url} does not answer as {dialect.kind} does ({error!r})"
-        raise ServerError(client.name, problem, "use a newer one (docs/serving.md)") from error
+        raise client.error(problem, "use a newer one (docs/serving.md)") from error
     return told
 
 
@@ -183,7 +203,7 @@ def _check_tokenizer(
     """A tokenizer that is not the served model's would make nonsense of every answer."""
     request = dialect.spell(_SPELLED)
     try:
-        ids = request.read(client.begin(request.url, request.body).result().data).ids
+        ids = _told(client, dialect, request, 0).ids
     except ServerError as error:
         if error.status not in (404, 405):
             raise

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import exp, inf, log1p
-from threading import Lock
 from time import perf_counter
 from typing import Final, Generic, TypeVar
 
@@ -19,7 +18,7 @@ from safe_integrations.models.member import BaseMember
 from safe_integrations.models.passes import Price
 from safe_integrations.models.rendering import Render
 from safe_integrations.models.served.client import Asked, Client
-from safe_integrations.models.served.dialect import Dialect, Prefix, Request, Row, Told
+from safe_integrations.models.served.dialect import UNREADABLE, Dialect, Prefix, Request, Row, Told
 
 T = TypeVar("T")
 Rows = Sequence[TopDistribution]
@@ -115,7 +114,6 @@ class ServedMember(BaseMember[TopFold]):
         self.dialect: Final = dialect
         self.called: Final = called
         self.price: Final = Price()
-        self.slots: Final = Slots(dialect.slots)
 
     def start(self, prompt: Sequence[int], cancel: Callable[[], bool] = never) -> ServedSession:
         """Opens a session on a prompt.
@@ -125,26 +123,6 @@ class ServedMember(BaseMember[TopFold]):
         """
         check_process(self.name)
         return ServedSession(self, prompt, cancel)
-
-
-class Slots:
-    """The places of a server that hold a text each: a session stays in one, where its text is."""
-
-    def __init__(self, count: int) -> None:
-        self._lock = Lock()
-        self._taken = [0] * max(1, count)
-
-    def take(self) -> int:
-        """The one with the fewest sessions."""
-        with self._lock:
-            slot = self._taken.index(min(self._taken))
-            self._taken[slot] += 1
-            return slot
-
-    def give_back(self, slot: int) -> None:
-        """A session has ended."""
-        with self._lock:
-            self._taken[slot] -= 1
 
 
 class ServedSession:
@@ -159,7 +137,6 @@ class ServedSession:
         self._prompt = list(prompt)
         self._prefix = Prefix(prompt)
         self._cancel = cancel
-        self._slot = member.slots.take()
         self._open: set[Asked] = set()
         self._closed = False
 
@@ -169,7 +146,7 @@ class ServedSession:
 
     def begin(self, ids: Sequence[int], since: int) -> _Pending[Rows]:
         """Asks for the same, and does not wait."""
-        request = self._member.dialect.rows(self._prefix, ids, since, self._slot)
+        request = self._member.dialect.rows(self._prefix, ids, since)
         places = [list(ids[:count]) for count in range(since, len(ids) + 1)]
 
         def rows(told: Told, seconds: float) -> Rows:
@@ -185,12 +162,13 @@ class ServedSession:
         """Asks for several greedy tokens, and does not wait; see `RemoteSession`."""
         room = self._member.context_window - len(self._prompt) - len(ids)
         count = max(1, min(count, room))
-        request = self._member.dialect.draft(self._prefix, ids, count, self._slot)
+        request = self._member.dialect.draft(self._prefix, ids, count)
         behind = list(ids)
 
         def drafted(told: Told, seconds: float) -> tuple[Sequence[int], Rows]:
             rows: list[TopDistribution] = []
             self._check(len(told.rows) <= count, f"{len(told.rows)} rows, not {count}")
+            self._check(len(told.rows) <= len(told.ids), f"{len(told.ids)} ids in a draft")
             if not told.rows:
                 return (), self.score(behind, len(behind))
             for nth, row in enumerate(told.rows):
@@ -206,7 +184,6 @@ class ServedSession:
             self._closed = True
             for asked in self._open:
                 asked.cancel()
-            self._member.slots.give_back(self._slot)
 
     def _begin(self, request: Request, meaning: Callable[[Told, float], T]) -> _Pending[T]:
         assert not self._closed, "the session is closed"
@@ -225,11 +202,15 @@ class ServedSession:
             self.work.seconds += perf_counter() - started
         try:
             told = request.read(reply.data)
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        except UNREADABLE as error:
             kind = self._member.dialect.kind
             raise self._odd(f"its answer is not one of {kind} ({error!r})") from error
         called = self._member.called
         self._check(told.model == called, f"it serves {told.model} now, and served {called}")
+        for row in told.rows:
+            likely = all(value <= 1e-3 for value in row.logprobs)  # not where one is NaN
+            self._check(likely, "it tells no log-probabilities")
+            self._check(min(row.ids, default=0) >= 0, "it tells ids below 0")
         if self.work.tokens == 0:
             self.work.reused = min(told.cached, len(self._prompt))
         self.work.tokens += told.computed
@@ -237,8 +218,8 @@ class ServedSession:
         return told, reply.seconds
 
     def _row(self, row: Row, ids: list[int]) -> TopDistribution:
-        self._check(all(value <= 1e-3 for value in row.logprobs), "it tells no log-probabilities")
         known, gone = self._fold(row)
+        self._check(max(known.values(), default=-inf) > -inf, "it tells no token that is text")
         return TopDistribution(
             list(known),
             list(known.values()),
@@ -249,7 +230,7 @@ class ServedSession:
     def _ask(self, ids: list[int], gone: float, wanted: Sequence[int]) -> list[float]:
         """The log-probabilities of some ids at one place."""
         spelled = self._fold.spelled(wanted)
-        requests = self._member.dialect.ask(self._prefix, ids, spelled, self._slot)
+        requests = self._member.dialect.ask(self._prefix, ids, spelled)
         known = self._collect(requests, gone, spelled, all)
         missing = [i for i in wanted if i not in known]
         self._check(not missing, f"it does not tell the probability of the ids {missing}")
@@ -257,10 +238,14 @@ class ServedSession:
 
     def _among(self, ids: list[int], gone: float, allowed: Sequence[int]) -> dict[int, float]:
         """The log-probability of the best of some ids at one place, and perhaps of others."""
-        requests = self._member.dialect.among(self._prefix, ids, allowed, self._slot)
-        known = self._collect(requests, gone, allowed, any)
+        spelled = self._fold.spelled(allowed)
+        requests = self._member.dialect.among(self._prefix, ids, spelled)
+        known = self._collect(requests, gone, spelled, any)
         inside = {i: known[i] for i in allowed if i in known}
         self._check(bool(inside), f"it tells the probability of none of {len(allowed)} ids")
+        several = [i for i in inside if self._fold.spelled([i]) != [i]]  # told in part, perhaps
+        if several:
+            inside |= zip(several, self._ask(ids, gone, several), strict=True)
         return inside
 
     def _collect(
@@ -287,7 +272,7 @@ class ServedSession:
     def _odd(self, problem: str) -> ServerError:
         client = self._member.client
         remedy = "load the models again, or see docs/serving.md for what a server needs"
-        return ServerError(self._member.name, f"{client.url}: {problem}", remedy)
+        return client.error(f"{client.url}: {problem}", remedy)
 
 
 class _Pending(Generic[T]):

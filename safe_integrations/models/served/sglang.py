@@ -33,7 +33,6 @@ class Sglang:
 
     kind = "SGLang"
     most_ids: int | None = None
-    slots = 0
 
     def __init__(self, url: str, top: int) -> None:
         self._root = url
@@ -44,7 +43,7 @@ class Sglang:
         body = {"prompt": text, "add_special_tokens": False}
         return spelling(f"{self._root}/tokenize", body)
 
-    def rows(self, prefix: Prefix, ids: Sequence[int], since: int, slot: int) -> Request:
+    def rows(self, prefix: Prefix, ids: Sequence[int], since: int) -> Request:
         """The text once; what stands before the first place comes from the cache.
 
         The first of the entries about the text is about nothing: its place is the one before.
@@ -58,7 +57,7 @@ class Sglang:
 
         return self._request(prefix, ids, read, 1, logprob_start_len=behind - 1)
 
-    def draft(self, prefix: Prefix, ids: Sequence[int], count: int, slot: int) -> Request:
+    def draft(self, prefix: Prefix, ids: Sequence[int], count: int) -> Request:
         """The end that it writes is one of the tokens."""
 
         def read(data: Any) -> Told:
@@ -66,9 +65,7 @@ class Sglang:
 
         return self._request(prefix, ids, read, count)
 
-    def ask(
-        self, prefix: Prefix, ids: Sequence[int], wanted: Sequence[int], slot: int
-    ) -> Iterator[Request]:
+    def ask(self, prefix: Prefix, ids: Sequence[int], wanted: Sequence[int]) -> Iterator[Request]:
         """Any number of ids in one request."""
 
         def read(data: Any) -> Told:
@@ -77,10 +74,10 @@ class Sglang:
         yield self._request(prefix, ids, read, 1, token_ids_logprob=list(wanted))
 
     def among(
-        self, prefix: Prefix, ids: Sequence[int], allowed: Sequence[int], slot: int
+        self, prefix: Prefix, ids: Sequence[int], allowed: Sequence[int]
     ) -> Iterator[Request]:
         """All of them."""
-        yield from self.ask(prefix, ids, allowed, slot)
+        yield from self.ask(prefix, ids, allowed)
 
     def _request(
         self, prefix: Prefix, ids: Sequence[int], read: Any, count: int, **fields: Any

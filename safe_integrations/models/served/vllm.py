@@ -38,7 +38,6 @@ class Vllm:
 
     kind = "vLLM"
     most_ids: int | None = _MOST_IDS
-    slots = 0
 
     def __init__(self, url: str, model: str, top: int) -> None:
         self._url = f"{url}/completions"
@@ -51,18 +50,16 @@ class Vllm:
         body = {"model": self._model, "prompt": text, "add_special_tokens": False}
         return spelling(f"{self._root}/tokenize", body)
 
-    def rows(self, prefix: Prefix, ids: Sequence[int], since: int, slot: int) -> Request:
+    def rows(self, prefix: Prefix, ids: Sequence[int], since: int) -> Request:
         """All prefixes in one request, one token behind each."""
         texts = prefix.texts(ids, since)
         return self._request(texts, max_tokens=1, logprobs=self._top)
 
-    def draft(self, prefix: Prefix, ids: Sequence[int], count: int, slot: int) -> Request:
+    def draft(self, prefix: Prefix, ids: Sequence[int], count: int) -> Request:
         """The end that it writes is one of the tokens."""
         return self._request(f"[{prefix.text(ids)}]", max_tokens=count, logprobs=self._top)
 
-    def ask(
-        self, prefix: Prefix, ids: Sequence[int], wanted: Sequence[int], slot: int
-    ) -> Iterator[Request]:
+    def ask(self, prefix: Prefix, ids: Sequence[int], wanted: Sequence[int]) -> Iterator[Request]:
         """As many requests as it takes: 128 ids in each."""
         for at in range(0, len(wanted), _MOST_IDS):
             part = list(wanted[at : at + _MOST_IDS])
@@ -70,7 +67,7 @@ class Vllm:
             yield self._request(texts, max_tokens=1, logprobs=1, logprob_token_ids=part)
 
     def among(
-        self, prefix: Prefix, ids: Sequence[int], allowed: Sequence[int], slot: int
+        self, prefix: Prefix, ids: Sequence[int], allowed: Sequence[int]
     ) -> Iterator[Request]:
         """The token that is written when no other may be; what it told is before any mask."""
         texts = f"[{prefix.text(ids)}]"
@@ -90,15 +87,16 @@ def _read(data: Any) -> Told:
         logprobs = choice["logprobs"]
         ids += map(_id, logprobs["tokens"])
         rows += map(_row, logprobs["top_logprobs"])
-    usage = data.get("usage") or {}
+    usage, texts = data.get("usage") or {}, len(data["choices"])
+    # of the last text alone; others, which are shorter by a token each, mostly have as many
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    computed = int(usage.get("prompt_tokens", 0)) + len(ids) - len(data["choices"]) - cached
-    return Told(rows, ids, cached, max(computed, 0), data.get("model"))
+    computed = int(usage.get("prompt_tokens", 0)) + len(ids) - texts - cached * texts
+    return Told(rows, ids, cached, max(computed, len(ids)), data.get("model"))
 
 
 def _row(told: dict[str, float]) -> Row:
     values = [float(value) for value in told.values()]
-    return Row([_id(token) for token in told], [v if v > _NONE else float("-inf") for v in values])
+    return Row([_id(token) for token in told], [float("-inf") if v <= _NONE else v for v in values])
 
 
 def _id(token: str) -> int:
