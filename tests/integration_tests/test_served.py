@@ -37,7 +37,7 @@ from tests.server_process import Server
 
 SMOLLM2, GEMMA3 = PAIR
 TOKENS = 10
-ASKED = PROMPTS[20:36]
+AT_ONCE = 16
 
 
 def served(server: Server, name: str, called: str | None = None, **given: Any) -> ServedMember:
@@ -136,22 +136,17 @@ def test_a_server_with_several_slots_is_refused() -> None:
             served(server, SMOLLM2)
 
 
-@pytest.fixture(scope="module")
-def alone(smollm2_server: Server, gemma3_server: Server) -> list[list[Told]]:
-    """Short answers, one after the other."""
-    engine = SafeEngine(served(smollm2_server, SMOLLM2), [served(gemma3_server, GEMMA3)])
-    return [answer(engine, prompt, 3) for prompt in ASKED]
-
-
 def test_answers_beside_others_are_what_they_are_alone(
-    alone: list[list[Told]], smollm2_server: Server, gemma3_server: Server
+    smollm2_server: Server, gemma3_server: Server
 ) -> None:
     drafter, verifier = served(smollm2_server, SMOLLM2), served(gemma3_server, GEMMA3)
     engine = SafeEngine(drafter, [verifier])
-    beside = at_once(lambda n: answer(engine, ASKED[n], 3), len(ASKED))
+    asked = PROMPTS[20 : 20 + AT_ONCE]
+    alone = [answer(engine, prompt, 3) for prompt in asked]
+    beside = at_once(lambda n: answer(engine, asked[n], 3), AT_ONCE)
     wait_until(lambda: everything_given_back(drafter) and everything_given_back(verifier))
-    parted = [pair for pair in zip(ASKED, beside, alone, strict=True) if pair[1] != pair[2]]
-    print(f"{len(parted)} of {len(ASKED)} part")
+    parted = [pair for pair in zip(asked, beside, alone, strict=True) if pair[1] != pair[2]]
+    print(f"{len(parted)} of {len(asked)} part")
     local = SafeEngine(member_of(SMOLLM2), [member_of(GEMMA3)])
     assert all(hangs(local, *pair) for pair in parted)
 
@@ -301,3 +296,6 @@ def test_the_command_line(smollm2_server: Server, gemma3_server: Server) -> None
     missing = cli("doctor", "--drafter", "http://127.0.0.1:9/v1")
     assert missing.exit_code == 1
     assert "http://127.0.0.1:9/v1/models cannot be reached" in " ".join(missing.stdout.split())
+    report = json.loads(cli("doctor", "--json", *named).stdout)
+    assert [model["tokens"] for model in report["models"]] == [49152, 262144]
+    assert [model["context_window"] for model in report["models"]] == [2047, 2047]
