@@ -174,6 +174,18 @@ def test_of_several_models_one_must_be_named(model: Model, folder: Path) -> None
         assert {seen.body["model"] for seen in server.asked} == {"other"}
 
 
+def test_an_adapter_of_a_vllm_has_the_window_of_its_base(vllm: FaultyServer, model: Model) -> None:
+    """Of adapters vLLM tells no `max_model_len`: an answer would run into an error at its end."""
+    loaded = model.loaded
+
+    def adapted(data: Any) -> None:
+        adapter = {"id": "lora", "owned_by": "vllm", "root": loaded, "max_model_len": None}
+        data["data"].append({**adapter, "parent": model.name})
+
+    vllm.always(changes(adapted), "/v1/models")
+    assert peek(ModelSpec(source=vllm.url, model="lora")).context_window == model.window - 1
+
+
 def test_a_llama_server_knows_names_that_stand_for_another(model: Model) -> None:
     with serving("llamacpp", model) as server:
         server.always(changes(_also_called), "/v1/models")

@@ -38,6 +38,8 @@ class Found:
 def find(client: Client, model: str | None) -> Found:
     """Finds a model on a server; the only one where none is named.
 
+    What a vLLM does not say of an adapter it says of the model that this belongs to.
+
     Raises:
         InvalidArgumentError: It serves no such model, or several.
         ServerError: It cannot be asked, or is none that is known here.
@@ -62,6 +64,8 @@ def find(client: Client, model: str | None) -> Found:
     if reader is None:
         raise _unknown(client, f"it is {kind!r}, none that is known here")
     try:
+        base = entries.get(str(entry.get("parent")), {})
+        entry = {**base, **{name: told for name, told in entry.items() if told is not None}}
         return reader(client, entry)
     except UNREADABLE as error:
         raise _unknown(client, f"it does not say what it is ({error!r})") from error
