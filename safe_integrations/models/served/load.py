@@ -25,6 +25,7 @@ from safe_integrations.models.served.client import Client
 from safe_integrations.models.served.dialect import UNREADABLE, Dialect, Prefix, Request, Told
 from safe_integrations.models.served.find import Found, find
 from safe_integrations.models.served.member import ServedMember
+from safe_integrations.models.served.vllm import Vllm
 from safe_integrations.models.spec import ModelCard, ModelSpec, Progress, name_of
 from safe_integrations.models.tokenizer import Tokenizer
 
@@ -170,10 +171,10 @@ def _check_questions(
     client: Client, dialect: Dialect, ids: Sequence[int], told: Sequence[int]
 ) -> None:
     """A vLLM before 0.26 takes no notice of ids that are asked for by name."""
-    if dialect.most_ids is None:
+    if dialect.kind != Vllm.kind:
         return
     other = min({*range(len(told) + 1)} - {*told})
-    (request,) = dialect.ask(Prefix(ids), [], [other])
+    request = next(dialect.ask(Prefix(ids), [], [other], ()))
     if other not in _told(client, dialect, request, 1).rows[0].ids:
         problem = f"{client.url} does not tell the probability of an id that it is asked for"
         raise client.error(problem, "use a newer one: vLLM 0.26 or later")
