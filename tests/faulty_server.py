@@ -120,7 +120,7 @@ class Exchange:
     ) -> None:
         """Sends an answer; of its body, so many bytes."""
         kind = "application/json"
-        if body is None and isinstance(self.data, list) and self.seen.body.get("stream"):
+        if body is None and isinstance(self.data, list) and (self.seen.body or {}).get("stream"):
             kind = "text/event-stream"
             body = "".join(f"data: {json.dumps(event)}\n\n" for event in self.data).encode()
         body = json.dumps(self.data).encode() if body is None else body

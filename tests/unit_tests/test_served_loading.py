@@ -237,7 +237,7 @@ def test_a_server_may_tell_few_ids(vllm: FaultyServer) -> None:
     member: Any = load_member(ModelSpec(source=vllm.url), told.append)
     assert member.limits.top == 20
     assert any("--max-logprobs 64" in line for line in told)
-    assert vllm.asked[-1].body["logprobs"] == 20
+    assert [seen.body["logprobs"] for seen in vllm.asked] == [64, 20, 1]
 
 
 @pytest.mark.parametrize(("cap", "wanted"), [(20, 64), (0, None), (0, 1)])
