@@ -212,9 +212,9 @@ def test_what_has_no_probability_has_none() -> None:
 
 
 def test_what_a_llama_server_gives_no_probability_has_none() -> None:
-    data = json.loads(json.dumps(response("llama_server", "draft of 5")))
+    data = json.loads(json.dumps(response("llama_server", "prefixes")))
     data[0]["completion_probabilities"][0]["top_logprobs"][1]["logprob"] = -3.4028234663852886e38
-    row = DRAFT(dialect("llama_server"), Prefix(FRANCE)).read(data).rows[0]
+    row = ROWS(dialect("llama_server"), Prefix(FRANCE)).read(data).rows[0]
     assert row.logprobs[1] == -inf
     assert row.logprobs[2] > -10
 

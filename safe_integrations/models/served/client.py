@@ -253,8 +253,8 @@ def _remedy(status: int) -> str:
 def _document(response: httpx.Response) -> Any:
     if not response.headers.get("content-type", "").startswith("text/event-stream"):
         return json.loads(response.content)
-    lines = response.text.splitlines()
-    return [json.loads(line[5:]) for line in lines if line.startswith("data:")]
+    lines = response.content.split(b"\n")  # not where a token holds another kind of line end
+    return [json.loads(line[5:]) for line in lines if line.startswith(b"data:")]
 
 
 def _message(response: httpx.Response) -> str:
