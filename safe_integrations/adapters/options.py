@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from safe_integrations.adapters.request import Seconds
 from safe_integrations.config import EnsembleConfig, JudgedBy, Method, Mode, Real, Sharpening, Whole
@@ -37,6 +37,8 @@ class EnsembleOptions(BaseModel):
         attach_rounds: Whether answers carry what happened in each round, besides the statistics.
             `result_of` needs it; it makes them, and whatever keeps them, many times as large.
     """
+
+    model_config = ConfigDict(hide_input_in_errors=True)  # a key may stand in it
 
     drafter: Any = None
     verifiers: tuple[Any, ...] | None = None
@@ -164,6 +166,6 @@ def _read_source(given: Any, argument: str) -> Any:
         return fspath(given)
     if isinstance(given, Mapping):
         return ModelSpec(**given)
-    raise InvalidArgumentError(
-        argument, given, "pass a hub id, folder, .gguf file, URL, ModelSpec or loaded model"
-    )
+    shown = type(given) if isinstance(given, Sequence) and not isinstance(given, str) else given
+    remedy = "pass a hub id, folder, .gguf file, URL, ModelSpec or loaded model"
+    raise InvalidArgumentError(argument, shown, remedy)

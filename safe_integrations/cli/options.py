@@ -210,11 +210,15 @@ def _spec(named: str, dtype: str | None, device: str | None) -> ModelSpec:
 
     if is_url(named):  # it decides itself where it computes, and how
         url, _, query = named.partition("?")
-        asked: dict[str, Any] = dict(parse_qsl(query, keep_blank_values=True))
-        if "api_key" in asked:  # everybody on the machine can read it
-            remedy = "set SAFE_INTEGRATIONS_API_KEY in the environment instead"
-            raise InvalidArgumentError("api_key", "...", remedy)
-        return ModelSpec(source=url, **asked)
+        asked: dict[str, Any] = {"source": url}
+        for name, value in parse_qsl(query.replace("+", "%2B"), keep_blank_values=True):
+            if name == "api_key":  # everybody on the machine can read it
+                remedy = "set SAFE_INTEGRATIONS_API_KEY in the environment instead"
+                raise InvalidArgumentError(name, "...", remedy)
+            if name in asked:
+                raise InvalidArgumentError(name, value, "say it once")
+            asked[name] = value
+        return ModelSpec(**asked)
     given: dict[str, Any] = {"source": named, "dtype": dtype, "device": device}
     repository, colon, file = named.rpartition(":")
     if colon and len(repository) > 1 and file.endswith(".gguf"):  # and not a Windows drive

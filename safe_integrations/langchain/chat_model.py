@@ -71,7 +71,8 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
             `tool_choice` is given. Small models hardly ever call on their own. Once a result is
             there, they are free again.
         streaming: Whether `invoke` streams to callbacks.
-        max_retries: Taken and not used, like `api_key`: there is nobody to ask.
+        max_retries: Taken and not used, like `api_key`: each served model has its own in its
+            `ModelSpec`.
         api_key: See there.
     """
 

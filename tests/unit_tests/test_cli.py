@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from safe_integrations.cli import options as cli_options
 from safe_integrations.cli.app import app
 from safe_integrations.cli.config_options import field_help
 from safe_integrations.config import EnsembleConfig, GenerationConfig
-from safe_integrations.errors import ModelNotFoundError
+from safe_integrations.errors import InvalidArgumentError, ModelNotFoundError
 from safe_integrations.evaluate.fit import SAMPLES
 from safe_integrations.models import inspection
 from safe_integrations.models.embedded import DEFAULT_DRAFTER, DEFAULT_VERIFIERS
@@ -167,6 +168,34 @@ def test_options_reach_the_engine(loader: Loader) -> None:
         mode="every-token",
         prompt_lookup=False,
     )
+
+
+def test_options_of_a_server_stand_behind_a_question_mark() -> None:
+    url = "http://h:1/v1?model=a/b+c%20d&tokenizer=../C++/x y&top_logprobs=5&request_timeout=2.5"
+    (spec,) = cli_options.specs_of(url, None, "float32", "cpu")
+    assert spec == ModelSpec(
+        source="http://h:1/v1",
+        model="a/b+c d",
+        tokenizer="../C++/x y",
+        top_logprobs=5,
+        request_timeout=2.5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("query", "problem"),
+    [
+        ("source=other", "source='other': say it once"),
+        ("model=a&model=b", "model='b': say it once"),
+        ("model", "model=''"),
+        ("modle=a", "modle='a': there is no such option"),
+        ("api%5Fkey=sesame", "api_key='...': set SAFE_INTEGRATIONS_API_KEY"),
+    ],
+)
+def test_options_of_a_server_that_are_none(query: str, problem: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=re.escape(problem)) as caught:
+        cli_options.specs_of(f"http://h:1/v1?{query}", None, None, None)
+    assert "sesame" not in str(caught.value)
 
 
 def test_without_options_the_models_own_defaults_hold(

@@ -81,6 +81,14 @@ def test_an_answer_comes_with_its_size_and_time(server: FaultyServer) -> None:
     assert "authorization" not in seen.headers
 
 
+@pytest.mark.parametrize("end", ["\n\n", "\r\n\r\n"])
+def test_events_hold_any_text(server: FaultyServer, end: str) -> None:
+    events = [{"token": "a\u2028b\u2029c\x85d"}, {"token": "é"}]
+    body = "".join(f"data: {json.dumps(e, ensure_ascii=False)}{end}" for e in events)
+    server.play(says(f": a comment{end}{body}", kind="text/event-stream; charset=utf-8"))
+    assert post(client_of(server, retries=0)) == events
+
+
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_a_slash_at_the_end_of_an_address_changes_nothing(slash: str) -> None:
     client = Client("toy", f"http://localhost:8000/v1{slash}", None, 1, 0)

@@ -330,7 +330,7 @@ def test_odd_answers_are_errors_of_ours(
     [
         (closes, "broke the connection off"),
         (cuts, "no JSON"),
-        (refuses(401), "set api_key, or SAFE_INTEGRATIONS_API_KEY"),
+        (refuses(401), "set api_key in its ModelSpec, or SAFE_INTEGRATIONS_API_KEY"),
         (refuses(403), "set api_key"),
         (refuses(503), "raise max_retries"),
         (refuses(500), "look into its log"),
@@ -406,6 +406,24 @@ def test_a_pickled_spec_takes_its_key_from_the_environment(
         load_member(there)
     monkeypatch.setenv(ENV, KEY)
     assert load_member(there).name
+
+
+@pytest.mark.parametrize("made", [ChatSafe, SafeLLM])
+@pytest.mark.parametrize("field", ["drafter", "verifiers"])
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"source": "http://h/v1", "modle": "a", "api_key": KEY}, "modle='a': there is no such"),
+        ({"api_key": KEY}, "source=None: Field required"),
+        ([[{"api_key": KEY}]], "pass a hub id"),
+    ],
+)
+def test_a_key_stands_in_no_error_of_an_adapter(
+    made: Any, field: str, given: Any, problem: str
+) -> None:
+    with pytest.raises(ValueError, match=problem) as caught:
+        made(**{field: given})
+    assert "sesame" not in "".join(traceback.format_exception(caught.value))
 
 
 def shown_by_adapters(spec: ModelSpec) -> Iterator[str]:

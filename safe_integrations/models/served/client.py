@@ -240,7 +240,7 @@ _ODD: Final = "is it a vLLM, llama-server or SGLang, and nothing in between that
 
 def _remedy(status: int) -> str:
     if status in (401, 403):
-        return "set api_key, or SAFE_INTEGRATIONS_API_KEY in the environment"
+        return "set api_key in its ModelSpec, or SAFE_INTEGRATIONS_API_KEY in the environment"
     if status == 404:
         return "check the URL, which ends in /v1, and the name of the model"
     if status < 400:
