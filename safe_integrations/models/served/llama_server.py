@@ -77,8 +77,8 @@ class LlamaServer:
     def draft(self, prefix: Prefix, ids: Sequence[int], count: int) -> Request:
         """The end that it writes is one of the tokens; up to the first that ends in a character.
 
-        A stream, although nobody reads it before its end: where a connection is closed only streams
-        end on the server as well, and the slot is free for the next draft.
+        A stream, although nobody reads it before its end: where the connection is closed it ends on
+        the server at the next token, and the slot is free for the next draft. Others may go on.
         """
         fields = {"n_predict": count, "n_probs": self._top, "stream": True}
         return self._request(prefix.text(ids), _read_stream, **fields)

@@ -24,6 +24,7 @@ from safe_integrations.models.report import ModelReport
 from safe_integrations.models.served.client import Client
 from safe_integrations.models.served.dialect import UNREADABLE, Dialect, Prefix, Request, Told
 from safe_integrations.models.served.find import Found, find
+from safe_integrations.models.served.llama_server import LlamaServer
 from safe_integrations.models.served.member import ServedMember
 from safe_integrations.models.served.vllm import Vllm
 from safe_integrations.models.spec import ModelCard, ModelSpec, Progress, name_of
@@ -33,6 +34,7 @@ TOP: Final = 64
 """Ids per row where nobody says how many: of 165 merges, 164 needed no other (docs/serving.md)."""
 
 _KEY: Final = "SAFE_INTEGRATIONS_API_KEY"
+_IN_TURN: Final = "its server computes one text at a time"
 _CAP: Final = re.compile(r"greater than max allowed: (\d+)")
 _SPELLED: Final = "Hello world,\n\n  1 + 12 = 2024.\tÉtude don't 你好 😀 naïve()\r\nВерно\u00a0!"
 
@@ -90,6 +92,7 @@ def report_of(spec: ModelSpec, tell: Progress) -> ModelReport:
         context_window=_window(found, spec),
         tokens=table(frozenset()),
         teaches=Renderer(tokenizer).teaches,
+        takes_turns=_IN_TURN if found.kind == LlamaServer.kind else None,
     )
 
 
