@@ -398,11 +398,14 @@ class FaultyServer:
             if len(text) >= model.window:
                 problem = f"request ({len(text)} tokens) exceeds the available context size"
                 return 400, {"error": {"code": 400, "message": problem}}
-            ids, rows = _write(model, text, min(body["n_predict"], model.window - len(text)))
+            preferred = [i for i, _ in body.get("logit_bias", ()) if isinstance(i, int)]
+            possible = [i for i in preferred if model.row(text)[i] > -np.inf]
+            count = min(body["n_predict"], model.window - len(text))
+            ids, rows = _write(model, text, count, possible)
             places = [
                 {
                     "id": i,
-                    "logprob": row[i],
+                    "logprob": max(LOWEST, row[i]),
                     "top_logprobs": [
                         {"id": best, "token": "", "logprob": max(LOWEST, row[best])}
                         for best in _best(row, body["n_probs"])

@@ -78,18 +78,19 @@ class Drafter:
     def go_on(self) -> None:
         """Drafts on behind the draft while verifiers elsewhere are waited for.
 
-        Nothing is written: where the draft stands, what comes next is known already.
+        Nothing is written: where the draft stands, what comes next is known already. A model
+        elsewhere is asked for what is behind all that it has told.
         """
         view, draft = self._view, self._draft
         over = bool(draft.steps) and draft.steps[-1].token == END
         if over or draft.room <= 0 or self._forced():
             return
-        ids = list(draft.ids)
-        if view.limits.remote:
-            view.begin_drafting(ids, min(self._at_once, draft.room))
-            return
-        for _ in range(min(self._most, draft.room)):
-            if not any(verifier.waits for verifier in self.verifiers):
+        ids, elsewhere = list(draft.ids), view.limits.remote
+        for room in range(draft.room, max(0, draft.room - self._most), -1):
+            if elsewhere and not view.knows(ids):
+                view.begin_drafting(ids, min(self._at_once, room))
+                break
+            if not elsewhere and not any(verifier.waits for verifier in self.verifiers):
                 break
             (expected,) = view.expected(ids, len(ids))
             if expected.best == view.tokens.end_id:

@@ -299,3 +299,4 @@ def test_the_command_line(smollm2_server: Server, gemma3_server: Server) -> None
     report = json.loads(cli("doctor", "--json", *named).stdout)
     assert [model["tokens"] for model in report["models"]] == [49152, 262144]
     assert [model["context_window"] for model in report["models"]] == [2047, 2047]
+    assert all("one text at a time" in model["takes_turns"] for model in report["models"])

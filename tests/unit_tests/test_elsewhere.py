@@ -11,6 +11,7 @@ import pytest
 from elsewhere import ANSWER, RemoteMember
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
+from safe_integrations.engine.lookahead import AutoLookahead
 from safe_integrations.errors import GenerationCancelled
 from safe_integrations.report.result import Result
 from safe_integrations.safe_engine import SafeEngine
@@ -90,6 +91,20 @@ def test_the_drafter_goes_on_while_the_verifiers_are_waited_for(unit: str, elsew
     drafter = RemoteMember(drafter) if elsewhere else drafter
     result = answer([drafter, verifier], unit=unit, lookahead=8)
     assert result.text.encode() == TEXT
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_drafter_elsewhere_is_asked_for_what_is_behind_all_that_it_has_told(
+    unit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drafts of two tokens out of six that are told: the next six are under way before they end."""
+    monkeypatch.setattr(AutoLookahead, "at_once", 6)
+    monkeypatch.setattr(AutoLookahead, "goes_on", lambda self, p, known=False: False)
+    drafter, verifier = RemoteMember(scripted("drafter")), RemoteMember(scripted("verifier"))
+    assert answer([drafter, verifier], unit=unit).text.encode() == TEXT
+    behind = [count for _, count in drafter.requests]
+    assert behind == [*range(0, 6 * len(behind), 6)], "never twice, and never waited for"
+    assert drafter.dropped <= 1  # at the end
 
 
 @pytest.mark.parametrize("unit", UNITS)

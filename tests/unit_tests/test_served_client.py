@@ -387,6 +387,14 @@ def test_a_broken_environment_is_an_error_of_ours(
         Client("toy", "http://127.0.0.1:1/v1", None, 5, 0)
 
 
+def test_a_stream_may_hold_every_kind_of_line_end(server: FaultyServer) -> None:
+    """In its tokens; servers write them as they are."""
+    token = {"token": "a\u2028b\x85c\u2029"}
+    event = json.dumps(token, ensure_ascii=False)
+    server.always(says(f"data: {event}\r\n\r\ndata: 1\n\n", kind="text/event-stream"))
+    assert post(client_of(server, retries=0)) == [token, 1]
+
+
 # Keys
 
 

@@ -6,7 +6,6 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from itertools import islice
 from math import exp, inf
 from pathlib import Path
 from typing import Any
@@ -73,7 +72,7 @@ Make = Callable[[Dialect, Prefix], Request]
 ROWS: Make = lambda d, p: d.rows(p, PARIS, 0)  # noqa: E731
 DRAFT: Make = lambda d, p: d.draft(p, [], 5)  # noqa: E731
 LAST: Make = lambda d, p: d.rows(p, [], 0)  # noqa: E731
-ASK: Make = lambda d, p: first(d.ask(p, [], [42, 1000, 2]))  # noqa: E731
+ASK: Make = lambda d, p: first(d.ask(p, [], [42, 1000, 2], ()))  # noqa: E731
 AMONG: Make = lambda d, p: first(d.among(p, [], [42, 1000]))  # noqa: E731
 
 CASES = [
@@ -213,25 +212,33 @@ def test_what_has_no_probability_has_none() -> None:
 
 
 def test_what_a_llama_server_gives_no_probability_has_none() -> None:
-    data = json.loads(json.dumps(response("llama_server", "draft of 5")))
+    data = json.loads(json.dumps(response("llama_server", "prefixes")))
     data[0]["completion_probabilities"][0]["top_logprobs"][1]["logprob"] = -3.4028234663852886e38
-    row = DRAFT(dialect("llama_server"), Prefix(FRANCE)).read(data).rows[0]
+    row = ROWS(dialect("llama_server"), Prefix(FRANCE)).read(data).rows[0]
     assert row.logprobs[1] == -inf
     assert row.logprobs[2] > -10
 
 
 def test_vllm_is_asked_for_128_ids_at_a_time() -> None:
-    requests = [*dialect("vllm").ask(Prefix(FRANCE), [7], range(300))]
+    requests = [*dialect("vllm").ask(Prefix(FRANCE), [7], range(300), ())]
     parts = [json.loads(request.body)["logprob_token_ids"] for request in requests]
     assert [len(part) for part in parts] == [128, 128, 44]
     assert [i for part in parts for i in part] == [*range(300)]
     assert json.loads(requests[0].body)["prompt"] == [[*FRANCE, 7]]
 
 
-def test_a_llama_server_is_asked_for_longer_rows_and_then_for_all() -> None:
-    requests = islice(dialect("llama_server").ask(Prefix(FRANCE), [7], [3]), 5)
-    bodies = [json.loads(request.body) for request in requests]
-    assert [body["n_probs"] for body in bodies] == [2048, 49152]
+def test_a_llama_server_is_asked_for_a_long_row_for_single_ids_and_then_for_all() -> None:
+    told: dict[int, float] = {}
+    asked = dialect("llama_server").ask(Prefix(FRANCE), [7], [3, 4, 5], told)
+    bodies = [json.loads(next(asked).body)]
+    told[4] = -1.0  # the long row has it
+    bodies += [json.loads(request.body) for request in asked]
+    assert [body["n_probs"] for body in bodies] == [2048, 1, 1, 49152]
+    assert [body["logit_bias"][0][0] for body in bodies] == ["a", 3, 5, "a"]
+    several = dialect("llama_server").among(Prefix(FRANCE), [7], [3, 4])
+    bodies = [json.loads(request.body) for request in several]
+    assert [[i for i, _ in body["logit_bias"]] for body in bodies] == [[3, 4], ["a"]]
+    assert [body["n_probs"] for body in bodies] == [1, 49152]
 
 
 def test_a_prompt_is_written_once() -> None:

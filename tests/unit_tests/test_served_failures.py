@@ -67,8 +67,8 @@ def rows_of(data: Any) -> list[Any]:
         told = data["meta_info"]
         return [*told["input_top_logprobs"][1:], *told["output_top_logprobs"]]
     results = data if isinstance(data, list) else [data]
-    places = (one.get("completion_probabilities", ()) for one in results)  # a stream ends without
-    return [place["top_logprobs"] for several in places for place in several]
+    places = [place for one in results for place in one.get("completion_probabilities", ())]
+    return [place["top_logprobs"] for place in places]
 
 
 def with_value(value: Any) -> Callable[[Any], None]:

@@ -253,7 +253,7 @@ def _remedy(status: int) -> str:
 def _document(response: httpx.Response) -> Any:
     if not response.headers.get("content-type", "").startswith("text/event-stream"):
         return json.loads(response.content)
-    lines = response.content.split(b"\n")  # of a text there would be other ends of lines as well
+    lines = response.content.split(b"\n")  # not where a token holds another kind of line end
     return [json.loads(line[5:]) for line in lines if line.startswith(b"data:")]
 
 

@@ -8,7 +8,7 @@ prefix cache makes them about as cheap as one.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 UNREADABLE: Final = (LookupError, TypeError, AttributeError, ArithmeticError, ValueError)
@@ -112,8 +112,13 @@ class Dialect(Protocol):
         """
         ...
 
-    def ask(self, prefix: Prefix, ids: Sequence[int], wanted: Sequence[int]) -> Iterator[Request]:
-        """One row, with these ids in it. Several requests, to be sent until all are told."""
+    def ask(
+        self, prefix: Prefix, ids: Sequence[int], wanted: Sequence[int], told: Container[int]
+    ) -> Iterator[Request]:
+        """One row, with these ids in it. Several requests, to be sent until all are told.
+
+        `told` are the ids that the answers have told so far; it grows in between.
+        """
         ...
 
     def among(

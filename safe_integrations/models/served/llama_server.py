@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from itertools import takewhile
 from typing import Any, Final
 
@@ -11,6 +11,12 @@ from safe_integrations.models.served.dialect import Prefix, Request, Row, Told, 
 
 _MORE: Final = 2048
 """Ids per row where few are not enough; as quick as few."""
+
+_MOST_IDS: Final = 128
+"""Ids that are asked for by name at most: one request each is still quicker than a row of all."""
+
+_PREFERENCE: Final = 200.0
+"""More than logits differ by, and little enough to leave them 5 digits."""
 
 _WHOLE: Final = {"n_predict": 1, "logit_bias": [["a", 1000]]}
 """Has it write a letter, and tell the row in front of it as the model has it.
@@ -40,7 +46,9 @@ _PLAIN: Final = {
 class LlamaServer:
     """A llama-server.
 
-    It tells any number of ids per row, but none by name: who asks for more gets longer rows.
+    It tells any number of ids per row, but none by name, except for the one that is written. So ids
+    that a long row does not hold are written, one by one; tokens that end inside a character are
+    in none but the row of all.
 
     Args:
         url: Where its own endpoints are.
@@ -49,7 +57,7 @@ class LlamaServer:
     """
 
     kind = "llama-server"
-    most_ids: int | None = None
+    most_ids: int | None = _MOST_IDS
 
     def __init__(self, url: str, size: int, top: int) -> None:
         self._root = url
@@ -69,22 +77,35 @@ class LlamaServer:
     def draft(self, prefix: Prefix, ids: Sequence[int], count: int) -> Request:
         """The end that it writes is one of the tokens; up to the first that ends in a character.
 
-        A stream, although nobody reads it before its end: where a connection is closed only streams
-        end on the server as well, and the slot is free for the next draft.
+        A stream, although nobody reads it before its end: where the connection is closed it ends on
+        the server at the next token, and the slot is free for the next draft. Others may go on.
         """
         fields = {"n_predict": count, "n_probs": self._top, "stream": True}
         return self._request(prefix.text(ids), _read_stream, **fields)
 
-    def ask(self, prefix: Prefix, ids: Sequence[int], wanted: Sequence[int]) -> Iterator[Request]:
-        """A long row, and then one with all ids."""
-        for count in (_MORE, self._size):
-            yield self._request(prefix.text(ids), _read, n_probs=count, **_WHOLE)
+    def ask(
+        self, prefix: Prefix, ids: Sequence[int], wanted: Sequence[int], told: Container[int]
+    ) -> Iterator[Request]:
+        """A long row, each id that it does not hold, and then a row of all."""
+        text = prefix.text(ids)
+        yield self._request(text, _read, n_probs=_MORE, **_WHOLE)
+        for token_id in wanted:
+            if token_id not in told:
+                yield self._written(text, [token_id])
+        yield self._request(text, _read, n_probs=self._size, **_WHOLE)
 
     def among(
         self, prefix: Prefix, ids: Sequence[int], allowed: Sequence[int]
     ) -> Iterator[Request]:
-        """The same."""
-        yield from self.ask(prefix, ids, allowed)
+        """The one that is written where all of them are preferred, and then a row of all."""
+        text = prefix.text(ids)
+        yield self._written(text, allowed)
+        yield self._request(text, _read, n_probs=self._size, **_WHOLE)
+
+    def _written(self, text: str, among: Sequence[int]) -> Request:
+        """What it tells of the most probable of some ids, before they were preferred."""
+        preferred = [[token_id, _PREFERENCE] for token_id in among]
+        return self._request(text, _read_written, n_predict=1, n_probs=1, logit_bias=preferred)
 
     def _request(
         self,
@@ -108,6 +129,13 @@ def _read(data: Any) -> Told:
     )
 
 
+def _read_written(data: Any) -> Told:
+    places = data.get("completion_probabilities", ())  # none of a token that ends in a character
+    rows = [Row([int(place["id"])], [_value(place)]) for place in places]
+    cached, computed = data["timings/cache_n"], data["timings/prompt_n"]
+    return Told(rows, (), cached, computed, data["model"])
+
+
 def _read_stream(data: Any) -> Told:
     """Of tokens that end inside a character it says nothing; what follows the first is dropped."""
     *parts, end = data
@@ -123,6 +151,9 @@ def _read_stream(data: Any) -> Told:
 
 
 def _row(told: list[dict[str, Any]]) -> Row:
-    values = [float(one["logprob"]) for one in told]
-    ids = [int(one["id"]) for one in told]
-    return Row(ids, [float("-inf") if value < _NONE else value for value in values])
+    return Row([int(one["id"]) for one in told], [_value(one) for one in told])
+
+
+def _value(told: dict[str, Any]) -> float:
+    value = float(told["logprob"])
+    return float("-inf") if value < _NONE else value

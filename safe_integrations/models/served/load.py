@@ -24,7 +24,9 @@ from safe_integrations.models.report import ModelReport
 from safe_integrations.models.served.client import Client
 from safe_integrations.models.served.dialect import UNREADABLE, Dialect, Prefix, Request, Told
 from safe_integrations.models.served.find import Found, find
+from safe_integrations.models.served.llama_server import LlamaServer
 from safe_integrations.models.served.member import ServedMember
+from safe_integrations.models.served.vllm import Vllm
 from safe_integrations.models.spec import ModelCard, ModelSpec, Progress, name_of
 from safe_integrations.models.tokenizer import Tokenizer
 
@@ -32,6 +34,7 @@ TOP: Final = 64
 """Ids per row where nobody says how many: of 165 merges, 164 needed no other (docs/serving.md)."""
 
 _KEY: Final = "SAFE_INTEGRATIONS_API_KEY"
+_IN_TURN: Final = "its server computes one text at a time"
 _CAP: Final = re.compile(r"greater than max allowed: (\d+)")
 _SPELLED: Final = "Hello world,\n\n  1 + 12 = 2024.\tÉtude don't 你好 😀 naïve()\r\nВерно\u00a0!"
 
@@ -89,6 +92,7 @@ def report_of(spec: ModelSpec, tell: Progress) -> ModelReport:
         context_window=_window(found, spec),
         tokens=table(frozenset()),
         teaches=Renderer(tokenizer).teaches,
+        takes_turns=_IN_TURN if found.kind == LlamaServer.kind else None,
     )
 
 
@@ -170,10 +174,10 @@ def _check_questions(
     client: Client, dialect: Dialect, ids: Sequence[int], told: Sequence[int]
 ) -> None:
     """A vLLM before 0.26 takes no notice of ids that are asked for by name."""
-    if dialect.most_ids is None:
+    if dialect.kind != Vllm.kind:
         return
     other = min({*range(len(told) + 1)} - {*told})
-    (request,) = dialect.ask(Prefix(ids), [], [other])
+    request = next(dialect.ask(Prefix(ids), [], [other], ()))
     if other not in _told(client, dialect, request, 1).rows[0].ids:
         problem = f"{client.url} does not tell the probability of an id that it is asked for"
         raise client.error(problem, "use a newer one: vLLM 0.26 or later")

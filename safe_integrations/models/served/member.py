@@ -230,8 +230,9 @@ class ServedSession:
     def _ask(self, ids: list[int], gone: float, wanted: Sequence[int]) -> list[float]:
         """The log-probabilities of some ids at one place."""
         spelled = self._fold.spelled(wanted)
-        requests = self._member.dialect.ask(self._prefix, ids, spelled)
-        known = self._collect(requests, gone, spelled, all)
+        told: dict[int, float] = {}
+        requests = self._member.dialect.ask(self._prefix, ids, spelled, told)
+        known = self._collect(requests, told, gone, spelled, all)
         missing = [i for i in wanted if i not in known]
         self._check(not missing, f"it does not tell the probability of the ids {missing}")
         return [known[i] for i in wanted]
@@ -240,7 +241,7 @@ class ServedSession:
         """The log-probability of the best of some ids at one place, and perhaps of others."""
         spelled = self._fold.spelled(allowed)
         requests = self._member.dialect.among(self._prefix, ids, spelled)
-        known = self._collect(requests, gone, spelled, any)
+        known = self._collect(requests, {}, gone, spelled, any)
         inside = {i: known[i] for i in allowed if i in known}
         self._check(bool(inside), f"it tells the probability of none of {len(allowed)} ids")
         several = [i for i in inside if self._fold.spelled([i]) != [i]]  # told in part, perhaps
@@ -251,11 +252,11 @@ class ServedSession:
     def _collect(
         self,
         requests: Iterator[Request],
+        told: dict[int, float],
         gone: float,
         wanted: Sequence[int],
         enough: Callable[[Iterator[bool]], bool],
     ) -> dict[int, float]:
-        told: dict[int, float] = {}
         for request in requests:
             rows, _ = self._begin(request, lambda told, _: (told.rows, None)).result()
             for row in rows:

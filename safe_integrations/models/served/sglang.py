@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any, Final
 
 from safe_integrations.models.served.dialect import Prefix, Request, Row, Told, spelling
@@ -65,7 +65,9 @@ class Sglang:
 
         return self._request(prefix, ids, read, count)
 
-    def ask(self, prefix: Prefix, ids: Sequence[int], wanted: Sequence[int]) -> Iterator[Request]:
+    def ask(
+        self, prefix: Prefix, ids: Sequence[int], wanted: Sequence[int], told: Container[int]
+    ) -> Iterator[Request]:
         """Any number of ids in one request."""
 
         def read(data: Any) -> Told:
@@ -77,7 +79,7 @@ class Sglang:
         self, prefix: Prefix, ids: Sequence[int], allowed: Sequence[int]
     ) -> Iterator[Request]:
         """All of them."""
-        yield from self.ask(prefix, ids, allowed)
+        yield from self.ask(prefix, ids, allowed, ())
 
     def _request(
         self, prefix: Prefix, ids: Sequence[int], read: Any, count: int, **fields: Any

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any, Final
 
 from safe_integrations.models.served.dialect import Prefix, Request, Row, Told, spelling
@@ -59,7 +59,9 @@ class Vllm:
         """The end that it writes is one of the tokens."""
         return self._request(f"[{prefix.text(ids)}]", max_tokens=count, logprobs=self._top)
 
-    def ask(self, prefix: Prefix, ids: Sequence[int], wanted: Sequence[int]) -> Iterator[Request]:
+    def ask(
+        self, prefix: Prefix, ids: Sequence[int], wanted: Sequence[int], told: Container[int]
+    ) -> Iterator[Request]:
         """As many requests as it takes: 128 ids in each."""
         for at in range(0, len(wanted), _MOST_IDS):
             part = list(wanted[at : at + _MOST_IDS])
