@@ -14,7 +14,7 @@ from safe_integrations.adapters.request import Seconds
 from safe_integrations.config import EnsembleConfig, JudgedBy, Method, Mode, Real, Sharpening, Whole
 from safe_integrations.errors import InvalidArgumentError
 from safe_integrations.models import load as loading
-from safe_integrations.models.spec import LoadedModel, ModelSpec, name_of, told_apart
+from safe_integrations.models.spec import LoadedModel, ModelSpec, is_url, name_of, told_apart
 from safe_integrations.safe_engine import SafeEngine, load_engine
 
 _ids: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
@@ -127,6 +127,11 @@ class EnsembleOptions(BaseModel):
 
     def _members(self) -> list[Any]:
         return [source for source in self.sources if is_member(source)]
+
+
+def is_served(source: Any) -> bool:
+    """Whether a server computes a model that is not loaded yet."""
+    return not is_member(source) and is_url(_spec(source).source)
 
 
 def is_member(source: Any) -> bool:

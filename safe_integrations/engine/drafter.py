@@ -87,7 +87,8 @@ class Drafter:
             return
         ids, elsewhere = list(draft.ids), view.limits.remote
         for room in range(draft.room, max(0, draft.room - self._most), -1):
-            if elsewhere and not view.knows(ids):
+            # under a grammar, the best of what is told may be a question of its own
+            if elsewhere and (view.cursor is not None or not view.knows(ids)):
                 view.begin_drafting(ids, min(self._at_once, room))
                 break
             if not elsewhere and not any(verifier.waits for verifier in self.verifiers):

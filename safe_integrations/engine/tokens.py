@@ -93,6 +93,13 @@ class TokenTable:
         return np.frombuffer(self._joins, np.uint8).reshape(256, 256).astype(bool)
 
     @cached_property
+    def canonical(self) -> NDArray[np.bool_]:
+        """Which ids have a probability: no silent ones, and none that stand for another."""
+        flags = np.ones(self.size, np.bool_)
+        flags[[*self.silent, *(alias for alias, _ in self.aliases)]] = False
+        return flags
+
+    @cached_property
     def first_bytes(self) -> NDArray[np.uint8]:
         """The first byte of every id's symbol, shape `[size]`; 0 for silent ids."""
         return (self._beginnings >> np.uint64(56)).astype(np.uint8)

@@ -255,6 +255,8 @@ class View:
             return expected
         if isinstance(expected, TopDistribution):
             size, limit = self.tokens.size, self.limits.ids
+            if allowed is None and len(expected.told) < self._options.top_k:
+                allowed = self.tokens.canonical  # of its best, some were aliases or silent
             return shape_told(expected, allowed, self._options, size, limit)
         return shape(cast("Dense", expected), ids, allowed, self._options)
 

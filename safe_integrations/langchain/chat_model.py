@@ -32,7 +32,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from safe_integrations import __version__
-from safe_integrations.adapters.options import EnsembleOptions, identity_of
+from safe_integrations.adapters.options import EnsembleOptions, identity_of, is_served
 from safe_integrations.adapters.request import (
     CALL_OPTIONS,
     Job,
@@ -71,8 +71,8 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
             `tool_choice` is given. Small models hardly ever call on their own. Once a result is
             there, they are free again.
         streaming: Whether `invoke` streams to callbacks.
-        max_retries: Taken and not used, like `api_key`: each served model has its own in its
-            `ModelSpec`.
+        max_retries: Taken and not used, like `api_key`, but refused where servers compute: each
+            has its own in its `ModelSpec`.
         api_key: See there.
     """
 
@@ -94,6 +94,10 @@ class ChatSafe(EnsembleOptions, BaseChatModel):
     @model_validator(mode="after")
     def _check_options(self) -> Self:
         self._request({})
+        for name in ("api_key", "max_retries"):
+            if getattr(self, name) is not None and any(map(is_served, self.sources)):
+                remedy = "give it to the ModelSpec of each served model"
+                raise InvalidArgumentError(name, "...", remedy)
         self._add_version("safe-integrations", __version__)
         if self.profile is None:
             del self.__dict__["profile"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -13,8 +14,11 @@ from truncated import TruncatedMember
 from safe_integrations.config import GenerationConfig
 from safe_integrations.engine.distribution import DenseDistribution, SparseDistribution
 from safe_integrations.engine.distribution import TopDistribution as Top
+from safe_integrations.engine.model import Limits
 from safe_integrations.engine.partial import AllowedDistribution, shape_told
 from safe_integrations.engine.sampling import Shaped, shape
+from safe_integrations.engine.tokens import TokenTable
+from safe_integrations.engine.view import View
 from safe_integrations.errors import GenerationError
 from safe_integrations.testing import ScriptedMember, follows
 
@@ -191,3 +195,29 @@ def test_the_cases_above_were_not_tame() -> None:
         pytest.skip("the tests above did not run in this process")
     assert seen["open"] > 100 and seen["exact"] > 100
     assert seen["asked"] > 50 and seen["drawn, asked"] > 50
+
+
+def test_silent_ids_and_aliases_among_the_best_do_not_make_top_k_fewer() -> None:
+    """A server tells 4 ids, of which one is silent and one is another's name."""
+    logprobs = np.log([0.3, 0.2, 0.15, 0.1, 0.09, 0.08, 0.05, 0.03])
+    asked: list[Sequence[int]] = []
+
+    def ask(ids: Sequence[int]) -> list[float]:
+        asked.append(ids)
+        return [float(logprobs[i]) for i in ids]
+
+    def among(ids: Sequence[int]) -> dict[int, float]:
+        best = max(ids, key=lambda i: logprobs[i])
+        return dict(zip([best], ask([best]), strict=True))
+
+    symbols = [None, b"a", b"b", b"a", b"c", b"d", b"e", b""]
+    member = ScriptedMember("m", [b"a", b"b", b"c", b"d", b"e"], follows(b""))
+    member.tokens = TokenTable(symbols, {7}, lambda text: [1] if text == b"a" else [2])
+    member.limits = Limits(top=4, ids=128)
+    options = GenerationConfig(temperature=1.0, top_k=4)
+    view = View(member, [0], None, options)
+    row = Top([1, 2], [float(logprobs[1]), float(logprobs[2])], ask, among)
+    shaped = view.shaped(row, [])
+    assert isinstance(shaped, SparseDistribution)
+    assert shaped.ids.tolist() == [1, 2, 4, 5]
+    assert asked, "two more had to be asked for"

@@ -420,6 +420,14 @@ def test_a_pickled_spec_takes_its_key_from_the_environment(
     assert load_member(there).name
 
 
+@pytest.mark.parametrize("given", [{"api_key": KEY}, {"max_retries": 1}])
+def test_what_servers_have_of_their_own_is_not_taken_for_all(given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="ModelSpec of each served model") as caught:
+        ChatSafe(drafter="smollm2-135m", verifiers=["http://h/v1"], **given)
+    assert "sesame" not in "".join(traceback.format_exception(caught.value))
+    ChatSafe(drafter="smollm2-135m", **given)
+
+
 @pytest.mark.parametrize("made", [ChatSafe, SafeLLM])
 @pytest.mark.parametrize("field", ["drafter", "verifiers"])
 @pytest.mark.parametrize(

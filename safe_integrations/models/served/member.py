@@ -185,6 +185,11 @@ class ServedSession:
             for asked in self._open:
                 asked.cancel()
 
+    def drop(self, asked: Asked) -> None:
+        """Nobody waits for an answer any more."""
+        self._open.discard(asked)
+        asked.cancel()
+
     def _begin(self, request: Request, meaning: Callable[[Told, float], T]) -> _Pending[T]:
         assert not self._closed, "the session is closed"
         asked = self._member.client.begin(request.url, request.body, self._cancel)
@@ -301,4 +306,4 @@ class _Pending(Generic[T]):
 
     def cancel(self) -> None:
         """Closes the request's connection."""
-        self._asked.cancel()
+        self._session.drop(self._asked)
