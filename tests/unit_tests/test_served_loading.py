@@ -118,7 +118,7 @@ def test_a_url_is_all_that_it_takes(kind: Kind, model: Model) -> None:
         assert member.name == f"127.0.0.1:{server.port}"
         assert member.context_window == model.window - 1
         assert (member.limits.top, member.limits.remote) == (TOP, True)
-        assert member.limits.ids == (128 if kind == "vllm" else None)
+        assert member.limits.ids == (None if kind == "sglang" else 128)
         assert member.tokens.size == SIZE
         prompt = member.render(as_messages("Go."))
         ids, _ = member.start(prompt).draft([], 9).result()
