@@ -27,14 +27,14 @@ from tests.oracle import Oracle
 from tests.prompts import PROMPTS
 from tests.truncated import TruncatedMember
 
-SELF_PROMPTS = int(os.environ.get("SAFE_EVAL_SELF", "2"))
+SELF_PROMPTS = int(os.environ.get("SAFE_EVAL_SELF", "1"))
 SELF_TOKENS = int(os.environ.get("SAFE_EVAL_SELF_TOKENS", "30"))
 ORACLE_PROMPTS = int(os.environ.get("SAFE_EVAL_ORACLE", "1"))
-ORACLE_TOKENS = int(os.environ.get("SAFE_EVAL_ORACLE_TOKENS", "16"))
-WINDOW_PROMPTS = int(os.environ.get("SAFE_EVAL_LOOKAHEAD", "2"))
+ORACLE_TOKENS = int(os.environ.get("SAFE_EVAL_ORACLE_TOKENS", "10"))
+WINDOW_PROMPTS = int(os.environ.get("SAFE_EVAL_LOOKAHEAD", "1"))
 WINDOW_TOKENS = int(os.environ.get("SAFE_EVAL_LOOKAHEAD_TOKENS", "24"))
-TOP_PROMPTS = int(os.environ.get("SAFE_EVAL_TOP", "2"))
-TOP_TOKENS = int(os.environ.get("SAFE_EVAL_TOP_TOKENS", "40"))
+TOP_PROMPTS = int(os.environ.get("SAFE_EVAL_TOP", "1"))
+TOP_TOKENS = int(os.environ.get("SAFE_EVAL_TOP_TOKENS", "24"))
 LOOKAHEADS = (3, 5, 8, 16, "auto") if WINDOW_PROMPTS > 2 else (3, "auto")
 
 NOISE = 1e-4
@@ -112,9 +112,9 @@ def test_the_repetition_penalty_is_that_of_transformers(model: LoadedModel) -> N
     assert isinstance(member, TransformersMember)
     ignored = len(member.render(as_messages(PROMPTS[0])))
     rule = RepetitionPenaltyLogitsProcessor(1.3, prompt_ignore_length=ignored)
-    expected = greedy(model, member, PROMPTS[0], 40, logits_processor=[rule])
-    assert expected != greedy(model, member, PROMPTS[0], 40)
-    options = GenerationConfig(max_tokens=40, repetition_penalty=1.3)
+    expected = greedy(model, member, PROMPTS[0], 30, logits_processor=[rule])
+    assert expected != greedy(model, member, PROMPTS[0], 30)
+    options = GenerationConfig(max_tokens=30, repetition_penalty=1.3)
     for engine in (SafeEngine(member), SafeEngine(member, [load_member(model)])):
         assert [p.written for p in engine.complete(PROMPTS[0], options).pieces] == expected
 

@@ -121,7 +121,7 @@ def check(
         assert_same(outcome, *run(members, varied, options))
 
 
-@settings(ci, max_examples=1100)
+@settings(ci, max_examples=550)
 @given(st.data())
 def test_engine_writes_what_the_oracle_writes(data: st.DataObject) -> None:
     """Any number of models, any merge, END and stop strings anywhere, any lookahead."""
@@ -130,7 +130,7 @@ def test_engine_writes_what_the_oracle_writes(data: st.DataObject) -> None:
     check(world, config, data.draw(options(world.plan)), data.draw(st.integers(1, 16)))
 
 
-@settings(ci, max_examples=400)
+@settings(ci, max_examples=200)
 @given(st.data())
 def test_nearly_every_token_is_disputed(data: st.DataObject) -> None:
     """Models that are never sure: rejections in a row, also of the token that was just written."""
@@ -149,7 +149,7 @@ def test_text_without_any_hard_boundary(data: st.DataObject) -> None:
     check(world, config, data.draw(options(world.plan, 70)), data.draw(st.integers(1, 16)))
 
 
-@settings(ci, max_examples=250)
+@settings(ci, max_examples=120)
 @given(st.data())
 def test_ensembling_every_token_writes_what_the_oracle_writes(data: st.DataObject) -> None:
     """The baseline checks nothing and merges everywhere."""
@@ -167,7 +167,7 @@ def test_drafter_alone_writes_what_the_oracle_writes(data: st.DataObject) -> Non
     check(world, config, data.draw(options(world.plan)), data.draw(st.integers(1, 16)))
 
 
-@settings(ci, max_examples=300)
+@settings(ci, max_examples=150)
 @given(st.data())
 def test_under_a_constraint_it_writes_what_the_oracle_writes(data: st.DataObject) -> None:
     """Only some texts are allowed: masks, forced text and forced ends, whatever the lookahead."""

@@ -394,7 +394,8 @@ def test_the_drafter_cannot_be_left_out(config: dict[str, Any], temperature: flo
 @pytest.mark.parametrize("kind", [RemoteMember, Refuses])
 def test_one_that_was_never_there_is_told_of_first(config: dict[str, Any], kind: Any) -> None:
     servers = served(0, inf)
-    events = list(engine_of(servers, kind, on_missing="continue", **config).generate("Go."))
+    engine = engine_of(servers, kind, on_missing="continue", lookahead=8, **config)
+    events = list(engine.generate("Go."))
     lost = next(n for n, event in enumerate(events) if isinstance(event, ModelLost))
     verified = next(n for n, event in enumerate(events) if isinstance(event, Verified))
     assert lost < verified

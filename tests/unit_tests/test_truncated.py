@@ -75,7 +75,7 @@ def assert_same(
     seen["merges without a question"] += merges > 0 and asked == 0
 
 
-@settings(ci, max_examples=300)
+@settings(ci, max_examples=120)
 @given(st.data())
 def test_at_full_width_the_text_is_the_same(data: st.DataObject) -> None:
     world = data.draw(worlds(models=st.integers(2, 4)))
@@ -83,7 +83,7 @@ def test_at_full_width_the_text_is_the_same(data: st.DataObject) -> None:
     assert_same(data, world, config, 10_000, None)
 
 
-@settings(ci, max_examples=600)
+@settings(ci, max_examples=240)
 @given(st.data())
 def test_with_few_ids_and_questions_the_text_is_the_same(data: st.DataObject) -> None:
     """The bounds decide or the model is asked: never a guess, however few ids are told."""
@@ -98,9 +98,9 @@ def test_with_few_ids_and_questions_the_text_is_the_same(data: st.DataObject) ->
 def test_the_cases_above_asked_and_merged_and_often_needed_no_question() -> None:
     if not seen:  # they ran in another process, or not at all
         test_with_few_ids_and_questions_the_text_is_the_same()
-    assert seen["merges"] > 500
-    assert seen["asked"] > 100
-    assert seen["merges without a question"] > 100
+    assert seen["merges"] > 100
+    assert seen["asked"] > 20
+    assert seen["merges without a question"] > 15
 
 
 # Bounds
