@@ -28,11 +28,11 @@ from tests.prompts import PROMPTS
 from tests.truncated import TruncatedMember
 
 SELF_PROMPTS = int(os.environ.get("SAFE_EVAL_SELF", "1"))
-SELF_TOKENS = int(os.environ.get("SAFE_EVAL_SELF_TOKENS", "30"))
+SELF_TOKENS = int(os.environ.get("SAFE_EVAL_SELF_TOKENS", "20"))
 ORACLE_PROMPTS = int(os.environ.get("SAFE_EVAL_ORACLE", "1"))
-ORACLE_TOKENS = int(os.environ.get("SAFE_EVAL_ORACLE_TOKENS", "10"))
+ORACLE_TOKENS = int(os.environ.get("SAFE_EVAL_ORACLE_TOKENS", "6"))
 WINDOW_PROMPTS = int(os.environ.get("SAFE_EVAL_LOOKAHEAD", "1"))
-WINDOW_TOKENS = int(os.environ.get("SAFE_EVAL_LOOKAHEAD_TOKENS", "24"))
+WINDOW_TOKENS = int(os.environ.get("SAFE_EVAL_LOOKAHEAD_TOKENS", "16"))
 TOP_PROMPTS = int(os.environ.get("SAFE_EVAL_TOP", "1"))
 TOP_TOKENS = int(os.environ.get("SAFE_EVAL_TOP_TOKENS", "24"))
 LOOKAHEADS = (3, 5, 8, 16, "auto") if WINDOW_PROMPTS > 2 else (3, "auto")

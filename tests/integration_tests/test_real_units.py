@@ -16,7 +16,7 @@ from tests.prompts import PROMPTS
 ORACLE_PROMPTS = int(os.environ.get("SAFE_EVAL_UNITS_ORACLE", "1"))
 ORACLE_TOKENS = int(os.environ.get("SAFE_EVAL_UNITS_ORACLE_TOKENS", "6"))
 ORDER_PROMPTS = int(os.environ.get("SAFE_EVAL_ORDERS", "1"))
-ORDER_TOKENS = int(os.environ.get("SAFE_EVAL_ORDERS_TOKENS", "24"))
+ORDER_TOKENS = int(os.environ.get("SAFE_EVAL_ORDERS_TOKENS", "16"))
 
 NOISE = 1e-4
 """What batching differently may do to a float32 probability; closer decisions may flip."""

@@ -19,7 +19,7 @@ from safe_integrations.structure.schemas import split
 from tests.schemas import schema
 from tests.structures import SCHEMAS
 
-COUNT = int(os.environ.get("SAFE_EVAL_SCHEMAS", "6"))
+COUNT = int(os.environ.get("SAFE_EVAL_SCHEMAS", "3"))
 BUDGETS = (64, 128, 200) if "SAFE_EVAL_SCHEMAS" in os.environ else (24,)
 
 
