@@ -494,7 +494,7 @@ def served(
     client = given.pop("client", None) or Client(member.name, server.url, server.key, 20, 2)
     top = min(top, member.tokens.size)
     dialects: dict[Kind, Callable[[], Dialect]] = {
-        "vllm": lambda: Vllm(client.url, member.name, top),
+        "vllm": lambda: Vllm(client.root, member.name, top),
         "llamacpp": lambda: LlamaServer(client.root, member.tokens.size, top),
         "sglang": lambda: Sglang(client.root, top),
     }

@@ -60,7 +60,7 @@ def response(kind: str, name: str) -> Any:
 
 def dialect(kind: str, top: int = 5) -> Dialect:
     if kind == "vllm":
-        return Vllm(f"{ROOT}/v1", "smol", top)
+        return Vllm(ROOT, "smol", top)
     return LlamaServer(ROOT, 49152, top) if kind == "llama_server" else Sglang(ROOT, top)
 
 

@@ -11,6 +11,18 @@ import json
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
+NEUTRAL: Final = {
+    "temperature": 0,
+    "top_p": 1,
+    "top_k": -1,
+    "min_p": 0,
+    "repetition_penalty": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+}
+"""All that a model's own generation config may set, as vLLM and SGLang call it: it would change
+drafts."""
+
 UNREADABLE: Final = (LookupError, TypeError, AttributeError, ArithmeticError, ValueError)
 """What reading an answer raises that is not one of this kind of server."""
 
@@ -63,6 +75,11 @@ class Request(NamedTuple):
 def spelling(url: str, body: Mapping[str, Any]) -> Request:
     """A request for the ids of a text."""
     return Request(url, json.dumps(body), lambda data: Told((), [int(i) for i in data["tokens"]]))
+
+
+def body_of(fields: Mapping[str, Any], name: str, prompt: str) -> str:
+    """Fields as a JSON document, and in it a prompt that is JSON already (`Prefix`)."""
+    return f'{{"{name}":{prompt},{json.dumps(fields)[1:]}'
 
 
 class Prefix:

@@ -79,7 +79,7 @@ def _vllm(client: Client, entry: Mapping[str, Any]) -> Found:
         int(entry["max_model_len"]) if entry.get("max_model_len") else None,
         None,
         _text(entry.get("root")),
-        lambda top: Vllm(client.url, model, top),
+        lambda top: Vllm(client.root, model, top),
     )
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Container, Iterator, Sequence
 from itertools import takewhile
 from typing import Any, Final
 
-from safe_integrations.models.served.dialect import Prefix, Request, Row, Told, spelling
+from safe_integrations.models.served.dialect import (
+    Prefix,
+    Request,
+    Row,
+    Told,
+    body_of,
+    spelling,
+)
 
 _MORE: Final = 2048
 """Ids per row where few are not enough; as quick as few."""
@@ -113,8 +119,8 @@ class LlamaServer:
         read: Callable[[Any], Told],
         **fields: Any,
     ) -> Request:
-        rest = json.dumps({**_PLAIN, **fields})
-        return Request(f"{self._root}/completion", f'{{"prompt":{texts},{rest[1:]}', read)
+        body = body_of({**_PLAIN, **fields}, "prompt", texts)
+        return Request(f"{self._root}/completion", body, read)
 
 
 def _read(data: Any) -> Told:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Container, Iterator, Sequence
-from typing import Any, Final
+from typing import Any
 
-from safe_integrations.models.served.dialect import Prefix, Request, Row, Told, spelling
-
-_PLAIN: Final = {
-    # all that the model's own generation config may set: it would change drafts
-    "temperature": 0,
-    "top_p": 1,
-    "top_k": -1,
-    "min_p": 0,
-    "repetition_penalty": 1,
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
-}
+from safe_integrations.models.served.dialect import (
+    NEUTRAL,
+    Prefix,
+    Request,
+    Row,
+    Told,
+    body_of,
+    spelling,
+)
 
 _Entry = Sequence[Any]
 """A log-probability, an id, and its text or None."""
@@ -48,14 +44,13 @@ class Sglang:
 
         The first of the entries about the text is about nothing: its place is the one before.
         """
-        behind = prefix.length + since
 
         def read(data: Any) -> Told:
             told = data["meta_info"]
             inside = told["input_top_logprobs"][1:]
             return _told(data, [*inside, told["output_top_logprobs"][0]])
 
-        return self._request(prefix, ids, read, 1, logprob_start_len=behind - 1)
+        return self._request(prefix, ids, read, 1, logprob_start_len=prefix.length + since - 1)
 
     def draft(self, prefix: Prefix, ids: Sequence[int], count: int) -> Request:
         """The end that it writes is one of the tokens."""
@@ -84,18 +79,14 @@ class Sglang:
     def _request(
         self, prefix: Prefix, ids: Sequence[int], read: Any, count: int, **fields: Any
     ) -> Request:
-        rest = json.dumps(
-            {
-                "sampling_params": {**_PLAIN, "max_new_tokens": count},
-                "return_logprob": True,
-                "top_logprobs_num": self._top,
-                "return_text_in_logprobs": False,
-                **fields,
-            }
-        )
-        return Request(
-            f"{self._root}/generate", f'{{"input_ids":{prefix.text(ids)},{rest[1:]}', read
-        )
+        fields |= {
+            "sampling_params": {**NEUTRAL, "max_new_tokens": count},
+            "return_logprob": True,
+            "top_logprobs_num": self._top,
+            "return_text_in_logprobs": False,
+        }
+        body = body_of(fields, "input_ids", prefix.text(ids))
+        return Request(f"{self._root}/generate", body, read)
 
 
 def _told(data: Any, places: Sequence[Sequence[_Entry]]) -> Told:

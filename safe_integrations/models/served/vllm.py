@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Container, Iterator, Sequence
 from typing import Any, Final
 
-from safe_integrations.models.served.dialect import Prefix, Request, Row, Told, spelling
+from safe_integrations.models.served.dialect import (
+    NEUTRAL,
+    Prefix,
+    Request,
+    Row,
+    Told,
+    body_of,
+    spelling,
+)
 
 _MOST_IDS: Final = 128
 """Ids that a request may ask for by name, whatever `--max-logprobs` says."""
@@ -14,24 +21,12 @@ _MOST_IDS: Final = 128
 _NONE: Final = -9999.0
 """How a log-probability of minus infinity is written."""
 
-_PLAIN: Final = {
-    # all that the model's own generation config may set: it would change drafts
-    "temperature": 0,
-    "top_p": 1,
-    "top_k": -1,
-    "min_p": 0,
-    "repetition_penalty": 1,
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
-    "return_tokens_as_token_ids": True,
-}
-
 
 class Vllm:
     """A vLLM server.
 
     Args:
-        url: Where its OpenAI API is.
+        url: Where its own endpoints are.
         model: How it calls the model.
         top: Ids per row.
     """
@@ -40,8 +35,7 @@ class Vllm:
     most_ids: int | None = _MOST_IDS
 
     def __init__(self, url: str, model: str, top: int) -> None:
-        self._url = f"{url}/completions"
-        self._root = url.removesuffix("/v1")
+        self._root = url
         self._model = model
         self._top = top
 
@@ -78,8 +72,8 @@ class Vllm:
         )
 
     def _request(self, texts: str, **fields: Any) -> Request:
-        rest = json.dumps({"model": self._model, **_PLAIN, **fields})
-        return Request(self._url, f'{{"prompt":{texts},{rest[1:]}', _read)
+        fields |= {"model": self._model, "return_tokens_as_token_ids": True, **NEUTRAL}
+        return Request(f"{self._root}/v1/completions", body_of(fields, "prompt", texts), _read)
 
 
 def _read(data: Any) -> Told:
