@@ -26,6 +26,7 @@ class Drafter:
 
     Attributes:
         verifiers: The others, as long as they are there.
+        auto: What decides how far to draft; None where the lookahead is fixed.
     """
 
     def __init__(
@@ -41,15 +42,15 @@ class Drafter:
         self._draft = draft
         self._rule = rule
         one = config.mode == "every-token"
-        self._auto = AutoLookahead() if config.lookahead == "auto" and not one else None
-        self._most = 1 if one else MAX_LOOKAHEAD if self._auto else int(config.lookahead)
+        self.auto = AutoLookahead() if config.lookahead == "auto" and not one else None
+        self._most = 1 if one else MAX_LOOKAHEAD if self.auto else int(config.lookahead)
         guesses = config.prompt_lookup and not one and not view.limits.remote
         self._lookup = PromptLookup(view.prompt) if guesses else None
 
     @property
     def _at_once(self) -> int:
         """Tokens that a model elsewhere is asked for in one request."""
-        return self._auto.at_once if self._auto else self._most
+        return self.auto.at_once if self.auto else self._most
 
     def run(self) -> tuple[bytes, ...]:
         """Drafts tokens, at least one where there is room; returns them as bytes or END.
@@ -60,18 +61,18 @@ class Drafter:
         tokens: list[bytes] = []
         ahead = sum(step.expected is not None for step in draft.steps)
         wanted = max(1, self._most - ahead)
-        if self._auto:
-            self._auto.start(self._probabilities(len(draft.steps)))
+        if self.auto:
+            self.auto.start(self._probabilities(len(draft.steps)))
         while wanted and END not in tokens and (room := draft.room) > 0:
             forced = self._write_forced(room)
             drafted = [] if forced else self._step(min(wanted, room))
             wanted -= len(drafted)
             tokens += forced or drafted
-            if self._auto and drafted:
+            if self.auto and drafted:
                 elsewhere = self._view.limits.remote
                 if elsewhere and not self._view.knows(draft.ids):
                     break  # it writes on while these are checked
-                if not self._auto.goes_on(self._probabilities(len(drafted)), elsewhere):
+                if not self.auto.goes_on(self._probabilities(len(drafted)), elsewhere):
                     break
         return tuple(tokens)
 
@@ -97,19 +98,6 @@ class Drafter:
             if expected.best == view.tokens.end_id:
                 break
             ids.append(expected.best)
-
-    def learn(
-        self,
-        drafted: int,
-        draft_seconds: float,
-        judged: int,
-        check_seconds: float,
-        row: float,
-        changed: bool,
-    ) -> None:
-        """Takes in what a cycle has cost (see `AutoLookahead.learn`)."""
-        if self._auto:
-            self._auto.learn(drafted, draft_seconds, judged, check_seconds, row, changed)
 
     def _write_forced(self, room: int) -> list[bytes]:
         tokens: list[bytes] = []

@@ -211,10 +211,10 @@ class _Loop:
     ) -> None:
         """Takes in a cycle; `costs` from before and behind drafting."""
         after, (before, behind) = self._costs(), costs
-        if before and behind and after:
+        if (auto := self.drafter.auto) and before and behind and after:
             check = after[0] - behind[0] + after[1] - behind[1]
             row = sum(verifier.row_seconds for verifier in self.verifiers)
-            self.drafter.learn(drafted, behind[0] - before[0], written, check, row, changed)
+            auto.learn(drafted, behind[0] - before[0], written, check, row, changed)
 
     def _counted(self, event: Event) -> Event:
         self.statistics.add(event)
