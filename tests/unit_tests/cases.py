@@ -8,12 +8,21 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from safe_integrations.config import EnsembleConfig, GenerationConfig
 from safe_integrations.engine.tokens import END
 from safe_integrations.safe_engine import SafeEngine
 from safe_integrations.testing import Script, ScriptedMember
+
+ci = settings(
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+"""How all tests run that compare random worlds with an oracle."""
 
 ATOMS = [c.encode() for c in ("a", "b", "c", " ", "\n", "é", "中", "😀", "e\u0301")]
 

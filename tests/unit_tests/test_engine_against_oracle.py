@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from cases import World, choices, configs, engine_of, options, ready_for, worlds
-from hypothesis import HealthCheck, assume, given, settings
+from cases import World, choices, ci, configs, engine_of, options, ready_for, worlds
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from oracle import Judged, Oracle, Outcome
 
@@ -26,12 +26,6 @@ from safe_integrations.report.result import Result
 from safe_integrations.testing import ScriptedMember
 
 TINY = 1e-6
-ci = settings(
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
 seen: Counter[str] = Counter()
 
 

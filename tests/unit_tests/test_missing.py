@@ -14,10 +14,10 @@ from random import Random
 from typing import Any
 
 import pytest
-from cases import World, configs, options, worlds
+from cases import World, ci, configs, options, worlds
 from elsewhere import RemoteMember
 from failing import PROBLEM, TEXT, Refuses, Server, engine_of, served
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from truncated import TruncatedMember
 from unit_answers import TINY, pieces_of, same
@@ -48,12 +48,6 @@ from tests.oracle_units import Noise as Luck
 from tests.oracle_units import UnitOracle
 from tests.places_by_hand import Unit, Units
 
-ci = settings(
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
 seen: Counter[str] = Counter()
 
 

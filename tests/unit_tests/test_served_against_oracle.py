@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import Any, get_args
 
 import pytest
-from cases import World, configs, options, worlds
+from cases import World, ci, configs, options, worlds
 from faulty_server import FaultyServer, Kind, scripted, served, serving
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -26,15 +26,8 @@ pytestmark = pytest.mark.timeout(300)
 KINDS: tuple[Kind, ...] = get_args(Kind)
 TINY = 1e-6
 MODELS = 3
-ci = settings(
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[
-        HealthCheck.too_slow,
-        HealthCheck.filter_too_much,
-        HealthCheck.function_scoped_fixture,
-    ],
+with_servers = settings(
+    ci, suppress_health_check=[*ci.suppress_health_check, HealthCheck.function_scoped_fixture]
 )
 seen: Counter[str] = Counter()
 
@@ -100,7 +93,7 @@ def assert_same(
 
 
 @pytest.mark.parametrize("unit", ["text", "token"])
-@settings(ci, max_examples=40)
+@settings(with_servers, max_examples=40)
 @given(data=st.data())
 def test_at_full_width_the_text_is_the_same(
     unit: str, servers: Servers, data: st.DataObject
@@ -112,7 +105,7 @@ def test_at_full_width_the_text_is_the_same(
 
 @pytest.mark.parametrize("unit", ["text", "token"])
 @pytest.mark.parametrize("top", [64, 10, 2])
-@settings(ci, max_examples=25)
+@settings(with_servers, max_examples=25)
 @given(data=st.data())
 def test_with_few_ids_the_text_is_the_same(
     unit: str, top: int, servers: Servers, data: st.DataObject

@@ -9,9 +9,9 @@ from itertools import count
 from typing import Any
 
 import pytest
-from cases import World, choices, configs, options, ready_for, worlds
+from cases import World, choices, ci, configs, options, ready_for, worlds
 from elsewhere import RemoteMember
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from oracle import Oracle
 from truncated import TruncatedMember
@@ -29,12 +29,6 @@ from safe_integrations.safe_engine import SafeEngine
 from safe_integrations.testing import ScriptedMember, ScriptedSession, follows
 
 TINY = 1e-6
-ci = settings(
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
 seen: Counter[str] = Counter()
 
 

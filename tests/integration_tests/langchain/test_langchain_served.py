@@ -11,36 +11,21 @@ from langchain_core.load import dumps
 from langchain_core.tools import tool
 from pydantic import BaseModel
 
-from safe_integrations.config import GenerationConfig
 from safe_integrations.errors import ModelLoadError
 from safe_integrations.langchain import ChatSafe, result_of
 from safe_integrations.models.spec import ModelSpec
 from safe_integrations.report.result import Result
-from safe_integrations.safe_engine import load_engine
-from tests.server_process import Server
+from tests.served_pair import QUESTION
+from tests.served_pair import expected as expected
+from tests.served_pair import specs as specs
 from tests.spans import Recorder
 from tests.spans import instrumented as instrumented
 from tests.spans import recorder as recorder
-
-QUESTION = "What is 2+2?"
-
-
-@pytest.fixture(scope="module")
-def specs(smollm2_server: Server, gemma3_server: Server) -> list[ModelSpec]:
-    servers = {"smollm2": smollm2_server, "gemma3": gemma3_server}
-    return [ModelSpec(source=server.url, name=name) for name, server in servers.items()]
 
 
 @pytest.fixture
 def chat(specs: list[ModelSpec]) -> ChatSafe:
     return ChatSafe(drafter=specs[0], verifiers=specs[1:], max_tokens=8)
-
-
-@pytest.fixture(scope="module")
-def expected(specs: list[ModelSpec]) -> Result:
-    """What the engine writes."""
-    engine = load_engine(specs[0], specs[1:])
-    return engine.complete(QUESTION, GenerationConfig(max_tokens=8))
 
 
 class Heard(BaseCallbackHandler):

@@ -10,7 +10,6 @@ from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
 from pydantic import BaseModel
 
-from safe_integrations.config import GenerationConfig
 from safe_integrations.llama_index import (
     SafeEvent,
     SafeGenerationEnd,
@@ -19,32 +18,19 @@ from safe_integrations.llama_index import (
 )
 from safe_integrations.models.spec import ModelSpec
 from safe_integrations.report.result import Result
-from safe_integrations.safe_engine import load_engine
-from tests.server_process import Server
+from tests.served_pair import QUESTION
+from tests.served_pair import expected as expected
+from tests.served_pair import specs as specs
 from tests.spans import Recorder
 from tests.spans import instrumented as instrumented
 from tests.spans import recorder as recorder
 
-QUESTION = "What is 2+2?"
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning")
-
-
-@pytest.fixture(scope="module")
-def specs(smollm2_server: Server, gemma3_server: Server) -> list[ModelSpec]:
-    servers = {"smollm2": smollm2_server, "gemma3": gemma3_server}
-    return [ModelSpec(source=server.url, name=name) for name, server in servers.items()]
 
 
 @pytest.fixture
 def served(specs: list[ModelSpec]) -> SafeLLM:
     return SafeLLM(drafter=specs[0], verifiers=specs[1:], max_tokens=8)
-
-
-@pytest.fixture(scope="module")
-def expected(specs: list[ModelSpec]) -> Result:
-    """What the engine writes."""
-    engine = load_engine(specs[0], specs[1:])
-    return engine.complete(QUESTION, GenerationConfig(max_tokens=8))
 
 
 async def test_every_way_to_ask_has_the_same_answer(served: SafeLLM, expected: Result) -> None:
